@@ -1,0 +1,2 @@
+//! libvirt hook.
+fn main() {}

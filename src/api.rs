@@ -1,0 +1,292 @@
+//! What droverd offers to its users, as data: the types behind `org.drover1`, `drover`'s tables
+//! and `--format json`. The trait [`Api`] is implemented by the daemon and by a fake in tests.
+
+use serde::{Deserialize, Serialize};
+
+use crate::feature::{FeatureName, FeatureSpec, Threshold};
+use crate::host::{FeatureStatus, HostState};
+use crate::usage::Usage;
+use crate::wire::guest::MoveId;
+
+/// Errors that users see; each has a D-Bus error name `org.drover1.Error.NAME`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApiError {
+    /// A domain, feature, host or move that is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// Input that cannot be right.
+    #[error("{0}")]
+    Invalid(String),
+    /// Understood, but refused, with the reason.
+    #[error("{0}")]
+    Refused(String),
+    /// Not now: another operation holds the feature.
+    #[error("{0}")]
+    Busy(String),
+    /// No answer in time.
+    #[error("{0}")]
+    Timeout(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Shorthand.
+pub type Result<T> = std::result::Result<T, ApiError>;
+
+/// A registered feature as `drover list` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FeatureRow {
+    /// Host.
+    pub host: String,
+    /// Domain.
+    pub domain: String,
+    /// Definition.
+    pub spec: FeatureSpec,
+    /// Life-cycle.
+    pub status: FeatureStatus,
+    /// Latest use.
+    pub usage: Option<Usage>,
+    /// Breach under way, in words.
+    pub breach: Option<String>,
+}
+
+/// One candidate of a plan.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Host.
+    pub host: String,
+    /// Guest there that would take the feature; empty when the host has none.
+    pub domain: String,
+    /// Final score, 0 to 1, higher is better; `None` when refused.
+    pub score: Option<f64>,
+    /// The score's parts by name (`headroom`, `affinity`, `balance`, ...), each 0 to 1.
+    pub parts: Vec<(String, f64)>,
+    /// Why it was refused, one sentence per reason; empty when eligible.
+    pub refusals: Vec<String>,
+}
+
+/// What the decision would do, and why.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Domain.
+    pub domain: String,
+    /// Feature.
+    pub feature: FeatureName,
+    /// Host the feature is on.
+    pub host: String,
+    /// `move`, `no_breach`, `no_beneficial_move` or `no_eligible_host`.
+    pub outcome: String,
+    /// The outcome in a sentence.
+    pub reason: String,
+    /// Chosen candidate (index into `candidates`).
+    pub chosen: Option<usize>,
+    /// Score of staying.
+    pub stay_score: f64,
+    /// All candidates, best first, refused ones last.
+    pub candidates: Vec<Candidate>,
+    /// The model behind `affinity`.
+    pub model: ModelInfo,
+}
+
+/// The affinity model in use.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// `headroom` (too few rows), `blend` or `gbdt`.
+    pub kind: String,
+    /// Rows it was trained on.
+    pub rows: u64,
+    /// Weight of the model in the blend, 0 to 1.
+    pub weight: f64,
+    /// When it was trained, milliseconds since the epoch; 0 when never.
+    pub trained_at_ms: i64,
+    /// Backtest error (mean absolute), if measured.
+    pub error: Option<f64>,
+}
+
+/// Terminal results of a move, in systemd's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobResult {
+    /// The feature runs on the target.
+    Done,
+    /// Cancelled by a user before the commit.
+    Canceled,
+    /// A step took too long.
+    Timeout,
+    /// It failed; the feature runs on the source.
+    Failed,
+    /// Nothing to do.
+    Skipped,
+}
+
+/// A move as `drover jobinfo` shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Identifier.
+    pub id: MoveId,
+    /// Feature.
+    pub feature: FeatureName,
+    /// Where from.
+    pub from_host: String,
+    /// Where from.
+    pub from_domain: String,
+    /// Where to.
+    pub to_host: String,
+    /// Where to.
+    pub to_domain: String,
+    /// Why: `manual` or the breach in words.
+    pub cause: String,
+    /// State in words: `preparing`, `pre-copy`, `freezing`, `restoring`, `committed`, ...
+    pub state: String,
+    /// Result once ended.
+    pub result: Option<JobResult>,
+    /// Reason when it did not end as done.
+    pub reason: Option<String>,
+    /// Pre-copy rounds sent, the final one included.
+    pub rounds: u32,
+    /// Bytes sent between the hosts.
+    pub bytes_sent: u64,
+    /// Milliseconds between the source's freeze and the target's resume, once known.
+    pub freeze_ms: Option<u64>,
+    /// Start, milliseconds since the epoch.
+    pub started_ms: i64,
+    /// End, milliseconds since the epoch.
+    pub ended_ms: Option<i64>,
+    /// Per round: bytes, pages written, pages skipped, milliseconds.
+    pub history: Vec<RoundRow>,
+}
+
+/// A round of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct RoundRow {
+    /// Round, from 1.
+    pub round: u16,
+    /// Bytes.
+    pub bytes: u64,
+    /// Pages written.
+    pub pages_written: u64,
+    /// Pages skipped.
+    pub pages_skipped: u64,
+    /// Milliseconds from request to fully sent.
+    pub total_ms: u64,
+}
+
+/// What `drover event` prints and the D-Bus signals carry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum ApiEvent {
+    /// A threshold was crossed for its duration, or is no longer.
+    Breach {
+        /// Domain.
+        domain: String,
+        /// Feature.
+        feature: FeatureName,
+        /// In words, with limit and measured value.
+        what: String,
+        /// False when it ended.
+        active: bool,
+    },
+    /// A decision was made.
+    Decision {
+        /// The plan with its outcome.
+        plan: Plan,
+    },
+    /// A move made progress or ended (`result` is set then).
+    Move {
+        /// The move.
+        job: Job,
+    },
+    /// A feature was registered, changed, or removed.
+    Feature {
+        /// Domain.
+        domain: String,
+        /// Feature.
+        feature: FeatureName,
+        /// `registered`, `deregistered`, `enabled`, `disabled`, `thresholds`, `arrived`, `left`,
+        /// `exited`.
+        what: String,
+    },
+    /// An instance or its helper changed state.
+    Instance {
+        /// Domain.
+        domain: String,
+        /// In words.
+        what: String,
+    },
+    /// A peer came or went.
+    Peer {
+        /// Host.
+        host: String,
+        /// In words.
+        what: String,
+    },
+}
+
+/// Where a move by hand shall go.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Destination {
+    /// Host; `None` lets the decision choose.
+    pub host: Option<String>,
+    /// Domain on that host; `None` takes the best one.
+    pub domain: Option<String>,
+}
+
+/// Idempotent outcomes, instead of a bool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Changed {
+    /// It was done.
+    Done,
+    /// It was so already.
+    Already,
+}
+
+/// The daemon as its users see it.
+#[async_trait::async_trait]
+pub trait Api: Send + Sync + 'static {
+    /// This host first, then peers as last heard.
+    async fn hosts(&self) -> Vec<HostState>;
+    /// Features on this host.
+    async fn features(&self) -> Vec<FeatureRow>;
+    /// Registers a feature in a domain of this host, disabled. The same definition again is
+    /// [`Changed::Already`]; another definition under the same name replaces it while the
+    /// feature is disabled and is refused while it is enabled.
+    async fn register(&self, domain: &str, spec: FeatureSpec) -> Result<Changed>;
+    /// Removes a feature's registration; refused while it moves. Stops a managed feature.
+    async fn deregister(&self, domain: &str, feature: &FeatureName) -> Result<Changed>;
+    /// Starts (managed) and meters, or stops.
+    async fn set_enabled(&self, domain: &str, feature: &FeatureName, on: bool) -> Result<Changed>;
+    /// Replaces the thresholds.
+    async fn set_thresholds(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        thresholds: Vec<Threshold>,
+    ) -> Result<Changed>;
+    /// History in time order, at most `limit` points.
+    async fn history(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        since_ms: i64,
+        until_ms: i64,
+        limit: usize,
+    ) -> Result<Vec<Usage>>;
+    /// What a move would choose now, without acting.
+    async fn plan(&self, domain: &str, feature: &FeatureName) -> Result<Plan>;
+    /// Starts a move; returns once it is accepted.
+    async fn migrate(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Job>;
+    /// A move, under way or ended.
+    async fn job(&self, id: &str) -> Result<Job>;
+    /// Moves from this host, newest first, ended ones included.
+    async fn jobs(&self) -> Vec<Job>;
+    /// Cancels a move before its commit; refused after.
+    async fn abort(&self, id: &str) -> Result<()>;
+    /// Installs the helper into a running domain.
+    async fn guest_install(&self, domain: &str) -> Result<String>;
+    /// Removes it.
+    async fn guest_remove(&self, domain: &str) -> Result<String>;
+    /// Events from now on. Slow readers lose the oldest.
+    fn events(&self) -> tokio::sync::broadcast::Receiver<ApiEvent>;
+}

@@ -1,0 +1,411 @@
+//! `/etc/drover/drover.toml`: one struct per section, unknown keys refused.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::host::StorageKind;
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not valid TOML or an unknown key; the message names line and key.
+    #[error("{path}: {message}")]
+    Parse {
+        /// File.
+        path: PathBuf,
+        /// What and where.
+        message: String,
+    },
+    /// A value that cannot work.
+    #[error("{path}: {key}: {message}")]
+    Value {
+        /// File.
+        path: PathBuf,
+        /// Key, `section.key`.
+        key: &'static str,
+        /// Why.
+        message: String,
+    },
+}
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This host.
+    pub host: HostSection,
+    /// libvirt.
+    #[serde(default)]
+    pub libvirt: LibvirtSection,
+    /// Metering.
+    #[serde(default)]
+    pub meter: MeterSection,
+    /// History and state.
+    #[serde(default)]
+    pub history: HistorySection,
+    /// Affinity model.
+    #[serde(default)]
+    pub model: ModelSection,
+    /// Decisions.
+    #[serde(default)]
+    pub decision: DecisionSection,
+    /// Moves.
+    #[serde(default)]
+    pub moves: MovesSection,
+    /// Peers; without it the host is alone.
+    pub peer: Option<PeerSection>,
+}
+
+/// `[host]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostSection {
+    /// Name, as in the peers' configuration and in this host's certificate.
+    pub name: String,
+    /// Capacity in CPUs; the machine's when absent.
+    pub cpus: Option<f64>,
+    /// Memory capacity, MiB; the machine's when absent.
+    pub memory_mib: Option<f64>,
+    /// Network speed, Mbit/s.
+    #[serde(default)]
+    pub network_mbps: f64,
+    /// Storage kind.
+    #[serde(default = "unknown_storage")]
+    pub storage: StorageKind,
+    /// Where the host's load is read.
+    #[serde(default)]
+    pub load_source: LoadSource,
+}
+
+fn unknown_storage() -> StorageKind {
+    StorageKind::Unknown
+}
+
+/// Where a host's load is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoadSource {
+    /// `/proc` of the machine.
+    #[default]
+    Machine,
+    /// Sum of the domains, for hosts that share one machine.
+    Domains,
+}
+
+/// `[libvirt]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LibvirtSection {
+    /// Connection URI.
+    pub uri: String,
+    /// Timeout of one guest agent command, seconds.
+    pub agent_timeout_s: u32,
+    /// Where the hook's notices arrive.
+    pub hook_socket: PathBuf,
+}
+
+impl Default for LibvirtSection {
+    fn default() -> Self {
+        Self {
+            uri: "qemu:///system".into(),
+            agent_timeout_s: 10,
+            hook_socket: "/run/drover/hook.sock".into(),
+        }
+    }
+}
+
+/// `[meter]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MeterSection {
+    /// Interval between samples, seconds, 1 to 60.
+    pub interval_s: f64,
+}
+
+impl Default for MeterSection {
+    fn default() -> Self {
+        Self { interval_s: 5.0 }
+    }
+}
+
+/// `[history]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HistorySection {
+    /// Directory of the history.
+    pub dir: PathBuf,
+    /// Directory of registry and journal.
+    pub state_dir: PathBuf,
+    /// Hours that samples are kept.
+    pub keep_hours: u32,
+}
+
+impl Default for HistorySection {
+    fn default() -> Self {
+        Self {
+            dir: "/var/lib/drover/history".into(),
+            state_dir: "/var/lib/drover".into(),
+            keep_hours: 168,
+        }
+    }
+}
+
+/// `[model]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSection {
+    /// Seconds between trainings.
+    pub train_every_s: u64,
+    /// CPU budget of one training, seconds.
+    pub budget_s: f64,
+    /// Rows kept.
+    pub reservoir: usize,
+    /// Horizon over which service quality is measured, seconds.
+    pub horizon_s: f64,
+    /// Rows below which only the headroom score counts.
+    pub rows_min: u64,
+    /// Rows from which only the model counts.
+    pub rows_full: u64,
+}
+
+impl Default for ModelSection {
+    fn default() -> Self {
+        Self {
+            train_every_s: 300,
+            budget_s: 5.0,
+            reservoir: 20_000,
+            horizon_s: 30.0,
+            rows_min: 200,
+            rows_full: 2_000,
+        }
+    }
+}
+
+/// `[decision]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DecisionSection {
+    /// Move on a breach by itself?
+    pub automatic: bool,
+    /// Fraction of a target's capacity kept free after a move.
+    pub reserve: f64,
+    /// Score by which a target must beat staying.
+    pub min_gain: f64,
+    /// Seconds during which a feature that moved stays.
+    pub cooldown_s: f64,
+    /// Weights of the parts of a score.
+    pub weights: Weights,
+}
+
+/// `[decision.weights]`
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Weights {
+    /// Affinity (model blended with headroom).
+    pub affinity: f64,
+    /// Balance of load over hosts.
+    pub balance: f64,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self {
+            affinity: 0.7,
+            balance: 0.3,
+        }
+    }
+}
+
+impl Default for DecisionSection {
+    fn default() -> Self {
+        Self {
+            automatic: true,
+            reserve: 0.1,
+            min_gain: 0.05,
+            cooldown_s: 60.0,
+            weights: Weights::default(),
+        }
+    }
+}
+
+/// `[moves]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MovesSection {
+    /// Most pre-copy rounds.
+    pub max_rounds: u16,
+    /// Longest time of one step, seconds.
+    pub step_timeout_s: u64,
+    /// Longest time of a restore or resume, seconds.
+    pub restore_timeout_s: u64,
+}
+
+impl Default for MovesSection {
+    fn default() -> Self {
+        Self {
+            max_rounds: 6,
+            step_timeout_s: 120,
+            restore_timeout_s: 60,
+        }
+    }
+}
+
+/// `[peer]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerSection {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// CA certificate, PEM.
+    #[serde(default = "default_ca")]
+    pub ca: PathBuf,
+    /// Server certificate, PEM.
+    #[serde(default = "default_server_cert")]
+    pub server_cert: PathBuf,
+    /// Server key, PEM.
+    #[serde(default = "default_server_key")]
+    pub server_key: PathBuf,
+    /// Client certificate, PEM.
+    #[serde(default = "default_client_cert")]
+    pub client_cert: PathBuf,
+    /// Client key, PEM.
+    #[serde(default = "default_client_key")]
+    pub client_key: PathBuf,
+    /// Seconds between looks at a peer's state.
+    #[serde(default = "two")]
+    pub refresh_s: f64,
+    /// Seconds without an answer after which a peer is lost.
+    #[serde(default = "five")]
+    pub timeout_s: f64,
+    /// The peers.
+    #[serde(default)]
+    pub hosts: Vec<PeerHost>,
+}
+
+fn default_ca() -> PathBuf {
+    "/etc/pki/CA/cacert.pem".into()
+}
+fn default_server_cert() -> PathBuf {
+    "/etc/pki/libvirt/servercert.pem".into()
+}
+fn default_server_key() -> PathBuf {
+    "/etc/pki/libvirt/private/serverkey.pem".into()
+}
+fn default_client_cert() -> PathBuf {
+    "/etc/pki/libvirt/clientcert.pem".into()
+}
+fn default_client_key() -> PathBuf {
+    "/etc/pki/libvirt/private/clientkey.pem".into()
+}
+fn two() -> f64 {
+    2.0
+}
+fn five() -> f64 {
+    5.0
+}
+
+/// `[[peer.hosts]]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerHost {
+    /// Name; its certificate must be valid for it.
+    pub name: String,
+    /// Address and port of its droverd.
+    pub address: SocketAddr,
+    /// Groups whose features may go there and come from there.
+    #[serde(default)]
+    pub groups: Vec<String>,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.into(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Parses and checks the text of a file; `path` is for messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let c: Self = toml::from_str(text).map_err(|e| ConfigError::Parse {
+            path: path.into(),
+            message: e.to_string().trim().to_owned(),
+        })?;
+        let value = |key, message: &str| {
+            Err(ConfigError::Value {
+                path: path.into(),
+                key,
+                message: message.into(),
+            })
+        };
+        if c.host.name.is_empty() {
+            return value("host.name", "must not be empty");
+        }
+        if !(1.0..=60.0).contains(&c.meter.interval_s) {
+            return value("meter.interval_s", "must be between 1 and 60 seconds");
+        }
+        if c.host.cpus.is_some_and(|n| !(n.is_finite() && n > 0.0)) {
+            return value("host.cpus", "must be more than 0");
+        }
+        if c.host
+            .memory_mib
+            .is_some_and(|n| !(n.is_finite() && n > 0.0))
+        {
+            return value("host.memory_mib", "must be more than 0");
+        }
+        if !(0.0..1.0).contains(&c.decision.reserve) {
+            return value("decision.reserve", "must be at least 0 and less than 1");
+        }
+        let w = c.decision.weights;
+        if !(w.affinity >= 0.0 && w.balance >= 0.0 && (w.affinity + w.balance).is_normal()) {
+            return value("decision.weights", "must not be negative, and not all 0");
+        }
+        if c.model.rows_full <= c.model.rows_min {
+            return value("model.rows_full", "must be more than model.rows_min");
+        }
+        if c.moves.max_rounds == 0 {
+            return value("moves.max_rounds", "must be at least 1");
+        }
+        if let Some(p) = &c.peer {
+            if p.hosts.iter().any(|h| h.name == c.host.name) {
+                return value("peer.hosts", "must name the other hosts, not this one");
+            }
+            if !(p.refresh_s > 0.0 && p.timeout_s > 0.0) {
+                return value(
+                    "peer.timeout_s",
+                    "refresh_s and timeout_s must be more than 0",
+                );
+            }
+        }
+        Ok(c)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minimal_and_unknown_keys() {
+        let p = Path::new("x.toml");
+        let c = Config::parse("[host]\nname = 'a'\n", p).unwrap();
+        assert_eq!(c.meter.interval_s, 5.0);
+        let e = Config::parse("[host]\nname = 'a'\n[meter]\nintervall_s = 2\n", p).unwrap_err();
+        assert!(e.to_string().contains("intervall_s"), "{e}");
+        let e = Config::parse("[host]\nname = 'a'\n[meter]\ninterval_s = 0.5\n", p).unwrap_err();
+        assert!(e.to_string().contains("between 1 and 60"), "{e}");
+    }
+}

@@ -1,0 +1,358 @@
+//! Features: named workloads inside an instance (a libvirt domain).
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Why a feature's definition was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FeatureError {
+    /// The name does not follow the rules of [`FeatureName`].
+    #[error(
+        "invalid feature name '{0}': use 1 to 48 of a-z, 0-9, '-' and '_', starting with a letter"
+    )]
+    Name(String),
+    /// An address is not `A.B.C.D/PREFIX`.
+    #[error("invalid address '{0}': write it as ADDRESS/PREFIX, for instance 192.0.2.10/24")]
+    Address(String),
+    /// A threshold does not follow the grammar of [`Threshold`].
+    #[error("invalid threshold '{0}': {1}")]
+    Threshold(String, String),
+    /// A definition that cannot work.
+    #[error("invalid definition of feature '{0}': {1}")]
+    Definition(String, String),
+}
+
+/// A feature's name: `[a-z][a-z0-9_-]{0,47}`. It becomes part of unit, interface and namespace
+/// names in the guest, hence the narrow alphabet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct FeatureName(String);
+
+impl FeatureName {
+    /// Checks and wraps a name.
+    pub fn new(name: &str) -> Result<Self, FeatureError> {
+        let first = name.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+        let rest = name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
+        if first && rest && name.len() <= 48 {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(FeatureError::Name(name.to_owned()))
+        }
+    }
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for FeatureName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl FromStr for FeatureName {
+    type Err = FeatureError;
+    fn from_str(s: &str) -> Result<Self, FeatureError> {
+        Self::new(s)
+    }
+}
+impl TryFrom<String> for FeatureName {
+    type Error = FeatureError;
+    fn try_from(s: String) -> Result<Self, FeatureError> {
+        Self::new(&s)
+    }
+}
+impl From<FeatureName> for String {
+    fn from(n: FeatureName) -> String {
+        n.0
+    }
+}
+
+/// An IPv4 address with its prefix length, `192.0.2.10/24`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Cidr {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Prefix length in bits, 1 to 32.
+    pub prefix: u8,
+}
+
+impl FromStr for Cidr {
+    type Err = FeatureError;
+    fn from_str(s: &str) -> Result<Self, FeatureError> {
+        let bad = || FeatureError::Address(s.to_owned());
+        let (a, p) = s.split_once('/').ok_or_else(bad)?;
+        let address: Ipv4Addr = a.parse().map_err(|_| bad())?;
+        let prefix: u8 = p.parse().map_err(|_| bad())?;
+        if !(1..=32).contains(&prefix) || address.is_unspecified() || address.is_multicast() {
+            return Err(bad());
+        }
+        Ok(Self { address, prefix })
+    }
+}
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+impl TryFrom<String> for Cidr {
+    type Error = FeatureError;
+    fn try_from(s: String) -> Result<Self, FeatureError> {
+        s.parse()
+    }
+}
+impl From<Cidr> for String {
+    fn from(c: Cidr) -> String {
+        c.to_string()
+    }
+}
+
+/// What a feature is inside its guest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Workload {
+    /// An existing systemd unit: metered, not movable.
+    Unit {
+        /// Unit name, for instance `nginx.service`.
+        unit: String,
+    },
+    /// A workload that Drover starts in namespaces of its own: metered and movable.
+    Managed(Managed),
+}
+
+/// A workload that Drover runs: unit `drover-NAME.service`, with a PID namespace and a network
+/// namespace (macvlan on the guest's uplink) of its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Managed {
+    /// Absolute path of the program and its arguments.
+    pub exec: Vec<String>,
+    /// The feature's own address; it moves with the feature.
+    pub address: Cidr,
+    /// Default gateway inside the feature's network namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Ipv4Addr>,
+    /// Interface of the guest under which the macvlan is made.
+    #[serde(default = "default_uplink")]
+    pub uplink: String,
+    /// CPU limit in percent of one CPU (systemd `CPUQuota=`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_quota_percent: Option<u32>,
+    /// Memory limit in MiB (systemd `MemoryMax=`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_max_mib: Option<u64>,
+    /// Environment variables.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub environment: std::collections::BTreeMap<String, String>,
+}
+
+fn default_uplink() -> String {
+    "eth0".to_owned()
+}
+
+impl Managed {
+    /// The feature's MAC address: fixed per name and address, so that it moves with the feature
+    /// and peers' ARP caches stay right. Locally administered unicast (IEEE 802, bit 1 of octet 0).
+    pub fn mac(&self, name: &FeatureName) -> String {
+        let seed = format!("{name}/{}", self.address);
+        let h = crc32fast::hash(seed.as_bytes()).to_be_bytes();
+        let low = u32::from(self.address.address).to_be_bytes()[3];
+        format!(
+            "02:{:02x}:{:02x}:{:02x}:{:02x}:{low:02x}",
+            h[0], h[1], h[2], h[3]
+        )
+    }
+}
+
+/// What is metered and can carry a threshold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resource {
+    /// Percent of one CPU.
+    Cpu,
+    /// MiB of memory charged to the feature's cgroup.
+    Memory,
+    /// Bytes per second received.
+    NetRx,
+    /// Bytes per second sent.
+    NetTx,
+    /// Bytes per second read from storage.
+    DiskRead,
+    /// Bytes per second written to storage.
+    DiskWrite,
+}
+
+impl Resource {
+    /// All resources, in display order.
+    pub const ALL: [Self; 6] = [
+        Self::Cpu,
+        Self::Memory,
+        Self::NetRx,
+        Self::NetTx,
+        Self::DiskRead,
+        Self::DiskWrite,
+    ];
+    /// Name as used in thresholds, on D-Bus and in output.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+            Self::NetRx => "net_rx",
+            Self::NetTx => "net_tx",
+            Self::DiskRead => "disk_read",
+            Self::DiskWrite => "disk_write",
+        }
+    }
+}
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// `RESOURCE > LIMIT for DURATION`: a breach when the resource's use stays above the limit for
+/// the whole duration. Written `cpu > 80 % for 10 s`, `memory > 512 MiB for 1 min`,
+/// `net_tx > 10 MiB/s for 30 s`. Parsed and evaluated in the `threshold` module.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Threshold {
+    /// What is watched.
+    pub resource: Resource,
+    /// Limit in the resource's unit: percent of one CPU, MiB, or bytes per second.
+    pub limit: f64,
+    /// For how long the use must stay above the limit, in seconds.
+    pub for_s: f64,
+}
+
+/// A feature as registered with droverd.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FeatureSpec {
+    /// Name, unique in the cluster's group.
+    pub name: FeatureName,
+    /// Group: peers accept features of the groups that their administrator allowed.
+    #[serde(default = "default_group")]
+    pub group: String,
+    /// What it is in the guest.
+    pub workload: Workload,
+    /// Thresholds, one per resource at most.
+    #[serde(default)]
+    pub thresholds: Vec<Threshold>,
+    /// Whether droverd may move it by itself on a breach.
+    #[serde(default = "yes")]
+    pub automatic: bool,
+    /// Longest acceptable freeze of a move, in milliseconds.
+    #[serde(default = "default_downtime")]
+    pub downtime_ms: u64,
+}
+
+fn default_group() -> String {
+    "default".to_owned()
+}
+fn yes() -> bool {
+    true
+}
+fn default_downtime() -> u64 {
+    1000
+}
+
+impl FeatureSpec {
+    /// The managed workload, when the feature is movable.
+    pub fn managed(&self) -> Option<&Managed> {
+        match &self.workload {
+            Workload::Managed(m) => Some(m),
+            Workload::Unit { .. } => None,
+        }
+    }
+
+    /// Checks what serde cannot: paths, interface and unit names, limits.
+    pub fn validate(&self) -> Result<(), FeatureError> {
+        let bad = |why: &str| FeatureError::Definition(self.name.to_string(), why.to_owned());
+        match &self.workload {
+            Workload::Unit { unit } => {
+                let ok = !unit.is_empty()
+                    && unit.len() <= 255
+                    && unit
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || b"@:_.\\-".contains(&b))
+                    && !unit.starts_with('.')
+                    && !unit.starts_with('-');
+                if !ok {
+                    return Err(bad(
+                        "the unit name has characters that systemd does not allow",
+                    ));
+                }
+            }
+            Workload::Managed(m) => {
+                if m.exec.first().is_none_or(|p| !p.starts_with('/')) {
+                    return Err(bad("exec must start with the absolute path of a program"));
+                }
+                if m.exec
+                    .iter()
+                    .chain(m.environment.values())
+                    .any(|a| a.contains(['\n', '\0']))
+                {
+                    return Err(bad("exec and environment must not contain line breaks"));
+                }
+                if m.environment
+                    .keys()
+                    .any(|k| k.is_empty() || k.contains(['=', '\n', '\0']))
+                {
+                    return Err(bad("an environment variable has an invalid name"));
+                }
+                let up = &m.uplink;
+                if up.is_empty() || up.len() > 15 || !up.bytes().all(|b| b.is_ascii_alphanumeric())
+                {
+                    return Err(bad("uplink must be an interface name of the guest"));
+                }
+                if m.cpu_quota_percent == Some(0) || m.memory_max_mib == Some(0) {
+                    return Err(bad("a CPU or memory limit of 0 would stop the workload"));
+                }
+            }
+        }
+        for (i, t) in self.thresholds.iter().enumerate() {
+            if !(t.limit.is_finite() && t.limit >= 0.0 && t.for_s.is_finite() && t.for_s >= 0.0) {
+                return Err(bad(
+                    "a threshold's limit and duration must be finite and not negative",
+                ));
+            }
+            if self.thresholds[..i]
+                .iter()
+                .any(|o| o.resource == t.resource)
+            {
+                return Err(bad("two thresholds name the same resource"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        assert!(FeatureName::new("cache-1").is_ok());
+        for bad in ["", "Cache", "1a", "a/b", "a b", "../x", &"a".repeat(49)] {
+            assert!(FeatureName::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(
+            "10.0.0.1/24".parse::<Cidr>().unwrap().to_string(),
+            "10.0.0.1/24"
+        );
+        for bad in ["10.0.0.1", "10.0.0.1/33", "0.0.0.0/8", "x/8", "224.0.0.1/4"] {
+            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+    }
+}

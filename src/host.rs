@@ -1,0 +1,168 @@
+//! Hosts and instances as peers see them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::feature::{FeatureName, FeatureSpec};
+use crate::usage::Usage;
+
+/// What a host can offer; changes rarely.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostCapabilities {
+    /// CPU model as libvirt names it.
+    pub cpu_model: String,
+    /// Capacity in CPUs.
+    pub cpus: f64,
+    /// Memory capacity, MiB.
+    pub memory_mib: f64,
+    /// Network speed, Mbit/s; 0 when unknown.
+    pub network_mbps: f64,
+    /// Storage kind.
+    pub storage: StorageKind,
+    /// Virtualisation type: `kvm` or `qemu`.
+    pub virt_type: String,
+}
+
+/// Kind of storage behind a host's guests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StorageKind {
+    /// Not known.
+    Unknown,
+    /// Rotating disk.
+    Hdd,
+    /// Solid state.
+    Ssd,
+    /// NVMe.
+    Nvme,
+}
+
+/// How busy a host is now, smoothed over the last samples.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct HostLoad {
+    /// CPUs in use.
+    pub cpus_used: f64,
+    /// MiB in use by the domains' own view (guests' used memory).
+    pub memory_used_mib: f64,
+    /// Bytes per second received and sent by the domains.
+    pub net_bps: f64,
+    /// Bytes per second read and written by the domains.
+    pub disk_bps: f64,
+    /// Percent of time stalled for CPU, 0 to 100 (PSI some, or steal).
+    pub stall_percent: f64,
+}
+
+/// State of the helper in a guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum HelperState {
+    /// The helper answers.
+    Connected {
+        /// Its version.
+        version: String,
+    },
+    /// It does not, and why.
+    Absent {
+        /// Reason with the way out.
+        reason: String,
+    },
+}
+
+/// What a guest can take; from the helper.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct GuestCapabilities {
+    /// Kernel release.
+    pub kernel: String,
+    /// criu's version, empty when absent.
+    pub criu: String,
+    /// What `criu check` found wrong; empty when it looks good.
+    pub criu_problem: String,
+    /// CPU flags digest: equal digests mean equal flags.
+    pub cpu_flags: String,
+    /// Systemd version.
+    pub systemd: String,
+}
+
+/// A feature and where it is, as its host tells it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FeatureState {
+    /// Registered definition.
+    pub spec: FeatureSpec,
+    /// Whether it runs, and if not why.
+    pub status: FeatureStatus,
+    /// Latest use, if metered.
+    pub usage: Option<Usage>,
+}
+
+/// Life-cycle of a feature.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeatureStatus {
+    /// Registered, not enabled.
+    Disabled,
+    /// Enabled and running.
+    Running,
+    /// Enabled but not running.
+    Stopped,
+    /// Being moved away.
+    Moving,
+    /// Being received from another host.
+    Arriving,
+    /// Its guest does not tell.
+    Unknown,
+}
+
+/// An instance as its host tells it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceState {
+    /// Domain name.
+    pub domain: String,
+    /// libvirt's domain UUID.
+    pub uuid: String,
+    /// Running?
+    pub running: bool,
+    /// vCPUs.
+    pub vcpus: f64,
+    /// Guest memory, MiB.
+    pub memory_mib: f64,
+    /// MiB available in the guest, if known.
+    pub memory_available_mib: Option<f64>,
+    /// CPUs used by the domain.
+    pub cpus_used: f64,
+    /// Helper.
+    pub helper: HelperState,
+    /// What it can take, if the helper told.
+    pub capabilities: Option<GuestCapabilities>,
+    /// Its features.
+    pub features: Vec<FeatureState>,
+}
+
+/// Everything a peer needs to know about a host to choose it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostState {
+    /// Host name, as in the peers' configuration.
+    pub name: String,
+    /// droverd's version.
+    pub version: String,
+    /// Wall clock when made, milliseconds since the epoch.
+    pub at_ms: i64,
+    /// Capabilities.
+    pub capabilities: HostCapabilities,
+    /// Load.
+    pub load: HostLoad,
+    /// Accepts moves? Not while draining.
+    pub accepts: bool,
+    /// CPUs and MiB reserved for moves under way.
+    pub reserved_cpus: f64,
+    /// See `reserved_cpus`.
+    pub reserved_memory_mib: f64,
+    /// Instances.
+    pub instances: Vec<InstanceState>,
+}
+
+impl HostState {
+    /// Finds a feature by domain and name.
+    pub fn feature(&self, domain: &str, name: &FeatureName) -> Option<&FeatureState> {
+        let i = self.instances.iter().find(|i| i.domain == domain)?;
+        i.features.iter().find(|f| f.spec.name == *name)
+    }
+}

@@ -1,0 +1,1 @@
+//! Thresholds: grammar and evaluation (pure).

@@ -1,0 +1,143 @@
+//! Rates from two raw samples. Pure: nothing is returned when the identity changed, time did not
+//! advance, or a counter went back.
+
+use serde::{Deserialize, Serialize};
+
+use crate::feature::Resource;
+use crate::sample::RawSample;
+
+/// Use of one feature over the interval that ended at `at_ms`. `None` means unavailable.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Wall clock of the host at the end of the interval, milliseconds since the epoch.
+    pub at_ms: i64,
+    /// Length of the interval, seconds.
+    pub dt_s: f64,
+    /// Percent of one CPU.
+    pub cpu_percent: Option<f64>,
+    /// Percent of the interval throttled by `cpu.max`.
+    pub throttled_percent: Option<f64>,
+    /// MiB charged to the cgroup.
+    pub memory_mib: Option<f64>,
+    /// Bytes per second received.
+    pub net_rx_bps: Option<f64>,
+    /// Bytes per second sent.
+    pub net_tx_bps: Option<f64>,
+    /// Bytes per second read from storage.
+    pub disk_read_bps: Option<f64>,
+    /// Bytes per second written to storage.
+    pub disk_write_bps: Option<f64>,
+    /// Percent of the interval stalled for CPU (PSI some).
+    pub psi_cpu_percent: Option<f64>,
+    /// Percent of the interval stalled for memory.
+    pub psi_memory_percent: Option<f64>,
+    /// Percent of the interval stalled for I/O.
+    pub psi_io_percent: Option<f64>,
+    /// Processes at the end of the interval.
+    pub processes: Option<f64>,
+}
+
+impl Usage {
+    /// The value that thresholds on `resource` look at, in the resource's unit.
+    pub fn get(&self, resource: Resource) -> Option<f64> {
+        match resource {
+            Resource::Cpu => self.cpu_percent,
+            Resource::Memory => self.memory_mib,
+            Resource::NetRx => self.net_rx_bps,
+            Resource::NetTx => self.net_tx_bps,
+            Resource::DiskRead => self.disk_read_bps,
+            Resource::DiskWrite => self.disk_write_bps,
+        }
+    }
+}
+
+/// Bytes in a MiB.
+pub const MIB: f64 = 1_048_576.0;
+
+/// Use between two samples of the same feature; `at_ms` is the host's wall clock for `now`.
+///
+/// `None` when the samples cannot be compared: another identity (cgroup made anew, guest
+/// rebooted, feature moved), no time between them, or any counter that went back.
+pub fn usage(before: &RawSample, now: &RawSample, at_ms: i64) -> Option<Usage> {
+    if before.identity != now.identity || before.feature != now.feature {
+        return None;
+    }
+    let dt_ns = now.at_ns.checked_sub(before.at_ns).filter(|d| *d > 0)?;
+    let dt_s = dt_ns as f64 / 1e9;
+    let (a, b) = (&before.counters, &now.counters);
+    // Outer None: went back, discard the pair. Inner None: unavailable on one side.
+    let diff = |x: Option<u64>, y: Option<u64>| -> Option<Option<f64>> {
+        match (x, y) {
+            (Some(x), Some(y)) => y.checked_sub(x).map(|d| Some(d as f64)),
+            _ => Some(None),
+        }
+    };
+    let percent = |x, y| diff(x, y).map(|d| d.map(|usec| usec / (dt_s * 1e6) * 100.0));
+    let rate = |x, y| diff(x, y).map(|d| d.map(|bytes| bytes / dt_s));
+    Some(Usage {
+        at_ms,
+        dt_s,
+        cpu_percent: percent(a.cpu_usec, b.cpu_usec)?,
+        throttled_percent: percent(a.cpu_throttled_usec, b.cpu_throttled_usec)?,
+        memory_mib: b.memory_bytes.map(|m| m as f64 / MIB),
+        net_rx_bps: rate(a.net_rx_bytes, b.net_rx_bytes)?,
+        net_tx_bps: rate(a.net_tx_bytes, b.net_tx_bytes)?,
+        disk_read_bps: rate(a.disk_read_bytes, b.disk_read_bytes)?,
+        disk_write_bps: rate(a.disk_write_bytes, b.disk_write_bytes)?,
+        psi_cpu_percent: percent(a.psi_cpu_usec, b.psi_cpu_usec)?,
+        psi_memory_percent: percent(a.psi_memory_usec, b.psi_memory_usec)?,
+        psi_io_percent: percent(a.psi_io_usec, b.psi_io_usec)?,
+        processes: b.processes.map(|p| p as f64),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::feature::FeatureName;
+    use crate::sample::Counters;
+
+    fn sample(identity: u64, at_ns: u64, cpu: u64) -> RawSample {
+        RawSample {
+            feature: FeatureName::new("f").unwrap(),
+            identity,
+            at_ns,
+            counters: Counters {
+                cpu_usec: Some(cpu),
+                ..Counters::default()
+            },
+        }
+    }
+
+    #[test]
+    fn rate() {
+        let u = usage(&sample(1, 0, 0), &sample(1, 2_000_000_000, 600_000), 5).unwrap();
+        assert_eq!(u.cpu_percent, Some(30.0));
+        assert_eq!(u.net_rx_bps, None);
+    }
+
+    #[test]
+    fn never_a_spike() {
+        let a = sample(1, 1_000_000_000, 1000);
+        assert_eq!(
+            usage(&a, &sample(2, 2_000_000_000, 2000), 0),
+            None,
+            "other identity"
+        );
+        assert_eq!(
+            usage(&a, &sample(1, 2_000_000_000, 999), 0),
+            None,
+            "counter went back"
+        );
+        assert_eq!(
+            usage(&a, &sample(1, 1_000_000_000, 1001), 0),
+            None,
+            "no time"
+        );
+        assert_eq!(
+            usage(&a, &sample(1, 500_000_000, 1001), 0),
+            None,
+            "clock went back"
+        );
+    }
+}

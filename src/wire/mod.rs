@@ -1,0 +1,11 @@
+//! Wire formats, bounds-checked, without I/O.
+//!
+//! - [`frame`]: the framing of both virtio-serial ports.
+//! - [`guest`]: messages between droverd and the helper on the control port.
+//! - [`bulk`]: checkpoint images on the bulk port and between hosts.
+//! - [`peer`]: messages between daemons.
+
+pub mod bulk;
+pub mod frame;
+pub mod guest;
+pub mod peer;

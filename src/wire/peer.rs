@@ -1,0 +1,82 @@
+//! Messages between daemons: the JSON bodies of `org.drover1.Peer`'s methods, and the header of
+//! a bulk connection. Bulk payloads themselves are those of [`super::bulk`], each behind a
+//! 4-byte little-endian length.
+
+use serde::{Deserialize, Serialize};
+
+use crate::feature::FeatureSpec;
+use crate::wire::guest::{FileDigest, MoveId, Preflight};
+
+/// Version of the peer protocol. Another major number is refused with a reason.
+pub const PROTOCOL: u32 = 1;
+
+/// Source asks the target to take a feature.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Protocol of the source.
+    pub protocol: u32,
+    /// Move.
+    pub id: MoveId,
+    /// Feature.
+    pub spec: FeatureSpec,
+    /// Domain it comes from (for the record only).
+    pub from_domain: String,
+    /// Domain that shall take it.
+    pub to_domain: String,
+    /// Bulk stream.
+    pub stream: u32,
+    /// CPUs the feature is expected to use.
+    pub cpus: f64,
+    /// MiB the feature is expected to use.
+    pub memory_mib: f64,
+    /// Source's preflight.
+    pub preflight: Preflight,
+    /// Files that must be the same on the target.
+    pub files: Vec<FileDigest>,
+}
+
+/// Where a move stands on the target, as the source learns it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum TargetStatus {
+    /// Unknown here: never offered, or discarded and forgotten.
+    Unknown,
+    /// Prepared, receiving rounds.
+    Receiving,
+    /// Restored, at the gate, durably recorded.
+    Ready {
+        /// Milliseconds the restore took up to the gate.
+        restore_ms: u64,
+    },
+    /// Runs here.
+    Running {
+        /// Milliseconds the resume took.
+        resume_ms: u64,
+    },
+    /// Failed and cleaned up.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What the source answers when the target asks, in doubt, how a move ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The durable commit record exists: the target must resume.
+    Committed,
+    /// It will never exist: the target must discard.
+    Aborted,
+    /// The move is still under way.
+    Pending,
+}
+
+/// First line (JSON, newline-terminated, at most 4 KiB) of a bulk connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BulkHello {
+    /// Protocol of the source.
+    pub protocol: u32,
+    /// Move, offered and accepted before on the control connection of the same peer.
+    pub id: MoveId,
+}
