@@ -1,1 +1,22 @@
-//! Helper (edge).
+//! The helper inside a guest (edge): threads and system calls, no async runtime.
+//!
+//! `drover-guest daemon` serves the control and bulk ports; `drover-guest run FEATURE` is the
+//! main process of a managed feature's unit and supervises its workload, started fresh or
+//! restored by criu.
+
+pub mod bulk;
+pub mod cgroup;
+pub mod criu;
+pub mod daemon;
+pub mod features;
+pub mod gate;
+pub mod images;
+pub mod meter;
+pub mod netns;
+pub mod paths;
+pub mod port;
+pub mod preflight;
+pub mod run;
+pub mod source;
+pub mod target;
+pub mod unit;

@@ -1,0 +1,1 @@
+//! Criu of the helper.

@@ -1,0 +1,1 @@
+//! Daemon of the helper.

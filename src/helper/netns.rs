@@ -1,0 +1,1 @@
+//! Netns of the helper.
