@@ -1,0 +1,119 @@
+//! What the journal keeps of a move, so that a daemon that was killed knows how to end it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::{Job, JobResult};
+use crate::feature::FeatureSpec;
+use crate::wire::guest::MoveId;
+
+/// Source's record. Written durably before anything changes, and once more at the commit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// Move.
+    pub id: MoveId,
+    /// Feature as registered when the move began.
+    pub spec: FeatureSpec,
+    /// Where it runs.
+    pub domain: String,
+    /// libvirt UUID of that domain.
+    pub domain_uuid: String,
+    /// This host.
+    pub from_host: String,
+    /// Where it goes.
+    pub to_host: String,
+    /// Where it goes.
+    pub to_domain: String,
+    /// Bulk stream.
+    pub stream: u32,
+    /// Why: `manual`, or the breach in words.
+    pub cause: String,
+    /// Start, milliseconds since the epoch.
+    pub started_ms: i64,
+    /// The one durable commit record: once true, only the target may run the feature.
+    pub committed: bool,
+}
+
+/// Target's record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TargetRecord {
+    /// Move.
+    pub id: MoveId,
+    /// Feature.
+    pub spec: FeatureSpec,
+    /// Where it comes from.
+    pub from_host: String,
+    /// Domain here that takes it.
+    pub domain: String,
+    /// libvirt UUID of that domain.
+    pub domain_uuid: String,
+    /// Bulk stream.
+    pub stream: u32,
+    /// CPUs reserved.
+    pub cpus: f64,
+    /// MiB reserved.
+    pub memory_mib: f64,
+    /// Where it stands.
+    pub phase: TargetPhase,
+}
+
+/// Durable phases of a target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TargetPhase {
+    /// Before READY: a restart discards it.
+    Receiving,
+    /// READY was or may have been reported: a restart asks the source.
+    Ready,
+    /// The feature runs here.
+    Running,
+}
+
+/// How a move ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// Result.
+    pub result: JobResult,
+    /// Reason, unless done.
+    pub reason: Option<String>,
+}
+
+impl Ending {
+    /// Done.
+    pub fn done() -> Self {
+        Self {
+            result: JobResult::Done,
+            reason: None,
+        }
+    }
+    /// Not done, and why.
+    pub fn not(result: JobResult, reason: impl Into<String>) -> Self {
+        Self {
+            result,
+            reason: Some(reason.into()),
+        }
+    }
+}
+
+impl SourceRecord {
+    /// The job as it begins.
+    pub fn job(&self) -> Job {
+        Job {
+            id: self.id.clone(),
+            feature: self.spec.name.clone(),
+            from_host: self.from_host.clone(),
+            from_domain: self.domain.clone(),
+            to_host: self.to_host.clone(),
+            to_domain: self.to_domain.clone(),
+            cause: self.cause.clone(),
+            state: "preparing".into(),
+            result: None,
+            reason: None,
+            rounds: 0,
+            bytes_sent: 0,
+            freeze_ms: None,
+            started_ms: self.started_ms,
+            ended_ms: None,
+            history: Vec::new(),
+        }
+    }
+}
