@@ -198,13 +198,16 @@ class Cluster:
             self.start(name, service)
 
     def host_env(self, name, peers=None):
+        def setting(key, default):
+            return os.environ.get(f"{key}_{name}", os.environ.get(key, default))
+
         peers = peers or {n: h["address"] for n, h in self.hosts().items()}
         return {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root",
             "HOST_NAME": name, "HOST_IP": peers[name],
             "HOST_PEERS": " ".join(f"{n}={a}" for n, a in peers.items()),
-            "HOST_CPUS": os.environ.get("DROVER_HOST_CPUS", "1.0"),
-            "HOST_MEMORY": os.environ.get("DROVER_HOST_MEMORY", "1024"),
+            "HOST_CPUS": setting("DROVER_HOST_CPUS", "1.0"),
+            "HOST_MEMORY": setting("DROVER_HOST_MEMORY", "1024"),
             "HOST_LOAD_SOURCE": "domains", "HOST_CGROUP_CONTROLLERS": "[]",
         }
 
@@ -219,6 +222,10 @@ class Cluster:
         self.in_host(host, ["rm", "-rf", "/tmp/stage"])
         self.put(host, stage, "/tmp/stage")
         env = self.host_env(host)
+        extra = os.environ.get("DROVER_EXTRA_TOML")
+        if extra:
+            self.put(host, os.path.realpath(extra), "/tmp/extra.toml")
+            env["HOST_EXTRA_TOML"] = "/tmp/extra.toml"
         if keep_config:
             env["HOST_KEEP_CONFIG"] = "1"
         self.in_host(host, ["/vagrant/provision/host.sh", "drover", "/tmp/stage"], env=env)
