@@ -251,7 +251,7 @@ class Cluster:
         return None
 
     def start(self, host, service):
-        command, log, sock = self.SERVICES[service]
+        command, logfile, sock = self.SERVICES[service]
         if self.service_pid(host, service):
             raise Error(f"{service} is already running on {host}")
         if service == "droverd" and not os.path.exists(self.path(host, command[0])):
@@ -261,7 +261,7 @@ class Cluster:
         env = {k: v for k, v in os.environ.items() if k.startswith(("RUST_", "DROVER_"))}
         env.update(PATH="/usr/sbin:/usr/bin:/sbin:/bin", LANG="C.UTF-8", HOME="/root")
         self.in_host(host, command, env=env,
-                     daemon=(log, f"/run/{service}.cluster-pid"))
+                     daemon=(logfile, f"/run/{service}.cluster-pid"))
         begin = time.monotonic()
         while not self.answers(host, service, sock):
             waited = time.monotonic() - begin
@@ -272,7 +272,7 @@ class Cluster:
             if waited > 30 or (waited > 1 and not running):
                 raise Error(f"{service} does not answer on {host}; its log ends:\n"
                             + self.log_tail(host, service))
-            time.sleep(0.1)
+            time.sleep(0.1 if sock else 0.3)
 
     def answers(self, host, service, sock):
         if sock:

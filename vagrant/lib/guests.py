@@ -30,23 +30,36 @@ def libvirt_modules():
 
 
 class Guest:
-    """A guest, reached through the libvirtd of the host it was made on."""
+    """A guest, reached through the libvirtd of the host it is on."""
 
     def __init__(self, cluster, name, host=None):
         self.libvirt, self.qemu = libvirt_modules()
-        self.name = name
+        self.cluster, self.name = cluster, name
         self.host = host or cluster.guest(name)["host"]
-        sock = cluster.path(self.host, "/run/libvirt/libvirt-sock")
+        self.conn = self.connect(self.host)
+
+    def connect(self, host):
+        sock = self.cluster.path(host, "/run/libvirt/libvirt-sock")
         try:
-            self.conn = self.libvirt.open(f"qemu+unix:///system?socket={sock}")
+            return self.libvirt.open(f"qemu+unix:///system?socket={sock}")
         except self.libvirt.libvirtError as err:
-            raise Error(f"{self.host}: {err}")
+            raise Error(f"{host}: {err}")
 
     def domain(self):
         try:
             return self.conn.lookupByName(self.name)
         except self.libvirt.libvirtError as err:
-            raise Error(f"{self.name}: {err}")
+            problem = err
+        # A whole guest may have been migrated by libvirt.
+        for host in self.cluster.hosts():
+            try:
+                conn = self.connect(host)
+                domain = conn.lookupByName(self.name)
+            except (Error, self.libvirt.libvirtError):
+                continue
+            self.host, self.conn = host, conn
+            return domain
+        raise Error(f"{self.name}: {problem}")
 
     def agent(self, command, timeout=10, **arguments):
         """One command to the guest agent, which libvirt takes one at a time."""
@@ -138,7 +151,7 @@ def domain_type(cluster, image):
     return answer
 
 
-def boots_with_kvm(image, timeout=15):
+def boots_with_kvm(image, timeout=10):
     qemu = subprocess.Popen(
         ["qemu-system-x86_64", "-accel", "kvm", "-cpu", "Nehalem", "-m", "256",
          "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",

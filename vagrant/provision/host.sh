@@ -49,6 +49,15 @@ base() {
     set_key "$qemu" dynamic_ownership 0
     install -d -m 755 /etc/libvirt/hooks /etc/libvirt/hooks/qemu.d
     rm -f /etc/libvirt/qemu/networks/autostart/default.xml
+    # libvirt makes the disk of a guest that migrates here only within a pool.
+    install -d -m 755 /etc/libvirt/storage /etc/libvirt/storage/autostart
+    cat >/etc/libvirt/storage/default.xml <<E
+<pool type='dir'>
+  <name>default</name>
+  <target><path>/var/lib/libvirt/images</path></target>
+</pool>
+E
+    ln -sf ../default.xml /etc/libvirt/storage/autostart/default.xml
 }
 
 config() {
@@ -93,11 +102,13 @@ drover() {
         echo "host.sh: $stage has no usr/sbin/droverd; make it with: make install DESTDIR=$stage" >&2
         exit 1
     }
+    # The bus reads its policy as soon as it changes: first the group it names.
+    [ ! -f "$stage/usr/lib/sysusers.d/drover.conf" ] ||
+        systemd-sysusers "$stage/usr/lib/sysusers.d/drover.conf"
     # --remove-destination: a running binary is replaced, not written into.
     cp -a --no-preserve=ownership --remove-destination "$stage/." /
     install -d -m 700 /var/lib/drover /var/lib/drover/history
     install -d -m 755 /var/log/drover
-    [ ! -f /usr/lib/sysusers.d/drover.conf ] || systemd-sysusers /usr/lib/sysusers.d/drover.conf
     if [ -f /usr/lib/tmpfiles.d/drover.conf ]; then
         systemd-tmpfiles --create /usr/lib/tmpfiles.d/drover.conf
     fi
