@@ -1,6 +1,8 @@
 #!/bin/bash
 # Tests the cluster itself: that it comes up, does what the tests of Drover need
 # from it, and leaves nothing behind, also when `up` was killed. Needs root.
+#
+# shellcheck disable=SC2317 # functions are called by check
 set -uo pipefail
 cd "$(dirname "$0")" || exit 1
 export DROVER_CLUSTER=${DROVER_CLUSTER:-selftest}
@@ -27,7 +29,7 @@ eventually() { # SECONDS CMD...
     local end=$((SECONDS + $1))
     shift
     until "$@"; do
-        [ $SECONDS -lt $end ] || return 1
+        [ "$SECONDS" -lt "$end" ] || return 1
         sleep 0.3
     done
 }
@@ -73,7 +75,7 @@ check "up" $cluster up --no-drover
 mapfile -t spaces < <(inodes)
 check "a second up is refused" refused $cluster up --no-drover
 check "status" $cluster status
-check "the test sees the cluster's processes" living_in "${spaces[0]:-none}"
+check "the test sees the cluster's processes" living_in "${spaces[@]}"
 check "the test sees the cluster's traces" refused diff -q "$work/before" <(traces)
 
 echo "# hosts"

@@ -113,7 +113,7 @@ drover() {
         systemd-tmpfiles --create /usr/lib/tmpfiles.d/drover.conf
     fi
     install -d -m 755 /run/drover
-    [ -f /etc/drover/drover.toml ] && [ -n "${HOST_KEEP_CONFIG:-}" ] || config
+    if [ ! -f /etc/drover/drover.toml ] || [ -z "${HOST_KEEP_CONFIG:-}" ]; then config; fi
     # Both notice new files only when told.
     if [ -S /run/dbus/system_bus_socket ]; then
         dbus-send --system --type=method_call --print-reply=literal \
