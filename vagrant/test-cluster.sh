@@ -45,6 +45,7 @@ traces() {
         tr '\0' ' ' <"$dir/cmdline" 2>/dev/null | grep -F \
             -e "dc-$DROVER_CLUSTER." -e "drover-cluster/$DROVER_CLUSTER/" | sed "s#^#process $dir #"
     done
+    find /sys/fs/cgroup -maxdepth 2 -name "drover-cluster.$DROVER_CLUSTER.*"
     ls -d "/run/drover-cluster/$DROVER_CLUSTER" "/var/lib/drover-cluster/$DROVER_CLUSTER" 2>/dev/null
     ip -o link show | grep -oE ' (br0|fabric|client|h[1-9]|vnet[0-9]+)[@:].*' | sed 's/^/link /'
     ls -A /run/libvirt /run/dbus 2>/dev/null | sort
@@ -149,6 +150,25 @@ check "... the others go on" $cluster exec client ping -q -c 1 -W 5 10.88.0.103
 check "... its guest goes on" $cluster guest-exec g2 true
 check "heal h2" $cluster heal h2
 check "... reached again" eventually 10 $cluster exec client ping -q -c 1 -W 1 10.88.0.102
+
+echo "# slow"
+spin='i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done'
+millis() { # CMD...: how long it takes
+    local begin
+    begin=$(date +%s%N)
+    "$@" >/dev/null 2>&1 || return
+    echo $((($(date +%s%N) - begin) / 1000000))
+}
+fast=$(millis $cluster guest-exec g3 sh -c "$spin")
+check "slow h3 cpu" $cluster slow h3 cpu 0.1
+late=$(millis $cluster guest-exec g3 sh -c "$spin")
+check "... is slow ($fast ms, $late ms)" test "${late:-0}" -gt $((fast * 2))
+check "slow h3 disk" $cluster slow h3 disk 1
+check "slow h3 net" $cluster slow h3 net 1
+late=$(millis $cluster exec client ping -q -c 1 -W 5 -s 60000 10.88.0.13)
+check "... is slow ($late ms)" test "${late:-0}" -gt 200
+check "slow h3 off" $cluster slow h3 off
+check "slow h2 cpu, left to down" $cluster slow h2 cpu 0.5
 
 gone() {
     traces >"$work/after"

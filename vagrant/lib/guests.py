@@ -14,8 +14,9 @@ import time
 import ns
 from cluster import Error, VAGRANT, log, run
 
-# Of a file sent through the agent. A request that does not fit into the socket
-# buffer between libvirt and QEMU (208 KiB by default) stalls the agent.
+# Of a file sent through the agent. A request must fit into the socket buffer
+# between libvirt and QEMU (208 KiB by default): when a write is cut short, libvirt
+# (9.0 at least) begins again at the start, and the agent gets garbage or stalls.
 CHUNK = 96 << 10
 
 
