@@ -1,0 +1,29 @@
+# make install DESTDIR=... PROFILE=release
+#
+# Puts what the build made, and the files next to this one, where a host expects
+# them. Builds nothing. Included by the top Makefile; paths are from there.
+
+DESTDIR ?=
+PROFILE ?= release
+INSTALL ?= install
+CARGO_TARGET_DIR ?= target
+GUEST_TARGET ?= x86_64-unknown-linux-gnu
+
+# Cargo calls the directory of its "dev" profile "debug".
+profile_dir := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+bin_dir := $(CARGO_TARGET_DIR)/$(profile_dir)
+guest_bin := $(CARGO_TARGET_DIR)/$(GUEST_TARGET)/$(profile_dir)/drover-guest
+
+.PHONY: install
+install:
+	$(INSTALL) -D -m 755 $(bin_dir)/droverd $(DESTDIR)/usr/sbin/droverd
+	$(INSTALL) -D -m 755 $(bin_dir)/drover $(DESTDIR)/usr/bin/drover
+	$(INSTALL) -D -m 755 $(guest_bin) $(DESTDIR)/usr/lib/drover/drover-guest
+	$(INSTALL) -D -m 755 $(bin_dir)/drover-hook $(DESTDIR)/usr/lib/drover/drover-hook
+# A copy, not a link: libvirt's AppArmor profile lets a hook run from its own
+# directory but not from /usr/lib/drover.
+	$(INSTALL) -D -m 755 $(bin_dir)/drover-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/50-drover
+	$(INSTALL) -D -m 644 packaging/droverd.service $(DESTDIR)/usr/lib/systemd/system/droverd.service
+	$(INSTALL) -D -m 644 packaging/org.drover1.conf $(DESTDIR)/usr/share/dbus-1/system.d/org.drover1.conf
+	$(INSTALL) -D -m 644 packaging/drover.tmpfiles $(DESTDIR)/usr/lib/tmpfiles.d/drover.conf
+	$(INSTALL) -D -m 644 packaging/drover.sysusers $(DESTDIR)/usr/lib/sysusers.d/drover.conf
