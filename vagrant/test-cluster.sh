@@ -42,9 +42,9 @@ traces() {
         sed 's/^/mount /'
     # Only what this cluster could have started: its name in a command line.
     for dir in /proc/[0-9]*; do
-        tr '\0' ' ' <"$dir/cmdline" 2>/dev/null | grep -F \
+        tr '\0' ' ' <"$dir/cmdline" | grep -F \
             -e "dc-$DROVER_CLUSTER." -e "drover-cluster/$DROVER_CLUSTER/" | sed "s#^#process $dir #"
-    done
+    done 2>/dev/null
     find /sys/fs/cgroup -maxdepth 2 -name "drover-cluster.$DROVER_CLUSTER.*"
     ls -d "/run/drover-cluster/$DROVER_CLUSTER" "/var/lib/drover-cluster/$DROVER_CLUSTER" 2>/dev/null
     ip -o link show | grep -oE ' (br0|fabric|client|h[1-9]|vnet[0-9]+)[@:].*' | sed 's/^/link /'

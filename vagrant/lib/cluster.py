@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import ns
@@ -64,6 +65,7 @@ class Cluster:
         self.var_dir = f"{VAR}/{name}"
         self.cache = os.path.realpath(os.environ.get("DROVER_CACHE", "/var/cache/drover"))
         self.state = {}
+        self._writing = threading.Lock()
         try:
             with open(f"{self.run_dir}/state.json") as f:
                 self.state = json.load(f)
@@ -73,10 +75,17 @@ class Cluster:
     # -- state ---------------------------------------------------------------
 
     def save(self):
+        """Writes the state, whole or not at all. Hosts start at the same time,
+        so changes from their threads go through `record_host`."""
         os.makedirs(self.run_dir, exist_ok=True)
         with open(f"{self.run_dir}/state.new", "w") as f:
             json.dump(self.state, f, indent=1)
         os.rename(f"{self.run_dir}/state.new", f"{self.run_dir}/state.json")
+
+    def record_host(self, name, host):
+        with self._writing:
+            self.state["hosts"][name] = host
+            self.save()
 
     def lock(self):
         """One `up` or `down` at a time. An abstract socket leaves no file and
@@ -105,7 +114,7 @@ class Cluster:
         return [f"/run/netns/{n}" for n in names if n.startswith(f"dc-{self.name}.")]
 
     def hosts(self):
-        return self.state.get("hosts", {})
+        return dict(sorted(self.state.get("hosts", {}).items()))
 
     def host(self, name):
         if name not in self.hosts():
@@ -182,9 +191,8 @@ class Cluster:
             pid = int(init.stdout.readline())
         except ValueError:
             raise Error(f"host {name} did not start")
-        self.state["hosts"][name] = {"pid": pid, "start": ns.start_time(pid),
-                                     "address": address}
-        self.save()
+        self.record_host(name, {"pid": pid, "start": ns.start_time(pid),
+                                "address": address})
         answer = init.stdout.readline().strip()
         init.wait()
         if answer != "ready":

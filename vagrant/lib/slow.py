@@ -92,7 +92,7 @@ def net(cluster, host, mbit):
         else:
             # The bucket holds what the rate lets through in 10 ms, and a few packets.
             run([*tc, "replace", "dev", device, "root", "tbf", "rate", f"{mbit}mbit",
-                 "burst", str(max(16384, int(mbit * 1250))), "latency", "200ms"])
+                 "burst", str(max(16384, int(mbit * 1250))), "latency", "1s"])
 
 
 KINDS = {"cpu": cpu, "disk": disk, "net": net}
