@@ -1,1 +1,265 @@
-//! History (edge).
+//! The metering history: points of use per feature, kept for a time, in sled.
+//!
+//! A feature is unique in its group across the cluster, so a series is named by group and feature
+//! and follows the feature when it moves: the new host [imports](History::import) the points that
+//! the old one has.
+//!
+//! # Files
+//!
+//! ```text
+//! DIR/lock                   held by the one process that has the history open
+//! DIR/2025-01-31/            a day (UTC): one sled database
+//! DIR/2025-01-31.mark        what was acknowledged of that day: sequence number, points, time
+//! DIR/2025-01-31.broken-1/   a database that could not be opened, set aside
+//! ```
+//!
+//! Dropping a day is deleting its directory. A day's newest points are head records, one per
+//! append; at 120 points of a series, and at each full hour, the head is sealed into chunks, one
+//! per series with all its columns, in one batch with the deletion of the head. Values are exact
+//! (see `codec`) and carry a CRC-32.
+//!
+//! # What is promised
+//!
+//! A point is durable when [`History::append`] or [`History::import`] returns, against kill and
+//! power cut. Damage never stops the daemon: a damaged record is left out, a database that cannot
+//! be opened is repaired without its snapshot or set aside and begun anew, points that were
+//! acknowledged and are gone are counted; each is logged as an error and listed by
+//! [`History::problems`].
+//!
+//! One thread owns all databases. A range is read an hour at a time and an import merged a day at a
+//! time, with waiting appends served in between; appends that wait together share one flush.
+
+mod codec;
+pub(crate) mod files;
+mod partition;
+mod partitions;
+mod record;
+mod worker;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::feature::FeatureName;
+use crate::usage::Usage;
+use worker::{Append, Call};
+
+/// Most points that one [`History::range`] returns: more than a week at one point per 5 s.
+pub const RANGE_MAX: usize = 150_000;
+
+/// Names a series: a feature in its group.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SeriesKey {
+    /// Group.
+    pub group: String,
+    /// Feature.
+    pub feature: FeatureName,
+}
+
+impl fmt::Display for SeriesKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.group, self.feature)
+    }
+}
+
+/// Why the history refused or failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HistoryError {
+    /// A file could not be read or written. The partition is opened anew at the next call.
+    #[error("history {path}: {message}")]
+    Io {
+        /// Directory or file.
+        path: PathBuf,
+        /// The system's or sled's words.
+        message: String,
+    },
+    /// Free space is below the floor: nothing is recorded until there is room.
+    #[error(
+        "history {dir}: {free_mib} MiB free, {floor_mib} MiB needed: nothing is recorded; free \
+         space there or lower history.keep_hours"
+    )]
+    Full {
+        /// Directory.
+        dir: PathBuf,
+        /// MiB free.
+        free_mib: u64,
+        /// MiB that must be free.
+        floor_mib: u64,
+    },
+    /// Another process has it open.
+    #[error("history {0} is in use by another process: stop the other droverd first")]
+    InUse(PathBuf),
+    /// A database failed inside sled; it is opened anew, or repaired, at the next call.
+    #[error("history partition {partition}: {message}")]
+    Broken {
+        /// Day.
+        partition: String,
+        /// What sled said.
+        message: String,
+    },
+    /// A time before 1970 or after the year 9999: the clock is wrong.
+    #[error("a point at {0} ms since the epoch is outside the years 1970 to 9999: set the clock")]
+    Time(i64),
+    /// The history was closed.
+    #[error("the history is closed")]
+    Closed,
+}
+
+/// How a history is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Hours that points are kept; whole days are dropped.
+    pub keep_hours: u32,
+    /// MiB of free space below which nothing is recorded.
+    pub floor_mib: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            keep_hours: 168,
+            floor_mib: 64,
+        }
+    }
+}
+
+/// What went wrong, once each; shared between the thread and the handles.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Problems(Arc<Mutex<Vec<String>>>);
+
+impl Problems {
+    /// Problems kept; later ones are only logged.
+    const MOST: usize = 200;
+
+    /// Logs and lists a problem, unless it is listed already.
+    pub(crate) fn report(&self, what: String) {
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.contains(&what) {
+            return;
+        }
+        tracing::error!("{what}");
+        if list.len() < Self::MOST {
+            list.push(what);
+        }
+    }
+
+    /// All of them, oldest first.
+    pub(crate) fn list(&self) -> Vec<String> {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// Handle to the thread that owns the history. Clones share it; the thread ends with
+/// [`History::close`] or when the last handle is dropped. The futures need no particular runtime.
+#[derive(Debug, Clone)]
+pub struct History {
+    appends: mpsc::Sender<Append>,
+    calls: mpsc::Sender<Call>,
+    problems: Problems,
+}
+
+impl History {
+    /// Opens or creates the history in `dir`, keeping `keep_hours` hours of points and stopping
+    /// below 64 MiB of free space.
+    pub fn open(dir: &Path, keep_hours: u32) -> Result<Self, HistoryError> {
+        Self::open_with(
+            dir,
+            Options {
+                keep_hours,
+                ..Options::default()
+            },
+        )
+    }
+
+    /// Opens or creates the history in `dir`.
+    pub fn open_with(dir: &Path, options: Options) -> Result<Self, HistoryError> {
+        let (appends, appends_rx) = mpsc::channel(16);
+        let (calls, calls_rx) = mpsc::channel(64);
+        let problems = Problems::default();
+        worker::start(dir, options, problems.clone(), appends_rx, calls_rx)?;
+        Ok(Self {
+            appends,
+            calls,
+            problems,
+        })
+    }
+
+    /// Records one tick: a point of any number of series. Durable when it returns. A point that is
+    /// there already (same series and time) is left as it is, so a failed append can be repeated.
+    pub async fn append(&self, tick: Vec<(SeriesKey, Usage)>) -> Result<(), HistoryError> {
+        let (reply, answer) = oneshot::channel();
+        self.appends
+            .send(Append { tick, reply })
+            .await
+            .map_err(|_| HistoryError::Closed)?;
+        answer.await.map_err(|_| HistoryError::Closed)?
+    }
+
+    /// Points of a series from `since_ms` to `until_ms`, both included, in time order: the latest
+    /// `limit` of them, at most [`RANGE_MAX`].
+    pub async fn range(
+        &self,
+        key: &SeriesKey,
+        since_ms: i64,
+        until_ms: i64,
+        limit: usize,
+    ) -> Result<Vec<Usage>, HistoryError> {
+        let key = key.clone();
+        self.call(|reply| Call::Range {
+            key,
+            since_ms,
+            until_ms,
+            limit: limit.min(RANGE_MAX),
+            reply,
+        })
+        .await
+    }
+
+    /// All series with points, sorted.
+    pub async fn series(&self) -> Result<Vec<SeriesKey>, HistoryError> {
+        self.call(|reply| Call::Series { reply }).await
+    }
+
+    /// Merges points of another host into a series. Points that are there already win. Points
+    /// older than `keep_hours` before the newest one of `points` are left out. Durable when it
+    /// returns how many points are new.
+    pub async fn import(&self, key: &SeriesKey, points: Vec<Usage>) -> Result<u64, HistoryError> {
+        let key = key.clone();
+        self.call(|reply| Call::Import { key, points, reply }).await
+    }
+
+    /// Drops the days that ended more than `keep_hours` before `now_ms`, quarantined ones too.
+    /// Returns how many partitions were dropped.
+    pub async fn expire(&self, now_ms: i64) -> Result<u64, HistoryError> {
+        self.call(|reply| Call::Expire { now_ms, reply }).await
+    }
+
+    /// What went wrong since it was opened, oldest first, for the administrator.
+    pub fn problems(&self) -> Vec<String> {
+        self.problems.list()
+    }
+
+    /// Closes all databases; other handles get [`HistoryError::Closed`] from then on.
+    pub async fn close(self) {
+        // An error means that the thread has ended already.
+        let _ = self.call(|reply| Call::Close { reply }).await;
+    }
+
+    async fn call<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, HistoryError>>) -> Call,
+    ) -> Result<T, HistoryError> {
+        let (reply, answer) = oneshot::channel();
+        self.calls
+            .send(make(reply))
+            .await
+            .map_err(|_| HistoryError::Closed)?;
+        answer.await.map_err(|_| HistoryError::Closed)?
+    }
+}

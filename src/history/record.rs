@@ -1,0 +1,217 @@
+//! Keys and values of a partition. Every value carries a version, a count and a CRC-32 that
+//! covers the key too, so that a value under the wrong key is found out.
+//!
+//! ```text
+//! c | hour u64 | series u32 | first_ms i64   sealed chunk of one series, count points
+//! h | seq u64 | part u16                     head: one appended tick, count entries
+//! m                                          what is sealed: sequence number and points
+//! s | series u32                             name of a series (JSON)
+//! ```
+//!
+//! Numbers in keys are big-endian: time-major, one hour of one series is one short scan.
+
+use super::codec::{self, Malformed};
+use crate::usage::Usage;
+
+/// Milliseconds of an hour.
+pub(super) const HOUR_MS: i64 = 3_600_000;
+/// Hours are the buckets of chunks.
+pub(super) fn hour_of(at_ms: i64) -> i64 {
+    at_ms.div_euclid(HOUR_MS)
+}
+
+const VERSION: u8 = 1;
+const ENVELOPE: usize = 7;
+
+/// Key of what is sealed.
+pub(super) const META: &[u8] = b"m";
+
+/// A key, taken apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Key {
+    /// Chunk.
+    Chunk {
+        /// Series.
+        series: u32,
+    },
+    /// Head record.
+    Head {
+        /// Sequence number of the append.
+        seq: u64,
+    },
+    /// What is sealed.
+    Meta,
+    /// Name.
+    Series {
+        /// Series.
+        series: u32,
+    },
+}
+
+impl Key {
+    pub(super) fn parse(key: &[u8]) -> Option<Self> {
+        let u32_at = |at: usize| Some(u32::from_be_bytes(key.get(at..at + 4)?.try_into().ok()?));
+        match (key.first()?, key.len()) {
+            (b'c', 21) => Some(Self::Chunk { series: u32_at(9)? }),
+            (b'h', 11) => Some(Self::Head {
+                seq: u64::from_be_bytes(key[1..9].try_into().ok()?),
+            }),
+            (b'm', 1) => Some(Self::Meta),
+            (b's', 5) => Some(Self::Series { series: u32_at(1)? }),
+            _ => None,
+        }
+    }
+}
+
+/// Prefix of the chunks of one series in one hour.
+pub(super) fn chunk_prefix(hour: i64, series: u32) -> Vec<u8> {
+    let mut k = Vec::with_capacity(21);
+    k.push(b'c');
+    k.extend_from_slice(&(hour as u64).to_be_bytes());
+    k.extend_from_slice(&series.to_be_bytes());
+    k
+}
+
+/// Key of a chunk.
+pub(super) fn chunk_key(hour: i64, series: u32, first_ms: i64) -> Vec<u8> {
+    let mut k = chunk_prefix(hour, series);
+    k.extend_from_slice(&first_ms.to_be_bytes());
+    k
+}
+
+/// Key of a part of an appended tick.
+pub(super) fn head_key(seq: u64, part: u16) -> Vec<u8> {
+    let mut k = Vec::with_capacity(11);
+    k.push(b'h');
+    k.extend_from_slice(&seq.to_be_bytes());
+    k.extend_from_slice(&part.to_be_bytes());
+    k
+}
+
+/// Key of a series' name.
+pub(super) fn series_key(series: u32) -> Vec<u8> {
+    let mut k = vec![b's'];
+    k.extend_from_slice(&series.to_be_bytes());
+    k
+}
+
+fn checksum(key: &[u8], count: u16, payload: &[u8]) -> u32 {
+    let mut h = crc32fast::Hasher::new();
+    h.update(&[VERSION]);
+    h.update(&count.to_le_bytes());
+    h.update(key);
+    h.update(payload);
+    h.finalize()
+}
+
+/// Wraps a payload for `key`.
+pub(super) fn wrap(key: &[u8], count: u16, payload: &[u8]) -> Vec<u8> {
+    let mut v = Vec::with_capacity(ENVELOPE + payload.len());
+    v.push(VERSION);
+    v.extend_from_slice(&count.to_le_bytes());
+    v.extend_from_slice(&checksum(key, count, payload).to_le_bytes());
+    v.extend_from_slice(payload);
+    v
+}
+
+/// Checks and unwraps a value: its count and payload.
+pub(super) fn check<'a>(key: &[u8], value: &'a [u8]) -> Result<(u16, &'a [u8]), Malformed> {
+    let mut r = value;
+    let head = codec::take(&mut r, ENVELOPE)?;
+    let count = u16::from_le_bytes([head[1], head[2]]);
+    let crc = u32::from_le_bytes([head[3], head[4], head[5], head[6]]);
+    if head[0] != VERSION || crc != checksum(key, count, r) {
+        return Err(Malformed);
+    }
+    Ok((count, r))
+}
+
+/// Value of a chunk.
+pub(super) fn chunk_value(key: &[u8], points: &[Usage]) -> Vec<u8> {
+    wrap(key, points.len() as u16, &codec::encode(points))
+}
+
+/// Points of a chunk.
+pub(super) fn chunk_points(key: &[u8], value: &[u8]) -> Result<Vec<Usage>, Malformed> {
+    let (count, payload) = check(key, value)?;
+    codec::decode(payload, count as usize)
+}
+
+/// Value of a head record.
+pub(super) fn head_value(key: &[u8], entries: &[(u32, Usage)]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(entries.len() * 64);
+    for (series, point) in entries {
+        let run = codec::encode(std::slice::from_ref(point));
+        codec::put_varint(&mut payload, u64::from(*series));
+        codec::put_varint(&mut payload, run.len() as u64);
+        payload.extend_from_slice(&run);
+    }
+    wrap(key, entries.len() as u16, &payload)
+}
+
+/// Entries of a head record.
+pub(super) fn head_entries(key: &[u8], value: &[u8]) -> Result<Vec<(u32, Usage)>, Malformed> {
+    let (count, mut r) = check(key, value)?;
+    let mut entries = Vec::with_capacity(count as usize);
+    for _ in 0..count {
+        let series = u32::try_from(codec::get_varint(&mut r)?).map_err(|_| Malformed)?;
+        let len = usize::try_from(codec::get_varint(&mut r)?).map_err(|_| Malformed)?;
+        let run = codec::decode(codec::take(&mut r, len)?, 1)?;
+        entries.push((series, run[0]));
+    }
+    if r.is_empty() {
+        Ok(entries)
+    } else {
+        Err(Malformed)
+    }
+}
+
+/// What is sealed: the last append's sequence number and the number of points in chunks.
+pub(super) fn meta_value(seq: u64, points: u64) -> Vec<u8> {
+    let mut payload = seq.to_le_bytes().to_vec();
+    payload.extend_from_slice(&points.to_le_bytes());
+    wrap(META, 1, &payload)
+}
+
+/// Reads [`meta_value`].
+pub(super) fn meta(value: &[u8]) -> Result<(u64, u64), Malformed> {
+    let (_, mut r) = check(META, value)?;
+    let mut next = || -> Result<u64, Malformed> {
+        let b = codec::take(&mut r, 8)?;
+        Ok(u64::from_le_bytes(b.try_into().map_err(|_| Malformed)?))
+    };
+    Ok((next()?, next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flip_anywhere_and_another_key_are_found() {
+        let p = Usage {
+            at_ms: 1_700_000_000_000,
+            dt_s: 5.0,
+            cpu_percent: Some(12.5),
+            ..Usage::default()
+        };
+        let key = chunk_key(hour_of(p.at_ms), 7, p.at_ms);
+        let value = chunk_value(&key, &[p]);
+        assert_eq!(chunk_points(&key, &value), Ok(vec![p]));
+        for i in 0..value.len() {
+            for bit in 0..8 {
+                let mut v = value.clone();
+                v[i] ^= 1 << bit;
+                assert_eq!(chunk_points(&key, &v), Err(Malformed), "byte {i} bit {bit}");
+            }
+        }
+        assert_eq!(
+            chunk_points(&chunk_key(1, 7, p.at_ms), &value),
+            Err(Malformed)
+        );
+        assert_eq!(Key::parse(&key), Some(Key::Chunk { series: 7 }));
+        let key = head_key(3, 0);
+        let value = head_value(&key, &[(7, p), (9, p)]);
+        assert_eq!(head_entries(&key, &value), Ok(vec![(7, p), (9, p)]));
+    }
+}
