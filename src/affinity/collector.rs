@@ -1,0 +1,233 @@
+//! Turns the stream of usage points into rows: inputs now, service quality over the horizon
+//! that follows.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::feature::FeatureName;
+use crate::host::{FeatureStatus, HostState};
+use crate::usage::Usage;
+
+use super::input::{ScoreInput, UsageWindow};
+use super::quality::quality;
+use super::reservoir::Row;
+use super::schema::{Inputs, row};
+
+/// Points kept per feature at most, whatever their interval.
+const MAX_POINTS: usize = 120;
+
+/// One usage point and where it was measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Observation<'a> {
+    /// The host, as it is now.
+    pub host: &'a HostState,
+    /// Domain.
+    pub domain: &'a str,
+    /// Feature.
+    pub feature: &'a FeatureName,
+    /// Its use.
+    pub usage: &'a Usage,
+    /// Percent of the interval that the guest's CPUs were stolen, if known.
+    pub steal_percent: Option<f64>,
+}
+
+#[derive(Debug, Clone)]
+struct Pending {
+    at_ms: i64,
+    x: Inputs,
+    /// Quality times seconds.
+    sum: f64,
+    /// Seconds measured.
+    covered_s: f64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Track {
+    points: VecDeque<Usage>,
+    pending: Option<Pending>,
+}
+
+/// Remembers recent points and the inputs whose horizon has not passed yet.
+#[derive(Debug, Clone)]
+pub struct Collector {
+    window_ms: i64,
+    horizon_ms: i64,
+    tracks: BTreeMap<(String, FeatureName), Track>,
+}
+
+impl Collector {
+    /// Inputs look back over `window_s`, quality forward over `horizon_s`, in seconds.
+    pub fn new(window_s: f64, horizon_s: f64) -> Self {
+        Self {
+            window_ms: (window_s * 1000.0).max(1.0) as i64,
+            horizon_ms: (horizon_s * 1000.0).max(1.0) as i64,
+            tracks: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a point. Gives a row when a horizon has passed and at least half of it was
+    /// measured; rows of one feature do not overlap.
+    pub fn observe(&mut self, o: &Observation<'_>) -> Option<Row> {
+        let key = (o.domain.to_owned(), o.feature.clone());
+        let instance = o.host.instances.iter().find(|i| i.domain == o.domain);
+        let running = instance.filter(|i| {
+            i.features
+                .iter()
+                .any(|f| f.spec.name == *o.feature && f.status == FeatureStatus::Running)
+        });
+        let Some(instance) = running else {
+            // Stopped or on its way: its quality is not the host's.
+            self.tracks.remove(&key);
+            return None;
+        };
+        let track = self.tracks.entry(key).or_default();
+        let now = o.usage.at_ms;
+        if let Some(last) = track.points.back() {
+            if now == last.at_ms {
+                return None;
+            }
+            if now < last.at_ms {
+                *track = Track::default();
+            }
+        }
+        track.points.push_back(*o.usage);
+        while track.points.len() > MAX_POINTS
+            || track
+                .points
+                .front()
+                .is_some_and(|p| now.saturating_sub(p.at_ms) >= self.window_ms)
+        {
+            track.points.pop_front();
+        }
+        let mut done = None;
+        if let Some(p) = &mut track.pending {
+            if let Some(q) = quality(o.usage, o.steal_percent) {
+                // Of an interval that began before the inputs were taken, the rest counts.
+                let s = o.usage.dt_s.min((now - p.at_ms) as f64 / 1000.0).max(0.0);
+                p.sum += q * s;
+                p.covered_s += s;
+            }
+            if now - p.at_ms >= self.horizon_ms {
+                done = track.pending.take();
+            }
+        }
+        if track.pending.is_none() {
+            let window = UsageWindow::of(&track.points);
+            track.pending = Some(Pending {
+                at_ms: now,
+                x: row(&ScoreInput {
+                    host: o.host,
+                    instance,
+                    feature: o.feature,
+                    window: &window,
+                    demand: window.demand(),
+                }),
+                sum: 0.0,
+                covered_s: 0.0,
+            });
+        }
+        let p = done?;
+        let horizon_s = self.horizon_ms as f64 / 1000.0;
+        let late = now - p.at_ms > 2 * self.horizon_ms;
+        (!late && p.covered_s >= horizon_s / 2.0).then(|| Row {
+            at_ms: p.at_ms,
+            host: o.host.name.clone(),
+            feature: o.feature.to_string(),
+            x: p.x,
+            y: (p.sum / p.covered_s).clamp(0.0, 1.0) as f32,
+        })
+    }
+
+    /// Use of a feature over the last window, `None` when it was not observed.
+    pub fn window(&self, domain: &str, feature: &FeatureName) -> Option<UsageWindow> {
+        let t = self.tracks.get(&(domain.to_owned(), feature.clone()))?;
+        (!t.points.is_empty()).then(|| UsageWindow::of(&t.points))
+    }
+
+    /// Drops the features for which `keep` is false.
+    pub fn retain(&mut self, mut keep: impl FnMut(&str, &FeatureName) -> bool) {
+        self.tracks.retain(|(d, f), _| keep(d, f));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{feature, host_with_feature};
+    use super::*;
+
+    fn point(at_s: i64, stall: Option<f64>) -> Usage {
+        Usage {
+            at_ms: at_s * 1000,
+            dt_s: 5.0,
+            cpu_percent: Some(50.0),
+            psi_cpu_percent: stall,
+            ..Usage::default()
+        }
+    }
+
+    fn run(stalls: &[(i64, Option<f64>)]) -> Vec<Row> {
+        let (h, f) = (host_with_feature("a", 4.0), feature());
+        let mut c = Collector::new(60.0, 30.0);
+        stalls
+            .iter()
+            .filter_map(|(at, s)| {
+                c.observe(&Observation {
+                    host: &h,
+                    domain: "g",
+                    feature: &f,
+                    usage: &point(*at, *s),
+                    steal_percent: None,
+                })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn quality_of_what_follows() {
+        // Stall at the time of the inputs does not count, what follows does.
+        let mut points = vec![(0, Some(100.0))];
+        points.extend((1..=12).map(|i| (i * 5, Some(if i <= 6 { 20.0 } else { 60.0 }))));
+        let rows = run(&points);
+        assert_eq!(rows.len(), 2);
+        assert_eq!(rows[0].at_ms, 0);
+        assert!((rows[0].y - 0.8).abs() < 1e-6, "{}", rows[0].y);
+        assert_eq!(rows[1].at_ms, 30_000);
+        assert!((rows[1].y - 0.4).abs() < 1e-6);
+    }
+
+    #[test]
+    fn gaps_give_no_row() {
+        assert!(run(&[(0, Some(1.0)), (30, Some(1.0)), (35, Some(1.0))]).is_empty());
+        let unmeasured: Vec<_> = (0..10).map(|i| (i * 5, None)).collect();
+        assert!(run(&unmeasured).is_empty());
+        assert!(run(&[(50, Some(1.0)), (0, Some(1.0)), (30, Some(1.0))]).is_empty());
+    }
+
+    #[test]
+    fn not_while_moving() {
+        let (mut host, name) = (host_with_feature("a", 4.0), feature());
+        let mut c = Collector::new(60.0, 10.0);
+        for (at_s, status) in (0i64..).step_by(5).zip([
+            FeatureStatus::Running,
+            FeatureStatus::Moving,
+            FeatureStatus::Running,
+            FeatureStatus::Running,
+        ]) {
+            host.instances[0].features[0].status = status;
+            let u = point(at_s, Some(0.0));
+            let o = Observation {
+                host: &host,
+                domain: "g",
+                feature: &name,
+                usage: &u,
+                steal_percent: None,
+            };
+            assert_eq!(c.observe(&o), None);
+            assert_eq!(
+                c.window("g", &name).is_some(),
+                status == FeatureStatus::Running
+            );
+        }
+        c.retain(|_, _| false);
+        assert_eq!(c.window("g", &name), None);
+    }
+}

@@ -1,0 +1,417 @@
+//! The gbdt crate behind a guard.
+//!
+//! The crate panics on NaN and on rows of another width, diverges on its own marker for missing
+//! values, loops for ever on a cyclic model, has no seed, no early stopping and no interruption.
+//! Hence: rows of a fixed width are checked before every call; labels are standardised; calls
+//! are made under `catch_unwind`; trees are trained in chunks that start from the predictions
+//! so far (the result is that of one training); the sampling is ours and deterministic; trees
+//! pass through [`super::trees`], which checks them.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use gbdt::config::Config;
+use gbdt::decision_tree::Data;
+use gbdt::gradient_boost::GBDT;
+
+use super::AffinityError;
+use super::codec::{Reader, Writer};
+use super::reservoir::Row;
+use super::schema::{COLUMNS, HASH, Inputs, N, valid};
+use super::trees::{Ensemble, from_crate, to_crate};
+
+const MAGIC: [u8; 4] = *b"DRVM";
+const VERSION: u16 = 1;
+
+/// How a model is trained.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Params {
+    /// Most trees.
+    pub trees: usize,
+    /// Trees per chunk; between chunks the training can stop.
+    pub chunk: usize,
+    /// Depth of a tree.
+    pub depth: u32,
+    /// Nodes with at most so many rows are not split.
+    pub min_leaf: usize,
+    /// Learning rate.
+    pub shrinkage: f32,
+    /// Fraction of the rows that each chunk sees, from [`Params::sample_from`] rows on.
+    pub sample_ratio: f64,
+    /// See `sample_ratio`.
+    pub sample_from: usize,
+    /// Chunks without gain on the validation rows after which it stops.
+    pub patience: usize,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            trees: 100,
+            chunk: 10,
+            depth: 5,
+            min_leaf: 8,
+            shrinkage: 0.1,
+            sample_ratio: 0.5,
+            sample_from: 2_000,
+            patience: 3,
+        }
+    }
+}
+
+/// A trained model.
+pub struct Model {
+    ensemble: Ensemble,
+    predictor: GBDT,
+    /// Labels were (y - mean) / scale.
+    mean: f64,
+    scale: f64,
+    /// Rows it was trained on.
+    pub rows: u64,
+    /// When it was trained, milliseconds since the epoch.
+    pub trained_at_ms: i64,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model")
+            .field("trees", &self.ensemble.trees.len())
+            .field("rows", &self.rows)
+            .field("trained_at_ms", &self.trained_at_ms)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A prediction taken apart: `base` plus all contributions is the prediction before it is
+/// limited to [0, 1].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explanation {
+    /// What the model would say without looking at the inputs.
+    pub base: f64,
+    /// Column and what it adds, largest effect first, without zeros.
+    pub contributions: Vec<(&'static str, f64)>,
+}
+
+/// Calls into the crate; a panic becomes an error.
+fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, AffinityError> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|p| {
+        let what = p
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| p.downcast_ref::<&str>().copied())
+            .unwrap_or("no message");
+        AffinityError::Training(format!("the gbdt crate panicked: {what}"))
+    })
+}
+
+/// Deterministic choice of rows per chunk.
+fn chosen(row: usize, chunk: usize, ratio: f64) -> bool {
+    let mut h = (row as u64) ^ ((chunk as u64 + 1) << 40);
+    h = h.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    h ^= h >> 31;
+    ((h >> 11) as f64) < ratio * (1u64 << 53) as f64
+}
+
+impl Model {
+    /// Trains on `rows`; `validation` (later rows) tells when to stop. `keep_going` is asked
+    /// before every chunk: on false, the trees so far are the model, if there are any.
+    pub fn fit(
+        rows: &[&Row],
+        validation: &[&Row],
+        params: &Params,
+        now_ms: i64,
+        keep_going: &mut dyn FnMut() -> bool,
+    ) -> Result<Self, AffinityError> {
+        let n = rows.len();
+        if n < 2 {
+            return Err(AffinityError::TooFewRows { have: n, need: 2 });
+        }
+        if rows
+            .iter()
+            .chain(validation)
+            .any(|r| !valid(&r.x) || !r.y.is_finite())
+        {
+            return Err(AffinityError::Training("a row is not finite".into()));
+        }
+        let mean = rows.iter().map(|r| f64::from(r.y)).sum::<f64>() / n as f64;
+        let variance = rows
+            .iter()
+            .map(|r| (f64::from(r.y) - mean).powi(2))
+            .sum::<f64>()
+            / n as f64;
+        let scale = variance.sqrt();
+        // The crate's tolerances are absolute; without spread there is nothing to learn.
+        if scale < 1e-6 {
+            return Err(AffinityError::Uniform);
+        }
+        let mut data: Vec<Data> = rows
+            .iter()
+            .chain(validation)
+            .map(|r| {
+                let label = ((f64::from(r.y) - mean) / scale) as f32;
+                Data::new_training_data(r.x.to_vec(), 1.0, label, Some(0.0))
+            })
+            .collect();
+        let mut conf = Config::new();
+        conf.set_feature_size(N);
+        conf.set_max_depth(params.depth);
+        conf.set_min_leaf_size(params.min_leaf);
+        conf.set_shrinkage(params.shrinkage);
+        conf.enabled_initial_guess(true);
+
+        let mut trees = Vec::new();
+        let (mut best, mut best_len, mut without_gain) = (f64::INFINITY, 0, 0);
+        let mut chunk = 0;
+        while trees.len() < params.trees && without_gain < params.patience && keep_going() {
+            let count = params.chunk.clamp(1, params.trees - trees.len());
+            conf.set_iterations(count);
+            let mut part: Vec<Data> = if n >= params.sample_from {
+                let picked = (0..n).filter(|i| chosen(*i, chunk, params.sample_ratio));
+                picked.map(|i| data[i].clone()).collect()
+            } else {
+                data[..n].to_vec()
+            };
+            let (model, guesses) = guarded(|| {
+                let mut m = GBDT::new(&conf);
+                m.fit(&mut part);
+                let guesses = m.predict(&data);
+                (m, guesses)
+            })?;
+            if guesses.iter().any(|g| !g.is_finite()) {
+                return Err(AffinityError::Training("the training diverged".into()));
+            }
+            trees.extend(from_crate(&model)?);
+            for (d, g) in data.iter_mut().zip(guesses) {
+                d.initial_guess = g;
+            }
+            chunk += 1;
+            // Without validation rows the training rows decide, which always gain.
+            let judged = if validation.is_empty() {
+                &data[..]
+            } else {
+                &data[n..]
+            };
+            let error = judged
+                .iter()
+                .map(|d| f64::from(d.label - d.initial_guess).powi(2))
+                .sum::<f64>()
+                / judged.len() as f64;
+            if error < best * 0.999 {
+                (best, best_len, without_gain) = (error, trees.len(), 0);
+            } else {
+                without_gain += 1;
+            }
+        }
+        if trees.is_empty() {
+            return Err(AffinityError::Interrupted);
+        }
+        trees.truncate(best_len.max(1));
+        let ensemble = Ensemble {
+            trees,
+            shrinkage: params.shrinkage,
+        };
+        Self::assemble(ensemble, mean, scale, n as u64, now_ms)
+    }
+
+    fn assemble(
+        ensemble: Ensemble,
+        mean: f64,
+        scale: f64,
+        rows: u64,
+        trained_at_ms: i64,
+    ) -> Result<Self, AffinityError> {
+        Ok(Self {
+            predictor: to_crate(&ensemble)?,
+            ensemble,
+            mean,
+            scale,
+            rows,
+            trained_at_ms,
+        })
+    }
+
+    /// Number of trees.
+    pub fn trees(&self) -> usize {
+        self.ensemble.trees.len()
+    }
+
+    /// Predicted service quality, 0 to 1.
+    pub fn predict(&self, x: &Inputs) -> Result<f64, AffinityError> {
+        if !valid(x) {
+            return Err(AffinityError::Training("an input is not finite".into()));
+        }
+        let data = vec![Data::new_test_data(x.to_vec(), None)];
+        let raw = guarded(|| self.predictor.predict(&data))?;
+        match raw.first() {
+            Some(r) if r.is_finite() => {
+                Ok((self.mean + self.scale * f64::from(*r)).clamp(0.0, 1.0))
+            }
+            _ => Err(AffinityError::Training("a prediction is not finite".into())),
+        }
+    }
+
+    /// The prediction as a sum of contributions per input.
+    pub fn explain(&self, x: &Inputs) -> Explanation {
+        let (base, parts) = self.ensemble.contributions(x);
+        let mut contributions: Vec<(&'static str, f64)> = COLUMNS
+            .into_iter()
+            .zip(parts.map(|p| p * self.scale))
+            .filter(|(_, p)| *p != 0.0)
+            .collect();
+        contributions.sort_by(|a, b| b.1.abs().total_cmp(&a.1.abs()).then(a.0.cmp(b.0)));
+        Explanation {
+            base: self.mean + self.scale * base,
+            contributions,
+        }
+    }
+
+    /// Mean absolute error over rows; `None` without rows or when a prediction fails.
+    pub fn error(&self, rows: &[&Row]) -> Option<f64> {
+        let mut sum = 0.0;
+        for r in rows {
+            sum += (self.predict(&r.x).ok()? - f64::from(r.y)).abs();
+        }
+        (!rows.is_empty()).then(|| sum / rows.len() as f64)
+    }
+
+    /// Binary form, with version, schema hash and checksum.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut w = Writer::new(MAGIC, VERSION, HASH);
+        w.f64(self.mean);
+        w.f64(self.scale);
+        w.u64(self.rows);
+        w.i64(self.trained_at_ms);
+        self.ensemble.write(&mut w);
+        w.finish()
+    }
+
+    /// Reads [`Self::to_bytes`]; everything is checked.
+    pub fn from_bytes(data: &[u8]) -> Result<Self, AffinityError> {
+        let mut r = Reader::open(data, MAGIC, VERSION, HASH)?;
+        let (mean, scale) = (r.f64()?, r.f64()?);
+        let (rows, trained_at_ms) = (r.u64()?, r.i64()?);
+        if !mean.is_finite() || !scale.is_finite() {
+            return Err(AffinityError::Damaged("its scale is not a number".into()));
+        }
+        let ensemble = Ensemble::read(&mut r)?;
+        r.end()?;
+        Self::assemble(ensemble, mean, scale, rows, trained_at_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::schema::MISSING;
+    use super::super::tests::{Random, synthetic};
+    use super::*;
+
+    fn fit(n: usize, seed: u64) -> (Vec<Row>, Model) {
+        let rows = synthetic(n, seed);
+        let refs: Vec<&Row> = rows.iter().collect();
+        let (a, b) = refs.split_at(n * 8 / 10);
+        let m = Model::fit(a, b, &Params::default(), 7, &mut || true).unwrap();
+        (rows, m)
+    }
+
+    #[test]
+    fn learns_explains_and_survives_bytes() {
+        let (_, m) = fit(1500, 1);
+        let test = synthetic(300, 2);
+        let refs: Vec<&Row> = test.iter().collect();
+        let error = m.error(&refs).unwrap();
+        assert!(error < 0.05, "{error}");
+        let back = Model::from_bytes(&m.to_bytes()).unwrap();
+        assert_eq!((back.rows, back.trained_at_ms), (1200, 7));
+        for r in &test {
+            let p = m.predict(&r.x).unwrap();
+            assert_eq!(p, back.predict(&r.x).unwrap());
+            let e = m.explain(&r.x);
+            let sum = e.base + e.contributions.iter().map(|c| c.1).sum::<f64>();
+            assert!((sum.clamp(0.0, 1.0) - p).abs() < 1e-5, "{sum} {p}");
+        }
+        let top = m.explain(&test[0].x).contributions[0].0;
+        assert!(["host_stall", "host_cpu_after"].contains(&top), "{top}");
+    }
+
+    #[test]
+    fn deterministic_even_when_sampling() {
+        let rows = synthetic(2500, 3);
+        let refs: Vec<&Row> = rows.iter().collect();
+        let p = Params {
+            trees: 20,
+            ..Params::default()
+        };
+        let fit = || {
+            Model::fit(&refs, &[], &p, 0, &mut || true)
+                .unwrap()
+                .to_bytes()
+        };
+        assert_eq!(fit(), fit());
+    }
+
+    #[test]
+    fn time_budget_and_early_stop() {
+        let rows = synthetic(400, 4);
+        let refs: Vec<&Row> = rows.iter().collect();
+        let p = Params::default();
+        let mut left = 2;
+        let mut budget = || {
+            left -= 1;
+            left >= 0
+        };
+        let m = Model::fit(&refs, &[], &p, 0, &mut budget).unwrap();
+        assert_eq!(m.trees(), 20);
+        let none = Model::fit(&refs, &[], &p, 0, &mut || false);
+        assert_eq!(none.err(), Some(AffinityError::Interrupted));
+        // Labels without any relation: stops after the patience, far from all trees.
+        let mut random = Random(5);
+        let noise: Vec<Row> = rows
+            .into_iter()
+            .map(|mut r| {
+                r.y = random.unit() as f32;
+                r
+            })
+            .collect();
+        let refs: Vec<&Row> = noise.iter().collect();
+        let (a, b) = refs.split_at(300);
+        let m = Model::fit(a, b, &p, 0, &mut || true).unwrap();
+        assert!(m.trees() <= 50, "{}", m.trees());
+    }
+
+    #[test]
+    fn traps_become_errors() {
+        let (rows, m) = fit(300, 6);
+        let mut x = rows[0].x;
+        x[0] = f32::NAN;
+        assert!(m.predict(&x).is_err());
+        assert!(m.predict(&[MISSING; N]).unwrap().is_finite());
+        let same: Vec<Row> = rows
+            .iter()
+            .cloned()
+            .map(|mut r| {
+                r.y = 1.0;
+                r
+            })
+            .collect();
+        let refs: Vec<&Row> = same.iter().collect();
+        let p = Params::default();
+        let e = Model::fit(&refs, &[], &p, 0, &mut || true).err();
+        assert_eq!(e, Some(AffinityError::Uniform));
+        let mut bad = rows.clone();
+        bad[3].y = f32::NAN;
+        let refs: Vec<&Row> = bad.iter().collect();
+        assert!(Model::fit(&refs, &[], &p, 0, &mut || true).is_err());
+        assert!(Model::fit(&[], &[], &p, 0, &mut || true).is_err());
+
+        let bytes = m.to_bytes();
+        assert!(Model::from_bytes(&bytes[..bytes.len() / 2]).is_err());
+        let mut other = bytes.clone();
+        other[6] ^= 1;
+        let end = other.len() - 4;
+        let crc = crc32fast::hash(&other[..end]);
+        other[end..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Model::from_bytes(&other).err(), Some(AffinityError::Schema));
+        assert!(guarded(|| GBDT::new(&Config::new()).predict(&vec![])).is_err());
+    }
+}

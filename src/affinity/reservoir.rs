@@ -1,0 +1,287 @@
+//! The bounded sample of rows that models are trained on.
+//!
+//! The sample is biased towards recent rows: hosts, neighbours and workloads change, and a
+//! uniform sample over months would predict the past. A row's chance halves with every half-life
+//! rather than dropping to nothing, so that what a host did under a rare load is not forgotten
+//! with the first quiet day. Which rows stay depends on nothing but the rows (a row's rank is
+//! computed from its key, see [`rank`]): peers that saw the same rows keep the same ones, in
+//! whatever order they came, and a row that was dropped stays out when it is offered again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::AffinityError;
+use super::codec::{Reader, Writer};
+use super::schema::{FNV_START, HASH, Inputs, N, fnv, valid};
+
+const MAGIC: [u8; 4] = *b"DRVR";
+const VERSION: u16 = 1;
+/// Rows dated later than this after now are refused: a wrong clock would keep them for ever.
+const FUTURE_MS: i64 = 300_000;
+
+/// What was known at one moment and the quality that followed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    /// When the inputs were taken, milliseconds since the epoch.
+    pub at_ms: i64,
+    /// Host.
+    pub host: String,
+    /// Feature.
+    pub feature: String,
+    /// Inputs.
+    pub x: Inputs,
+    /// Service quality over the horizon after `at_ms`, 0 to 1.
+    pub y: f32,
+}
+
+/// Rows on their way to a peer.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batch {
+    /// Hash of the sender's schema.
+    pub schema: u64,
+    /// Rows, oldest first.
+    pub rows: Vec<Row>,
+}
+
+/// Identity of a row: host, feature, time.
+type Key = (i64, String, String);
+
+/// See the module's documentation.
+#[derive(Debug, Clone)]
+pub struct Reservoir {
+    capacity: usize,
+    half_life_ms: f64,
+    rows: BTreeMap<Key, Row>,
+    ranks: BTreeSet<(i64, Key)>,
+}
+
+fn key(row: &Row) -> Key {
+    (row.at_ms, row.host.clone(), row.feature.clone())
+}
+
+/// Keeping the rows of the highest rank samples without replacement by weights that double with
+/// every half-life (the Gumbel top-k trick: log weight plus Gumbel noise); the noise comes from
+/// the key. In millionths.
+fn rank(key: &Key, half_life_ms: f64) -> i64 {
+    let mut h = fnv(&key.0.to_le_bytes(), FNV_START);
+    h = fnv(key.1.as_bytes(), h);
+    h = fnv(&[0], h);
+    h = fnv(key.2.as_bytes(), h);
+    // FNV mixes the last bytes badly; finish like splitmix64.
+    h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    h ^= h >> 31;
+    let u = ((h >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    let log_weight = key.0 as f64 / half_life_ms * std::f64::consts::LN_2;
+    ((log_weight - (-u.ln()).ln()) * 1e6) as i64
+}
+
+impl Reservoir {
+    /// At most `capacity` rows; `half_life_s` seconds of age halve a row's chance to stay.
+    pub fn new(capacity: usize, half_life_s: f64) -> Self {
+        Self {
+            capacity: capacity.max(1),
+            half_life_ms: (half_life_s * 1000.0).max(1.0),
+            rows: BTreeMap::new(),
+            ranks: BTreeSet::new(),
+        }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+    /// All rows, oldest first.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.values()
+    }
+
+    /// Adds a row; false when it is known, not valid, or does not make it into the sample.
+    pub fn insert(&mut self, row: Row) -> bool {
+        if !valid(&row.x) || !(0.0..=1.0).contains(&row.y) {
+            return false;
+        }
+        let k = key(&row);
+        if self.rows.contains_key(&k) {
+            return false;
+        }
+        let r = rank(&k, self.half_life_ms);
+        self.ranks.insert((r, k.clone()));
+        self.rows.insert(k.clone(), row);
+        if self.rows.len() > self.capacity
+            && let Some((_, out)) = self.ranks.pop_first()
+        {
+            self.rows.remove(&out);
+            return out != k;
+        }
+        true
+    }
+
+    /// Rows newer than `after_ms`, oldest first, at most `limit`; of one host only if named.
+    pub fn since(&self, host: Option<&str>, after_ms: i64, limit: usize) -> Batch {
+        let from = (after_ms.saturating_add(1), String::new(), String::new());
+        Batch {
+            schema: HASH,
+            rows: self
+                .rows
+                .range(from..)
+                .map(|(_, r)| r)
+                .filter(|r| host.is_none_or(|h| h == r.host))
+                .take(limit)
+                .cloned()
+                .collect(),
+        }
+    }
+
+    /// Takes a peer's rows; returns how many were new. Rows that are not valid or come from the
+    /// future are left out.
+    pub fn merge(&mut self, batch: Batch, now_ms: i64) -> Result<usize, AffinityError> {
+        if batch.schema != HASH {
+            return Err(AffinityError::Schema);
+        }
+        let latest = now_ms.saturating_add(FUTURE_MS);
+        Ok(batch
+            .rows
+            .into_iter()
+            .filter(|r| r.at_ms <= latest && r.host.len() <= 255 && r.feature.len() <= 64)
+            .filter(|r| self.insert(r.clone()))
+            .count())
+    }
+
+    /// Binary form of all rows.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut w = Writer::new(MAGIC, VERSION, HASH);
+        w.u32(u32::try_from(self.rows.len()).unwrap_or(u32::MAX));
+        for r in self.rows.values() {
+            w.i64(r.at_ms);
+            w.bytes(r.host.as_bytes());
+            w.bytes(r.feature.as_bytes());
+            r.x.iter().for_each(|v| w.f32(*v));
+            w.f32(r.y);
+        }
+        w.finish()
+    }
+
+    /// Adds the rows of [`Self::to_bytes`]; the capacity is this reservoir's.
+    pub fn load(&mut self, data: &[u8]) -> Result<usize, AffinityError> {
+        let mut r = Reader::open(data, MAGIC, VERSION, HASH)?;
+        let mut new = 0;
+        for _ in 0..r.u32()? {
+            let (at_ms, host, feature) = (r.i64()?, r.text()?, r.text()?);
+            let mut x = [0.0; N];
+            for v in &mut x {
+                *v = r.f32()?;
+            }
+            let y = r.f32()?;
+            new += usize::from(self.insert(Row {
+                at_ms,
+                host,
+                feature,
+                x,
+                y,
+            }));
+        }
+        r.end()?;
+        Ok(new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn a_row(at_ms: i64, host: &str) -> Row {
+        Row {
+            at_ms,
+            host: host.into(),
+            feature: "f".into(),
+            x: [1.0; N],
+            y: 0.5,
+        }
+    }
+
+    #[test]
+    fn bounded_deduplicated_recent() {
+        let hour = 3_600_000;
+        let mut r = Reservoir::new(500, 24.0 * 3600.0);
+        for i in 0..5000 {
+            r.insert(a_row(i * hour / 10, "a"));
+        }
+        assert_eq!(r.len(), 500);
+        let newest = r.rows().last().unwrap().clone();
+        assert!(!r.insert(newest), "known");
+        // 500 hours were offered; a uniform sample would have its middle at 250 h.
+        let middle = r.rows().nth(250).unwrap().at_ms / hour;
+        assert!(middle > 400, "{middle}");
+        let oldest = r.rows().next().unwrap().at_ms / hour;
+        assert!(oldest < 440, "more than the last 50 hours: {oldest}");
+    }
+
+    #[test]
+    fn invalid_rows_stay_out() {
+        let mut r = Reservoir::new(10, 1.0);
+        let mut bad = a_row(1, "a");
+        bad.x[3] = f32::NAN;
+        assert!(!r.insert(bad));
+        let mut bad = a_row(1, "a");
+        bad.y = 1.5;
+        assert!(!r.insert(bad));
+        let batch = |at_ms, schema| Batch {
+            schema,
+            rows: vec![a_row(at_ms, "a")],
+        };
+        assert_eq!(r.merge(batch(2_000_000, HASH), 0), Ok(0), "future");
+        assert_eq!(r.merge(batch(1, 7), 0), Err(AffinityError::Schema));
+        assert_eq!(r.merge(batch(1, HASH), 0), Ok(1));
+        let json = serde_json::to_string(&r.since(None, 0, 9)).unwrap();
+        let back: Batch = serde_json::from_str(&json).unwrap();
+        assert_eq!(r.merge(back, 0), Ok(0), "came back");
+        assert!(r.since(Some("b"), 0, 9).rows.is_empty());
+        assert!(r.since(None, 1, 9).rows.is_empty());
+    }
+
+    #[test]
+    fn bytes_are_checked() {
+        let mut r = Reservoir::new(10, 1e6);
+        r.insert(a_row(1, "a"));
+        r.insert(a_row(2, "b"));
+        let bytes = r.to_bytes();
+        let mut back = Reservoir::new(10, 1e6);
+        assert_eq!(back.load(&bytes), Ok(2));
+        assert!(r.rows().eq(back.rows()));
+        for cut in 0..bytes.len() {
+            assert!(back.load(&bytes[..cut]).is_err(), "{cut}");
+        }
+        for i in 0..bytes.len() {
+            let mut b = bytes.clone();
+            b[i] ^= 1;
+            assert!(back.load(&b).is_err(), "{i}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn order_does_not_matter(
+            mut times in proptest::collection::vec((0i64..1_000_000, 0u8..3), 0..200),
+        ) {
+            let fill = |times: &[(i64, u8)]| {
+                let mut r = Reservoir::new(20, 100.0);
+                for (t, h) in times {
+                    r.insert(a_row(*t, &h.to_string()));
+                }
+                r.rows().cloned().collect::<Vec<_>>()
+            };
+            let a = fill(&times);
+            times.reverse();
+            prop_assert_eq!(a, fill(&times));
+        }
+    }
+}

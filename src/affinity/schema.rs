@@ -1,0 +1,222 @@
+//! The model's inputs: a fixed list of named columns.
+//!
+//! A model and a row fit together only when their schema hash is equal, so that a change of the
+//! list makes old models and rows of older peers void instead of wrong.
+
+use crate::feature::FeatureName;
+use crate::host::{FeatureStatus, HelperState, InstanceState, StorageKind};
+
+use super::input::{After, ScoreInput, Stat, both, resident};
+
+/// Number of columns.
+pub const N: usize = 32;
+
+/// Value of an unknown input: finite, as the trees must be able to split it off, and far from
+/// every real value. The gbdt crate's own marker for missing values makes its training diverge.
+pub const MISSING: f32 = -1.0e6;
+
+/// Names of the columns, in their order. CPU columns are in CPUs, sizes and rates in
+/// log2(1 + MiB) and log2(1 + KiB/s), `after` columns are fractions of capacity with the
+/// feature there.
+pub const COLUMNS: [&str; N] = [
+    "features_in_guest",
+    "own_cpu_mean",
+    "own_cpu_max",
+    "own_memory_mean",
+    "own_memory_max",
+    "own_net_mean",
+    "own_net_max",
+    "own_disk_mean",
+    "own_disk_max",
+    "others_cpu",
+    "others_memory",
+    "others_io",
+    "guest_vcpus",
+    "guest_memory",
+    "guest_cpu_after",
+    "guest_memory_after",
+    "host_cpus",
+    "host_memory",
+    "host_network",
+    "storage_hdd",
+    "storage_ssd",
+    "storage_nvme",
+    "virt_kvm",
+    "cpu_model_bucket",
+    // Which host it is: what its other columns do not tell (a worn disk, a noisy neighbour) is
+    // learnt here.
+    "host_bucket",
+    // How many of its guests could take a feature: the host's row of the compatibility matrix.
+    "host_able_guests",
+    "host_features",
+    "host_stall",
+    "host_cpu_after",
+    "host_memory_after",
+    "host_net_after",
+    "host_disk_after",
+];
+
+/// One input row.
+pub type Inputs = [f32; N];
+
+/// FNV-1a, 64 bits; continues from `hash`.
+pub(crate) const fn fnv(bytes: &[u8], mut hash: u64) -> u64 {
+    let mut i = 0;
+    while i < bytes.len() {
+        hash = (hash ^ bytes[i] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        i += 1;
+    }
+    hash
+}
+pub(crate) const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// Hash over names and order of the columns.
+pub const HASH: u64 = {
+    let mut hash = FNV_START;
+    let mut i = 0;
+    while i < N {
+        hash = fnv(COLUMNS[i].as_bytes(), hash);
+        hash = fnv(b"\n", hash);
+        i += 1;
+    }
+    hash
+};
+
+fn log(v: f64) -> f64 {
+    (1.0 + v.max(0.0)).log2()
+}
+fn log_rate(bps: f64) -> f64 {
+    log(bps / 1024.0)
+}
+/// A stable number of 0 to `buckets` - 1 for a text.
+fn bucket(text: &str, buckets: u64) -> f64 {
+    let h = fnv(text.as_bytes(), FNV_START);
+    ((h ^ (h >> 32)) % buckets) as f64
+}
+
+/// Latest use of the other features in the guest: CPUs, MiB, bytes per second.
+fn others(instance: &InstanceState, feature: &FeatureName) -> (f64, f64, f64) {
+    let mut sum = (0.0, 0.0, 0.0);
+    for u in instance
+        .features
+        .iter()
+        .filter(|f| f.spec.name != *feature && f.status != FeatureStatus::Disabled)
+        .filter_map(|f| f.usage)
+    {
+        sum.0 += u.cpu_percent.unwrap_or(0.0) / 100.0;
+        sum.1 += u.memory_mib.unwrap_or(0.0);
+        sum.2 += both(u.net_rx_bps, u.net_tx_bps).unwrap_or(0.0)
+            + both(u.disk_read_bps, u.disk_write_bps).unwrap_or(0.0);
+    }
+    sum
+}
+
+/// Whether a guest could take features at all.
+fn able(i: &InstanceState) -> bool {
+    i.running
+        && matches!(i.helper, HelperState::Connected { .. })
+        && i.capabilities
+            .as_ref()
+            .is_some_and(|c| !c.criu.is_empty() && c.criu_problem.is_empty())
+}
+
+/// The inputs for a feature on a host and guest. Every value is finite; unknown ones are
+/// [`MISSING`].
+pub fn row(input: &ScoreInput<'_>) -> Inputs {
+    let (h, i, w) = (input.host, input.instance, input.window);
+    let cap = &h.capabilities;
+    let after = After::of(h, i, input.feature, &input.demand);
+    let enabled = |i: &InstanceState| {
+        i.features
+            .iter()
+            .filter(|f| f.status != FeatureStatus::Disabled)
+            .count()
+    };
+    let new = usize::from(!resident(i, input.feature));
+    let (others_cpu, others_memory, others_io) = others(i, input.feature);
+    let mean = |s: Option<Stat>, f: fn(f64) -> f64| s.map(|s| f(s.mean));
+    let max = |s: Option<Stat>, f: fn(f64) -> f64| s.map(|s| f(s.max));
+    let flag = |b: bool| Some(f64::from(u8::from(b)));
+    let values: [Option<f64>; N] = [
+        Some((enabled(i) + new) as f64),
+        mean(w.cpus, |v| v),
+        max(w.cpus, |v| v),
+        mean(w.memory_mib, log),
+        max(w.memory_mib, log),
+        mean(w.net_bps, log_rate),
+        max(w.net_bps, log_rate),
+        mean(w.disk_bps, log_rate),
+        max(w.disk_bps, log_rate),
+        Some(others_cpu),
+        Some(log(others_memory)),
+        Some(log_rate(others_io)),
+        Some(i.vcpus),
+        Some(log(i.memory_mib)),
+        Some(after.guest_cpu),
+        after.guest_memory,
+        Some(cap.cpus),
+        Some(log(cap.memory_mib)),
+        (cap.network_mbps > 0.0).then(|| log(cap.network_mbps)),
+        flag(cap.storage == StorageKind::Hdd),
+        flag(cap.storage == StorageKind::Ssd),
+        flag(cap.storage == StorageKind::Nvme),
+        flag(cap.virt_type == "kvm"),
+        Some(bucket(&cap.cpu_model, 64)),
+        Some(bucket(&h.name, 1024)),
+        Some(h.instances.iter().filter(|i| able(i)).count() as f64),
+        Some((h.instances.iter().map(enabled).sum::<usize>() + new) as f64),
+        Some(h.load.stall_percent / 100.0),
+        Some(after.host_cpu),
+        Some(after.host_memory),
+        (cap.network_mbps > 0.0).then_some(after.host_net),
+        Some(log_rate(after.host_disk_bps)),
+    ];
+    values.map(|v| match v {
+        Some(v) if v.is_finite() => v.clamp(-1.0e5, 1.0e5) as f32,
+        _ => MISSING,
+    })
+}
+
+/// Whether a row from elsewhere may be used: every value finite and in range.
+pub fn valid(x: &Inputs) -> bool {
+    x.iter()
+        .all(|v| *v == MISSING || (v.is_finite() && v.abs() <= 1.0e5))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{feature, host, instance};
+    use super::super::{Demand, UsageWindow};
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        let mut names = COLUMNS.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), N);
+    }
+
+    #[test]
+    fn unknown_is_missing_and_nothing_is_nan() {
+        let mut h = host("a", 4.0);
+        h.load.stall_percent = f64::NAN;
+        h.capabilities.cpus = 0.0;
+        h.load.disk_bps = f64::INFINITY;
+        let i = instance("g");
+        let x = row(&ScoreInput {
+            host: &h,
+            instance: &i,
+            feature: &feature(),
+            window: &UsageWindow::default(),
+            demand: Demand::default(),
+        });
+        assert!(valid(&x), "{x:?}");
+        let at = |name: &str| x[COLUMNS.iter().position(|c| *c == name).unwrap()];
+        assert_eq!(at("own_cpu_mean"), MISSING);
+        assert_eq!(at("host_stall"), MISSING);
+        assert_eq!(at("host_network"), MISSING);
+        assert_eq!(at("virt_kvm"), 1.0);
+        assert_eq!(at("features_in_guest"), 1.0);
+    }
+}
