@@ -45,7 +45,9 @@ impl Protocol {
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// A certificate or key file cannot be read.
-    #[error("cannot read the {what} {path}: {source}; put the file there, readable for droverd, or set {key} in drover.toml")]
+    #[error(
+        "cannot read the {what} {path}: {source}; put the file there, readable for droverd, or set {key} in drover.toml"
+    )]
     Read {
         /// What the file is.
         what: &'static str,
@@ -67,7 +69,9 @@ pub enum TransportError {
         problem: String,
     },
     /// A host's name cannot be in a certificate.
-    #[error("'{0}' cannot be a host's name: it must be a DNS name or an IP address, as in the host's certificate")]
+    #[error(
+        "'{0}' cannot be a host's name: it must be a DNS name or an IP address, as in the host's certificate"
+    )]
     Name(String),
     /// The listening socket cannot be made.
     #[error("cannot listen on {address}: {source}; check peer.listen in drover.toml")]

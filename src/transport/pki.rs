@@ -66,10 +66,9 @@ impl Pki {
         )?;
 
         let tls = |e: rustls::Error| TransportError::Tls(e.to_string());
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
-                .build()
-                .map_err(|e| TransportError::Tls(e.to_string()))?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+            .build()
+            .map_err(|e| TransportError::Tls(e.to_string()))?;
         let mut server = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(tls)?
@@ -190,7 +189,7 @@ fn explain(e: &webpki::Error) -> String {
         webpki::Error::CertNotValidYet { .. } => {
             "it is not valid yet; check this host's clock".into()
         }
-        webpki::Error::UnknownIssuer => {
+        webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
             "it was not issued by the configured CA; issue it with that CA, or correct peer.ca"
                 .into()
         }

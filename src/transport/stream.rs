@@ -109,7 +109,7 @@ pub(super) fn explain(e: &std::io::Error) -> String {
         Some(Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) => {
             "its certificate has expired; issue a new one".into()
         }
-        Some(Error::InvalidCertificate(Bad::UnknownIssuer)) => {
+        Some(Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature)) => {
             "its certificate was not issued by the configured CA (peer.ca)".into()
         }
         Some(Error::InvalidCertificate(
@@ -123,7 +123,8 @@ pub(super) fn explain(e: &std::io::Error) -> String {
         Some(Error::AlertReceived(Alert::CertificateExpired)) => {
             "it says that this host's certificate has expired".into()
         }
-        Some(Error::AlertReceived(Alert::UnknownCA)) => {
+        // A CA of the same name with another key shows as a signature that does not fit.
+        Some(Error::AlertReceived(Alert::UnknownCA | Alert::DecryptError)) => {
             "it says that this host's certificate is of another CA".into()
         }
         Some(Error::InvalidMessage(_)) => "what it sent is not TLS".into(),
@@ -152,9 +153,7 @@ pub async fn write_answer(
 
 /// Reads what [`write_answer`] wrote. The error is the other side's reason, or why none came.
 pub async fn read_answer(tls: &mut TlsStream<TcpStream>) -> Result<(), String> {
-    let line = read_line(tls, MAX_ANSWER)
-        .await
-        .map_err(|e| explain(&e))?;
+    let line = read_line(tls, MAX_ANSWER).await.map_err(|e| explain(&e))?;
     match line.strip_prefix("refused ") {
         None if line == "ok" => Ok(()),
         Some(reason) => Err(reason.chars().filter(|c| !c.is_control()).collect()),
