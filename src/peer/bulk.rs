@@ -1,0 +1,276 @@
+//! Bulk connections: the checkpoint images of one move, beside the control connection.
+//!
+//! After the transport's greeting the sender writes one line ([`BulkHello`] as JSON), the
+//! receiver answers with one line (`ok` or `refused REASON`), and messages follow, each behind a
+//! 4-byte little-endian length of at most [`MAX_LENGTH`].
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+use super::PeerError;
+use crate::transport::stream::{read_answer, read_line, write_answer};
+use crate::transport::{Cut, Link};
+use crate::wire::bulk::{Body, Message};
+use crate::wire::guest::valid_move_id;
+use crate::wire::peer::{BulkHello, PROTOCOL};
+
+/// Longest encoded message, bytes.
+pub const MAX_LENGTH: usize = 1 << 20;
+/// Longest time that one [`BulkSender::send`] may wait for the network and the receiver.
+pub const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest time to set up a bulk connection once it is authenticated.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest header line, bytes.
+const MAX_HELLO: usize = 4 << 10;
+/// Bytes gathered before they are written.
+const GATHER: usize = 256 << 10;
+
+/// The sending end. Dropping it without [`BulkSender::finish`] cuts the connection, which the
+/// receiver sees as an error.
+#[derive(Debug)]
+pub struct BulkSender {
+    host: String,
+    tls: TlsStream<TcpStream>,
+    _cut: Cut,
+    gathered: Vec<u8>,
+    /// Set while a write is under way: one that was given up midway leaves a torn stream.
+    torn: bool,
+}
+
+impl BulkSender {
+    /// Names the move on a fresh bulk connection to `host` and waits for the answer.
+    pub(super) async fn open(host: &str, id: &str, link: Link) -> Result<Self, PeerError> {
+        let unreachable = |reason: String| PeerError::Unreachable {
+            host: host.to_owned(),
+            reason,
+        };
+        if !valid_move_id(id) {
+            return Err(PeerError::Protocol {
+                host: host.to_owned(),
+                message: format!("'{id}' is not a move's identifier"),
+            });
+        }
+        let hello = BulkHello {
+            protocol: PROTOCOL,
+            id: id.to_owned(),
+        };
+        let mut line = serde_json::to_vec(&hello).map_err(|e| unreachable(e.to_string()))?;
+        line.push(b'\n');
+        let Link { mut tls, cut } = link;
+        let talk = async {
+            tls.write_all(&line).await.map_err(|e| e.to_string())?;
+            tls.flush().await.map_err(|e| e.to_string())?;
+            read_answer(&mut tls).await
+        };
+        match tokio::time::timeout(HELLO_TIMEOUT, talk).await {
+            Ok(Ok(())) => Ok(Self {
+                host: host.to_owned(),
+                tls,
+                _cut: cut,
+                gathered: Vec::with_capacity(GATHER * 2),
+                torn: false,
+            }),
+            Ok(Err(reason)) => Err(unreachable(format!("no bulk connection: {reason}"))),
+            Err(_) => Err(PeerError::Timeout {
+                host: host.to_owned(),
+                what: "a bulk connection".into(),
+                after: HELLO_TIMEOUT,
+            }),
+        }
+    }
+
+    /// Sends one message. Small ones are gathered; the end of a round goes out with everything
+    /// before it. Fails within [`SEND_TIMEOUT`]; after a failure every further call fails.
+    pub async fn send(&mut self, message: &Message) -> Result<(), PeerError> {
+        let start = self.gathered.len();
+        self.gathered.extend_from_slice(&[0; 4]);
+        message.encode(&mut self.gathered);
+        let length = self.gathered.len() - start - 4;
+        if length > MAX_LENGTH {
+            self.gathered.truncate(start);
+            return Err(PeerError::Protocol {
+                host: self.host.clone(),
+                message: format!(
+                    "bulk message of {length} bytes; at most {MAX_LENGTH} are allowed"
+                ),
+            });
+        }
+        self.gathered[start..start + 4].copy_from_slice(&(length as u32).to_le_bytes());
+        let end = matches!(message.body, Body::RoundEnd { .. });
+        if end || self.gathered.len() >= GATHER {
+            self.write(end, false).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends what is gathered and ends the stream, so that the receiver can tell its end from a
+    /// broken connection.
+    pub async fn finish(mut self) -> Result<(), PeerError> {
+        self.write(true, true).await
+    }
+
+    async fn write(&mut self, flush: bool, close: bool) -> Result<(), PeerError> {
+        if self.torn {
+            return Err(PeerError::Unreachable {
+                host: self.host.clone(),
+                reason: "an earlier write to the bulk connection failed".into(),
+            });
+        }
+        self.torn = true;
+        let (tls, gathered) = (&mut self.tls, &self.gathered);
+        let work = async {
+            tls.write_all(gathered).await?;
+            if flush {
+                tls.flush().await?;
+            }
+            if close {
+                tls.shutdown().await?;
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        match tokio::time::timeout(SEND_TIMEOUT, work).await {
+            Ok(Ok(())) => {
+                self.gathered.clear();
+                self.torn = false;
+                Ok(())
+            }
+            Ok(Err(e)) => Err(PeerError::Unreachable {
+                host: self.host.clone(),
+                reason: format!("bulk connection broke: {e}"),
+            }),
+            Err(_) => Err(PeerError::Timeout {
+                host: self.host.clone(),
+                what: "a bulk transfer".into(),
+                after: SEND_TIMEOUT,
+            }),
+        }
+    }
+}
+
+/// The receiving end. Holds one message at most; dropping it ends the connection.
+#[derive(Debug)]
+pub struct BulkReceiver {
+    host: String,
+    tls: TlsStream<TcpStream>,
+    _cut: Cut,
+    /// Length and payload of the message under way; filled up to `have`.
+    frame: Vec<u8>,
+    have: usize,
+}
+
+impl BulkReceiver {
+    /// Reads and checks the header of an incoming connection, and answers it. Returns the move
+    /// that it names. The error says in words why the connection was refused.
+    pub(super) async fn accept(host: &str, link: Link) -> Result<(String, Self), String> {
+        let Link { mut tls, cut } = link;
+        let talk = async {
+            let line = read_line(&mut tls, MAX_HELLO)
+                .await
+                .map_err(|e| format!("no bulk header: {e}"))?;
+            let checked = check_hello(&line);
+            let answer = checked.as_ref().map(|_| ()).map_err(String::as_str);
+            let written = write_answer(&mut tls, answer).await;
+            let id = checked?;
+            written.map_err(|e| e.to_string())?;
+            Ok::<_, String>(id)
+        };
+        let id = tokio::time::timeout(HELLO_TIMEOUT, talk)
+            .await
+            .map_err(|_| "no bulk header in time".to_owned())??;
+        let receiver = Self {
+            host: host.to_owned(),
+            tls,
+            _cut: cut,
+            frame: vec![0; 4],
+            have: 0,
+        };
+        Ok((id, receiver))
+    }
+
+    /// The next message; `None` when the sender finished. May be cancelled (`select!`) without
+    /// losing anything. Has no timeout of its own, as a sender may rest between rounds; a link
+    /// that is cut ends it within about `peer.timeout_s`.
+    pub async fn next(&mut self) -> Result<Option<Message>, PeerError> {
+        loop {
+            while self.have < self.frame.len() {
+                let n = self
+                    .tls
+                    .read(&mut self.frame[self.have..])
+                    .await
+                    .map_err(|e| PeerError::Unreachable {
+                        host: self.host.clone(),
+                        reason: format!("bulk connection broke: {e}"),
+                    })?;
+                match n {
+                    0 if self.have == 0 => return Ok(None),
+                    0 => return Err(self.broken("bulk stream ends within a message")),
+                    n => self.have += n,
+                }
+            }
+            if self.frame.len() == 4 {
+                let f = &self.frame;
+                let length = u32::from_le_bytes([f[0], f[1], f[2], f[3]]) as usize;
+                if length == 0 || length > MAX_LENGTH {
+                    return Err(self.broken(&format!(
+                        "bulk message of {length} bytes; 1 to {MAX_LENGTH} are allowed"
+                    )));
+                }
+                self.frame.resize(4 + length, 0);
+                continue;
+            }
+            let decoded = Message::decode(&self.frame[4..]);
+            self.frame.truncate(4);
+            self.have = 0;
+            return match decoded {
+                Ok(message) => Ok(Some(message)),
+                Err(e) => Err(self.broken(&e.to_string())),
+            };
+        }
+    }
+
+    fn broken(&self, message: &str) -> PeerError {
+        PeerError::Protocol {
+            host: self.host.clone(),
+            message: message.to_owned(),
+        }
+    }
+}
+
+fn check_hello(line: &str) -> Result<String, String> {
+    let hello: BulkHello =
+        serde_json::from_str(line).map_err(|e| format!("the bulk header is invalid: {e}"))?;
+    if hello.protocol != PROTOCOL {
+        return Err(format!(
+            "bulk protocol {} is not {PROTOCOL}; both hosts need the same version of droverd",
+            hello.protocol
+        ));
+    }
+    if !valid_move_id(&hello.id) {
+        return Err("the bulk header names no valid move".into());
+    }
+    Ok(hello.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hello_is_checked() {
+        assert_eq!(
+            check_hello(r#"{"protocol":1,"id":"0000-1111"}"#).unwrap(),
+            "0000-1111"
+        );
+        for bad in [
+            "",
+            "{}",
+            r#"{"protocol":2,"id":"0000-1111"}"#,
+            r#"{"protocol":1,"id":"../../etc"}"#,
+        ] {
+            assert!(check_hello(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,489 @@
+//! The dialling half: one control connection per configured peer, kept up, and the calls on it.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustls_pki_types::ServerName;
+use serde::de::DeserializeOwned;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tracing::warn;
+
+use super::bulk::BulkSender;
+use super::keep;
+use super::server::{Accepting, WireError};
+use super::socket::MAX_TEXT;
+use super::{
+    INTERFACE, MAX_POINTS, PATH, PeerError, PeerEvent, PeerService, QUERY_TIMEOUT, RefusalKind,
+};
+use crate::config::PeerSection;
+use crate::host::HostState;
+use crate::transport::pki::server_name;
+use crate::transport::{Cut, Listener, Pki, Protocol, TransportError, stream};
+use crate::usage::Usage;
+use crate::wire::guest::MoveId;
+use crate::wire::peer::{Offer, TargetStatus, Verdict};
+
+/// Most calls to one peer under way at once; more wait for their turn within their timeout.
+const CALLS: usize = 24;
+const _: () = assert!(CALLS < super::server::CALLS_PER_PEER);
+
+/// The peers of this host. Cheap to clone; when the last clone is dropped, or after
+/// [`Peers::stop`], all connections end.
+#[derive(Clone)]
+pub struct Peers(Arc<Inner>);
+
+struct Inner {
+    shared: Arc<Shared>,
+    stop: watch::Sender<bool>,
+    announced: watch::Sender<Arc<str>>,
+    local_addr: SocketAddr,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+    }
+}
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Peers").field(&self.names()).finish()
+    }
+}
+
+/// What the tasks of all peers share.
+pub(super) struct Shared {
+    pub pki: Pki,
+    pub refresh: Duration,
+    pub timeout: Duration,
+    slots: HashMap<String, Arc<Slot>>,
+    /// In the order of the configuration.
+    names: Vec<String>,
+}
+
+/// One configured peer.
+pub(super) struct Slot {
+    pub name: String,
+    pub address: SocketAddr,
+    pub server_name: ServerName<'static>,
+    groups: Vec<String>,
+    calls: Arc<Semaphore>,
+    /// The connection, or why there is none.
+    state: Mutex<Result<Arc<Control>, String>>,
+}
+
+/// A control connection; `keep` cuts it when it is done with it.
+pub(super) struct Control {
+    pub bus: zbus::Connection,
+    pub cut: Cut,
+}
+
+impl Slot {
+    fn state(&self) -> MutexGuard<'_, Result<Arc<Control>, String>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn set(&self, state: Result<Arc<Control>, String>) {
+        *self.state() = state;
+    }
+
+    pub fn unreachable(&self, reason: impl Into<String>) -> PeerError {
+        PeerError::Unreachable {
+            host: self.name.clone(),
+            reason: reason.into(),
+        }
+    }
+
+    fn protocol(&self, message: impl Into<String>) -> PeerError {
+        PeerError::Protocol {
+            host: self.name.clone(),
+            message: message.into(),
+        }
+    }
+
+    /// Calls a method of `control`. A call that was sent is never torn: it runs in a task of its
+    /// own, and giving up after `timeout` leaves only that task behind, until the answer comes or
+    /// the connection ends.
+    pub async fn call<B, T>(
+        &self,
+        control: Arc<Control>,
+        method: &'static str,
+        body: B,
+        timeout: Duration,
+        permit: Option<tokio::sync::OwnedSemaphorePermit>,
+    ) -> Result<T, PeerError>
+    where
+        B: serde::Serialize + zbus::zvariant::DynamicType + Send + Sync + 'static,
+        T: for<'de> zbus::zvariant::DynamicDeserialize<'de>,
+    {
+        let task = tokio::spawn(async move {
+            let _permit = permit;
+            control
+                .bus
+                .call_method(None::<&str>, PATH, Some(INTERFACE), method, &body)
+                .await
+        });
+        match tokio::time::timeout(timeout, task).await {
+            Err(_) => Err(PeerError::Timeout {
+                host: self.name.clone(),
+                what: method.to_owned(),
+                after: timeout,
+            }),
+            Ok(Err(e)) => Err(self.protocol(format!("the call failed: {e}"))),
+            Ok(Ok(Err(e))) => Err(self.explain(e)),
+            Ok(Ok(Ok(message))) => message
+                .body()
+                .deserialize()
+                .map_err(|e| self.protocol(format!("answer to {method}: {e}"))),
+        }
+    }
+
+    fn explain(&self, e: zbus::Error) -> PeerError {
+        let (kind, message) = match WireError::from(e) {
+            WireError::ZBus(zbus::Error::InputOutput(e)) => {
+                return self.unreachable(format!("the connection ended: {e}"));
+            }
+            WireError::ZBus(e) => return self.protocol(e.to_string()),
+            WireError::Refused(m) => (RefusalKind::Refused, m),
+            WireError::Busy(m) => (RefusalKind::Busy, m),
+            WireError::NotFound(m) => (RefusalKind::NotFound, m),
+            WireError::Invalid(m) => (RefusalKind::Invalid, m),
+            WireError::Timeout(m) => (RefusalKind::Timeout, m),
+            WireError::Failed(m) => (RefusalKind::Failed, m),
+        };
+        PeerError::Refused {
+            host: self.name.clone(),
+            kind,
+            message,
+        }
+    }
+
+    pub fn parse<T: DeserializeOwned>(&self, method: &str, text: &str) -> Result<T, PeerError> {
+        serde_json::from_str(text).map_err(|e| self.protocol(format!("answer to {method}: {e}")))
+    }
+
+    /// Parses a state and checks that the peer speaks of itself.
+    pub fn parse_state(&self, text: &str) -> Result<HostState, PeerError> {
+        let state: HostState = self.parse("HostState", text)?;
+        if state.name == self.name {
+            Ok(state)
+        } else {
+            Err(self.protocol(format!(
+                "it calls itself '{}'; host.name there must be the name configured here",
+                state.name
+            )))
+        }
+    }
+}
+
+impl Peers {
+    /// Checks the certificates, binds `section.listen`, and keeps a connection to every peer: its
+    /// state is asked for every `refresh_s`, and after `timeout_s` without an answer it is down.
+    /// `me` is this host's name. Returns before the first peer is up; needs a tokio runtime.
+    pub async fn start(
+        section: &PeerSection,
+        me: &str,
+        service: Arc<dyn PeerService>,
+        events: mpsc::Sender<PeerEvent>,
+    ) -> Result<Self, PeerError> {
+        let pki = Pki::load(section, me)?;
+        let timeout = Duration::try_from_secs_f64(section.timeout_s).unwrap_or(Duration::MAX);
+        let refresh = Duration::try_from_secs_f64(section.refresh_s).unwrap_or(Duration::MAX);
+        let (timeout, refresh) = (
+            timeout.clamp(Duration::from_millis(100), Duration::from_secs(3600)),
+            refresh.clamp(Duration::from_millis(20), Duration::from_secs(3600)),
+        );
+        let mut certified = Vec::new();
+        let mut slots = HashMap::new();
+        let mut groups = HashMap::new();
+        let mut names = Vec::new();
+        for host in &section.hosts {
+            let server_name = server_name(&host.name)?;
+            certified.push((host.name.clone(), server_name.clone()));
+            groups.insert(host.name.clone(), host.groups.clone());
+            let slot = Slot {
+                name: host.name.clone(),
+                address: host.address,
+                server_name,
+                groups: host.groups.clone(),
+                calls: Arc::new(Semaphore::new(CALLS)),
+                state: Mutex::new(Err("not connected yet".into())),
+            };
+            if slots.insert(host.name.clone(), Arc::new(slot)).is_some() {
+                return Err(TransportError::Name(format!(
+                    "{} (twice in [[peer.hosts]])",
+                    host.name
+                ))
+                .into());
+            }
+            names.push(host.name.clone());
+        }
+        let listener = Listener::bind(section.listen, pki.clone(), certified, timeout).await?;
+        let local_addr = listener
+            .local_addr()
+            .map_err(|source| TransportError::Listen {
+                address: section.listen,
+                source,
+            })?;
+        let (stop, stopped) = watch::channel(false);
+        let (announced, announcements) = watch::channel(Arc::from(""));
+        let accepting = Arc::new(Accepting::new(
+            service,
+            groups,
+            announcements,
+            stopped.clone(),
+        ));
+        let accept = listener.run(move |incoming| accepting.clone().serve(incoming));
+        tokio::spawn(until_stopped(accept, stopped.clone()));
+        let shared = Arc::new(Shared {
+            pki,
+            refresh,
+            timeout,
+            slots,
+            names,
+        });
+        for slot in shared.slots.values() {
+            let (work, slot) = (
+                keep::keep(shared.clone(), slot.clone(), events.clone()),
+                slot.clone(),
+            );
+            let work = until_stopped(work, stopped.clone());
+            tokio::spawn(async move {
+                work.await;
+                slot.set(Err("droverd is stopping".into()));
+            });
+        }
+        Ok(Self(Arc::new(Inner {
+            shared,
+            stop,
+            announced,
+            local_addr,
+        })))
+    }
+
+    /// Ends all connections and stops accepting, in a moment. Calls under way fail.
+    pub fn stop(&self) {
+        self.0.stop.send_replace(true);
+    }
+
+    /// Where this host listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.local_addr
+    }
+
+    /// The configured peers, in the order of the configuration.
+    pub fn names(&self) -> Vec<String> {
+        self.0.shared.names.clone()
+    }
+
+    /// Groups whose features may go to `host` and come from it; none for an unknown host.
+    pub fn groups(&self, host: &str) -> Vec<String> {
+        let slot = self.0.shared.slots.get(host);
+        slot.map(|s| s.groups.clone()).unwrap_or_default()
+    }
+
+    /// Tells all connected peers this host's state at once, besides their regular questions.
+    /// Only the latest state counts; a peer that connects later gets it too.
+    pub fn announce(&self, state: &HostState) {
+        match serde_json::to_string(state) {
+            Ok(text) if text.len() <= MAX_TEXT => {
+                self.0.announced.send_replace(text.into());
+            }
+            Ok(text) => warn!(
+                "this host's state has {} bytes; at most {MAX_TEXT} can be announced",
+                text.len()
+            ),
+            Err(e) => warn!("cannot announce this host's state: {e}"),
+        }
+    }
+
+    fn slot(&self, host: &str) -> Result<&Arc<Slot>, PeerError> {
+        let slot = self.0.shared.slots.get(host);
+        slot.ok_or_else(|| PeerError::UnknownPeer(host.to_owned()))
+    }
+
+    async fn call<B, T>(
+        &self,
+        host: &str,
+        method: &'static str,
+        body: B,
+        timeout: Duration,
+    ) -> Result<T, PeerError>
+    where
+        B: serde::Serialize + zbus::zvariant::DynamicType + Send + Sync + 'static,
+        T: for<'de> zbus::zvariant::DynamicDeserialize<'de>,
+    {
+        let slot = self.slot(host)?;
+        let control = slot.state().clone().map_err(|why| slot.unreachable(why))?;
+        let begun = tokio::time::Instant::now();
+        let turn = tokio::time::timeout(timeout, slot.calls.clone().acquire_owned()).await;
+        let Ok(Ok(permit)) = turn else {
+            return Err(PeerError::Timeout {
+                host: host.to_owned(),
+                what: method.to_owned(),
+                after: timeout,
+            });
+        };
+        let rest = timeout.saturating_sub(begun.elapsed());
+        slot.call(control, method, body, rest, Some(permit)).await
+    }
+
+    fn text<T: serde::Serialize>(&self, host: &str, value: &T) -> Result<String, PeerError> {
+        let slot = self.slot(host)?;
+        let text = serde_json::to_string(value).map_err(|e| slot.protocol(e.to_string()))?;
+        if text.len() > MAX_TEXT {
+            return Err(slot.protocol(format!(
+                "a message of {} bytes; at most {MAX_TEXT} can be sent",
+                text.len()
+            )));
+        }
+        Ok(text)
+    }
+
+    /// Asks for the host's state; waits [`QUERY_TIMEOUT`].
+    pub async fn host_state(&self, host: &str) -> Result<HostState, PeerError> {
+        let text: String = self.call(host, "HostState", (), QUERY_TIMEOUT).await?;
+        self.slot(host)?.parse_state(&text)
+    }
+
+    /// Offers a feature: the host prepares to receive it.
+    pub async fn offer(
+        &self,
+        host: &str,
+        offer: &Offer,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        let text = self.text(host, offer)?;
+        self.call(host, "Offer", (text,), timeout).await
+    }
+
+    /// Waits until the host has received round `round` of move `id` completely.
+    pub async fn await_round(
+        &self,
+        host: &str,
+        id: &str,
+        round: u16,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        self.call(host, "AwaitRound", (id.to_owned(), round), timeout)
+            .await
+    }
+
+    /// Lets the host restore up to the gate.
+    pub async fn restore(
+        &self,
+        host: &str,
+        id: &str,
+        round: u16,
+        timeout: Duration,
+    ) -> Result<TargetStatus, PeerError> {
+        let text: String = self
+            .call(host, "Restore", (id.to_owned(), round), timeout)
+            .await?;
+        self.slot(host)?.parse("Restore", &text)
+    }
+
+    /// Lets the restored feature run there. Only after the commit.
+    pub async fn resume(
+        &self,
+        host: &str,
+        id: &str,
+        timeout: Duration,
+    ) -> Result<TargetStatus, PeerError> {
+        let text: String = self.call(host, "Resume", (id.to_owned(),), timeout).await?;
+        self.slot(host)?.parse("Resume", &text)
+    }
+
+    /// Tells the host to give a move up and clean up.
+    pub async fn discard(
+        &self,
+        host: &str,
+        id: &str,
+        reason: &str,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        let body = (id.to_owned(), reason.to_owned());
+        self.call(host, "Discard", body, timeout).await
+    }
+
+    /// Where a move stands on its target; waits [`QUERY_TIMEOUT`].
+    pub async fn status(&self, host: &str, id: &str) -> Result<TargetStatus, PeerError> {
+        let text: String = self
+            .call(host, "Status", (id.to_owned(),), QUERY_TIMEOUT)
+            .await?;
+        self.slot(host)?.parse("Status", &text)
+    }
+
+    /// How a move ended on its source; waits [`QUERY_TIMEOUT`].
+    pub async fn verdict(&self, host: &str, id: &str) -> Result<Verdict, PeerError> {
+        let text: String = self
+            .call(host, "Verdict", (id.to_owned(),), QUERY_TIMEOUT)
+            .await?;
+        self.slot(host)?.parse("Verdict", &text)
+    }
+
+    /// Hands the moved feature's history over, in chunks of [`MAX_POINTS`]; `timeout` is for
+    /// each chunk.
+    pub async fn import_history(
+        &self,
+        host: &str,
+        id: &str,
+        points: &[Usage],
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        for chunk in points.chunks(MAX_POINTS) {
+            let body = (id.to_owned(), self.text(host, &chunk)?);
+            self.call::<_, ()>(host, "ImportHistory", body, timeout)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Affinity rows after number `after`, at most `limit`, as opaque JSON; waits
+    /// [`QUERY_TIMEOUT`].
+    pub async fn rows(&self, host: &str, after: u64, limit: u32) -> Result<String, PeerError> {
+        self.call(host, "Rows", (after, limit), QUERY_TIMEOUT).await
+    }
+
+    /// Opens a bulk connection for a move that `host` accepted. Waits `timeout_s` for the
+    /// connection and [`super::bulk::HELLO_TIMEOUT`] for the answer.
+    pub async fn open_bulk(&self, host: &str, id: &MoveId) -> Result<BulkSender, PeerError> {
+        let (shared, slot) = (&self.0.shared, self.slot(host)?);
+        let link = stream::connect(
+            &shared.pki,
+            slot.address,
+            &slot.server_name,
+            Protocol::Bulk,
+            shared.timeout,
+            shared.timeout,
+        )
+        .await
+        .map_err(|e| slot.unreachable(e.to_string()))?;
+        BulkSender::open(host, id, link).await
+    }
+}
+
+/// Runs `work` until it ends or this side stops.
+async fn until_stopped(work: impl Future<Output = ()>, mut stopped: watch::Receiver<bool>) {
+    tokio::select! {
+        () = work => {}
+        _ = stopped.wait_for(|stopped| *stopped) => {}
+    }
+}
+
+/// Makes a stream into a control connection.
+pub(super) async fn control(link: stream::Link) -> Result<Control, zbus::Error> {
+    let stream::Link { tls, cut } = link;
+    let bus = zbus::connection::Builder::authenticated_socket(
+        super::socket::TlsSocket(tls),
+        super::server::GUID,
+    )
+    .p2p()
+    .max_queued(NonZeroUsize::MIN)
+    .build()
+    .await?;
+    Ok(Control { bus, cut })
+}

@@ -1,0 +1,287 @@
+//! Accepting connections: each in a task of its own, with a deadline for its set-up and limits
+//! per source address and per peer, so that a slow or hostile client holds nobody up.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls_pki_types::ServerName;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{TlsAcceptor, TlsStream};
+use tracing::{debug, info, warn};
+
+use super::stream::{Cut, Link, explain, prepare, write_answer};
+use super::{Pki, Protocol, TransportError, pki};
+
+/// Longest time from the accepted connection to the greeting.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most connections of one source address that have not proved who they are.
+pub const HANDSHAKES_PER_SOURCE: u32 = 16;
+/// Most such connections in all.
+pub const HANDSHAKES: u32 = 512;
+/// Most connections of one peer.
+pub const CONNECTIONS_PER_PEER: u32 = 32;
+/// A source's refusals are logged as warnings this often, the others at debug level.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
+/// A connection whose other side proved to be a configured peer.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The peer's configured name.
+    pub peer: String,
+    /// What the connection is for.
+    pub protocol: Protocol,
+    /// The stream.
+    pub link: Link,
+}
+
+/// A bound listening socket.
+#[derive(Debug)]
+pub struct Listener {
+    tcp: TcpListener,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    pki: Pki,
+    peers: Vec<(String, ServerName<'static>)>,
+    dead_after: Duration,
+    sources: Arc<Counters<IpAddr>>,
+    connections: Arc<Counters<String>>,
+    warned: Mutex<HashMap<IpAddr, Instant>>,
+}
+
+impl Listener {
+    /// Binds `address`. Connections are accepted from the named `peers` only; one that is no
+    /// longer acknowledged ends after about `dead_after`.
+    pub async fn bind(
+        address: SocketAddr,
+        pki: Pki,
+        peers: Vec<(String, ServerName<'static>)>,
+        dead_after: Duration,
+    ) -> Result<Self, TransportError> {
+        let tcp = TcpListener::bind(address)
+            .await
+            .map_err(|source| TransportError::Listen { address, source })?;
+        let shared = Shared {
+            pki,
+            peers,
+            dead_after,
+            sources: Arc::new(Counters::new(HANDSHAKES_PER_SOURCE, HANDSHAKES)),
+            connections: Arc::new(Counters::new(CONNECTIONS_PER_PEER, u32::MAX)),
+            warned: Mutex::default(),
+        };
+        Ok(Self {
+            tcp,
+            shared: Arc::new(shared),
+        })
+    }
+
+    /// Where it listens; tells the port when 0 was asked for.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.tcp.local_addr()
+    }
+
+    /// Accepts for ever and runs `handle` in a task per authenticated connection; the connection
+    /// counts against its peer's limit until that ends. Dropping the future stops accepting.
+    pub async fn run<H, F>(self, handle: H)
+    where
+        H: Fn(Incoming) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        loop {
+            let (tcp, from) = match self.tcp.accept().await {
+                Ok(accepted) => accepted,
+                Err(e) => {
+                    // Out of file descriptors, mostly: give those that are open time to end.
+                    warn!("cannot accept a peer's connection: {e}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Some(slot) = self.shared.sources.take(from.ip()) else {
+                self.shared
+                    .refuse(from, "too many connections from there at once");
+                continue;
+            };
+            let (shared, handle) = (self.shared.clone(), handle.clone());
+            tokio::spawn(async move {
+                let set_up = tokio::time::timeout(HANDSHAKE_TIMEOUT, shared.set_up(tcp, from));
+                let done = set_up.await;
+                drop(slot);
+                match done {
+                    Ok(Ok((incoming, _counted))) => handle(incoming).await,
+                    Ok(Err(reason)) => shared.refuse(from, &reason),
+                    Err(_) => shared.refuse(from, "no complete TLS handshake in time"),
+                }
+            });
+        }
+    }
+}
+
+impl Shared {
+    async fn set_up(
+        &self,
+        tcp: TcpStream,
+        from: SocketAddr,
+    ) -> Result<(Incoming, Slot<String>), String> {
+        let (tcp, cut) = prepare(tcp, self.dead_after).map_err(|e| e.to_string())?;
+        let tls = TlsAcceptor::from(self.pki.server.clone())
+            .accept(tcp)
+            .await
+            .map_err(|e| explain(&e))?;
+        let mut link = Link {
+            tls: TlsStream::Server(tls),
+            cut,
+        };
+        let admitted = self.admit(&link.tls);
+        let answer = admitted.as_ref().map(|_| ()).map_err(String::as_str);
+        let written = write_answer(&mut link.tls, answer).await;
+        let (peer, protocol, slot) = match admitted {
+            Ok(admitted) => admitted,
+            Err(reason) => {
+                farewell(link).await;
+                return Err(reason);
+            }
+        };
+        written.map_err(|e| explain(&e))?;
+        debug!(peer, ?protocol, %from, "connection accepted");
+        let incoming = Incoming {
+            peer,
+            protocol,
+            link,
+        };
+        Ok((incoming, slot))
+    }
+
+    /// Who is there, and whether one more of its connections is allowed.
+    fn admit(
+        &self,
+        tls: &TlsStream<TcpStream>,
+    ) -> Result<(String, Protocol, Slot<String>), String> {
+        let session = tls.get_ref().1;
+        let certificate = session
+            .peer_certificates()
+            .and_then(<[_]>::first)
+            .ok_or_else(|| "it showed no certificate".to_owned())?;
+        let peer = pki::identify(certificate, &self.peers)?;
+        let protocol = Protocol::from_alpn(session.alpn_protocol())
+            .ok_or_else(|| "it asked for no protocol (ALPN) that droverd speaks".to_owned())?;
+        let slot = self
+            .connections
+            .take(peer.to_owned())
+            .ok_or_else(|| format!("'{peer}' has {CONNECTIONS_PER_PEER} connections already"))?;
+        Ok((peer.to_owned(), protocol, slot))
+    }
+
+    fn refuse(&self, from: SocketAddr, reason: &str) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let source = from.ip();
+        let quiet = warned
+            .get(&source)
+            .is_some_and(|last| now.duration_since(*last) < WARN_EVERY);
+        if quiet {
+            debug!(%from, "refused a connection: {reason}");
+            return;
+        }
+        if warned.len() >= 1024 {
+            warned.retain(|_, last| now.duration_since(*last) < WARN_EVERY);
+            if warned.len() >= 1024 {
+                info!("many sources are refused; their next refusals are logged again");
+                warned.clear();
+            }
+        }
+        warned.insert(source, now);
+        drop(warned);
+        warn!(%from, "refused a connection: {reason}");
+    }
+}
+
+/// Lets the other side read the refusal before the connection ends.
+async fn farewell(link: Link) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let Link { mut tls, cut } = link;
+    let wait = async {
+        tls.shutdown().await?;
+        while tls.read(&mut [0; 256]).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), wait).await;
+    drop::<Cut>(cut);
+}
+
+/// Counts what is open per key, up to a limit per key and one in all.
+#[derive(Debug)]
+struct Counters<K> {
+    each: u32,
+    all: u32,
+    open: Mutex<(HashMap<K, u32>, u32)>,
+}
+
+/// One counted thing; gives its place back when dropped.
+#[derive(Debug)]
+struct Slot<K: Hash + Eq> {
+    of: Arc<Counters<K>>,
+    key: K,
+}
+
+impl<K: Hash + Eq + Clone> Counters<K> {
+    fn new(each: u32, all: u32) -> Self {
+        Self {
+            each,
+            all,
+            open: Mutex::new((HashMap::new(), 0)),
+        }
+    }
+
+    fn take(self: &Arc<Self>, key: K) -> Option<Slot<K>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let (by_key, total) = &mut *open;
+        let count = by_key.get(&key).copied().unwrap_or(0);
+        if count >= self.each || *total >= self.all {
+            return None;
+        }
+        by_key.insert(key.clone(), count + 1);
+        *total += 1;
+        Some(Slot {
+            of: self.clone(),
+            key,
+        })
+    }
+}
+
+impl<K: Hash + Eq> Drop for Slot<K> {
+    fn drop(&mut self) {
+        let mut open = self.of.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let (by_key, total) = &mut *open;
+        *total -= 1;
+        if let Some(count) = by_key.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                by_key.remove(&self.key);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_bound_each_and_all_and_forget() {
+        let c = Arc::new(Counters::new(2, 3));
+        let (a1, a2) = (c.take("a").unwrap(), c.take("a").unwrap());
+        assert!(c.take("a").is_none(), "limit of one key");
+        let b = c.take("b").unwrap();
+        assert!(c.take("c").is_none(), "limit of all");
+        drop((a1, a2, b));
+        assert!(c.open.lock().unwrap().0.is_empty());
+        assert!(c.take("a").is_some());
+    }
+}
