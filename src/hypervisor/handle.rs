@@ -1,0 +1,294 @@
+//! [`Hypervisor`]: the calls.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::mpsc;
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::error::ErrorNumber;
+
+use super::agent::Agents;
+use super::connection::Connection;
+use super::events::Sink;
+use super::stats;
+use super::worker::Lane;
+use super::xml::{self, Channel};
+use super::{Capabilities, Channels, DomainInfo, DomainStats, HypervisorError, HypervisorEvent};
+use crate::wire::guest::{BULK_PORT, CONTROL_PORT};
+
+/// How long `connect` waits for the first connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Limit of a call that only reads.
+const READ: Duration = Duration::from_secs(10);
+/// Limit of a call that changes a domain's devices.
+const CHANGE: Duration = Duration::from_secs(30);
+/// Calls under way at a time about the host. With those about domains not more than the five
+/// requests that libvirtd serves at a time for one connection.
+const HOST_WORKERS: usize = 2;
+/// Calls under way at a time about domains.
+const DOMAIN_WORKERS: usize = 3;
+
+/// This host's hypervisor. Cheap to clone; dropping the last clone closes the connection.
+#[derive(Clone)]
+pub struct Hypervisor(Arc<Inner>);
+
+struct Inner {
+    connection: Connection,
+    host: Lane,
+    domains: Lane,
+    agents: Agents,
+    agent_timeout_s: u32,
+}
+
+impl Hypervisor {
+    /// Connects to `uri` and sends what happens there into `events`. `agent_timeout_s` is the
+    /// timeout of an agent command that names none, seconds. Fails when libvirt cannot be reached
+    /// within ten seconds; from then on it reconnects by itself.
+    pub async fn connect(
+        uri: &str,
+        agent_timeout_s: u32,
+        events: mpsc::Sender<HypervisorEvent>,
+    ) -> Result<Self, HypervisorError> {
+        let connection = Connection::start(uri, Sink::new(events))?;
+        connection.wait(CONNECT).await?;
+        Ok(Self(Arc::new(Inner {
+            agents: Agents::new(connection.uri()),
+            connection,
+            host: Lane::new(HOST_WORKERS),
+            domains: Lane::new(DOMAIN_WORKERS),
+            agent_timeout_s: agent_timeout_s.max(1),
+        })))
+    }
+
+    /// Runs a call that is about `domain`, or about the host, on the connection.
+    async fn call<T: Send + 'static>(
+        &self,
+        what: &str,
+        domain: Option<&str>,
+        limit: Duration,
+        f: impl FnOnce(&Connect) -> Result<T, HypervisorError> + Send + 'static,
+    ) -> Result<T, HypervisorError> {
+        let live = self.0.connection.live()?;
+        let check = self.0.connection.checker();
+        let lane = if domain.is_some() {
+            &self.0.domains
+        } else {
+            &self.0.host
+        };
+        lane.run(domain, what, limit, move || {
+            let result = f(live.conn());
+            if result.is_err() {
+                check(&live);
+            }
+            result
+        })
+        .await
+    }
+
+    /// Runs a call with a domain at hand.
+    async fn on_domain<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        domain: &str,
+        limit: Duration,
+        f: impl FnOnce(&Domain) -> Result<T, HypervisorError> + Send + 'static,
+    ) -> Result<T, HypervisorError> {
+        let name = domain.to_owned();
+        self.call(what, Some(domain), limit, move |conn| {
+            let domain = conn
+                .lookup_domain_by_name(&name)
+                .map_err(|e| HypervisorError::from_virt(what, Some(&name), &e))?;
+            f(&domain)
+        })
+        .await
+    }
+
+    /// What the host can offer.
+    pub async fn capabilities(&self) -> Result<Capabilities, HypervisorError> {
+        const WHAT: &str = "host capabilities";
+        self.call(WHAT, None, READ, |conn| {
+            let failed = |e| HypervisorError::from_virt(WHAT, None, &e);
+            let text = conn.capabilities().map_err(failed)?;
+            let (cpu_model, virt_type) =
+                xml::capabilities(&text).map_err(|message| HypervisorError::Answer {
+                    what: WHAT.into(),
+                    message,
+                })?;
+            let node = conn.node_info().map_err(failed)?;
+            Ok(Capabilities {
+                cpu_model,
+                cpus: f64::from(node.cpus),
+                memory_mib: node.memory as f64 / 1024.0,
+                virt_type,
+            })
+        })
+        .await
+    }
+
+    /// All domains, also those that are shut off.
+    pub async fn domains(&self) -> Result<Vec<DomainInfo>, HypervisorError> {
+        let groups = virt_sys::VIR_DOMAIN_STATS_STATE
+            | virt_sys::VIR_DOMAIN_STATS_VCPU
+            | virt_sys::VIR_DOMAIN_STATS_BALLOON;
+        let all = self.bulk("list of domains", groups).await?;
+        Ok(all
+            .into_iter()
+            .map(|s| DomainInfo {
+                vcpus: s.vcpus.unwrap_or(0),
+                memory_mib: s.balloon_current_kib.unwrap_or(0) as f64 / 1024.0,
+                running: s.running,
+                name: s.name,
+                uuid: s.uuid,
+            })
+            .collect())
+    }
+
+    /// Counters of all domains, by one call that does not wait for busy domains.
+    pub async fn stats(&self) -> Result<Vec<DomainStats>, HypervisorError> {
+        let groups = virt_sys::VIR_DOMAIN_STATS_STATE
+            | virt_sys::VIR_DOMAIN_STATS_CPU_TOTAL
+            | virt_sys::VIR_DOMAIN_STATS_BALLOON
+            | virt_sys::VIR_DOMAIN_STATS_VCPU
+            | virt_sys::VIR_DOMAIN_STATS_INTERFACE
+            | virt_sys::VIR_DOMAIN_STATS_BLOCK;
+        self.bulk("statistics of all domains", groups).await
+    }
+
+    async fn bulk(
+        &self,
+        what: &'static str,
+        groups: u32,
+    ) -> Result<Vec<DomainStats>, HypervisorError> {
+        self.call(what, None, READ, move |conn| {
+            stats::all(conn, groups).map_err(|e| HypervisorError::from_virt(what, None, &e))
+        })
+        .await
+    }
+
+    /// Host sockets of the helper's ports, from the live XML; `None` unless both are plugged in.
+    pub async fn channels(&self, domain: &str) -> Result<Option<Channels>, HypervisorError> {
+        const WHAT: &str = "domain XML";
+        self.on_domain(WHAT, domain, READ, |d| {
+            if !is_active(d)? {
+                return Ok(None);
+            }
+            Ok(both(&live_channels(d)?))
+        })
+        .await
+    }
+
+    /// Plugs in the helper's ports where they are missing: in the running domain, and in its
+    /// persistent definition when it has one. The domain must run.
+    pub async fn ensure_channels(&self, domain: &str) -> Result<Channels, HypervisorError> {
+        const WHAT: &str = "plugging in the helper's ports";
+        self.on_domain(WHAT, domain, CHANGE, |d| {
+            let name = d.name().unwrap_or_default();
+            let failed = |e| HypervisorError::from_virt(WHAT, Some(&name), &e);
+            if !is_active(d)? {
+                return Err(HypervisorError::NotRunning(name));
+            }
+            let plug = |present: &[Channel], flags| {
+                // The bulk port first: the helper starts when the control port appears.
+                for port in [BULK_PORT, CONTROL_PORT] {
+                    if !present.iter().any(|c| c.name == port) {
+                        d.attach_device_flags(&xml::channel_xml(port), flags)
+                            .map_err(failed)?;
+                    }
+                }
+                Ok(())
+            };
+            plug(&live_channels(d)?, virt_sys::VIR_DOMAIN_AFFECT_LIVE)?;
+            if d.is_persistent().map_err(failed)? {
+                let defined = read_channels(d, virt_sys::VIR_DOMAIN_XML_INACTIVE)?;
+                plug(&defined, virt_sys::VIR_DOMAIN_AFFECT_CONFIG)?;
+            }
+            both(&live_channels(d)?).ok_or_else(|| HypervisorError::Answer {
+                what: WHAT.into(),
+                message: "the ports are plugged in, but the XML names no sockets".into(),
+            })
+        })
+        .await
+    }
+
+    /// Removes the helper's ports from the running domain, if it runs, and from its persistent
+    /// definition, if it has one.
+    pub async fn remove_channels(&self, domain: &str) -> Result<(), HypervisorError> {
+        const WHAT: &str = "removing the helper's ports";
+        self.on_domain(WHAT, domain, CHANGE, |d| {
+            let name = d.name().unwrap_or_default();
+            let failed = |e| HypervisorError::from_virt(WHAT, Some(&name), &e);
+            let unplug = |present: Vec<Channel>, flags| {
+                for c in present {
+                    if c.name != CONTROL_PORT && c.name != BULK_PORT {
+                        continue;
+                    }
+                    match d.detach_device_flags(&c.xml, flags) {
+                        Err(e) if e.code().is(ErrorNumber::DeviceMissing) => {}
+                        other => drop(other.map_err(failed)?),
+                    }
+                }
+                Ok(())
+            };
+            if is_active(d)? {
+                unplug(live_channels(d)?, virt_sys::VIR_DOMAIN_AFFECT_LIVE)?;
+            }
+            if d.is_persistent().map_err(failed)? {
+                let defined = read_channels(d, virt_sys::VIR_DOMAIN_XML_INACTIVE)?;
+                unplug(defined, virt_sys::VIR_DOMAIN_AFFECT_CONFIG)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Sends a command to the domain's QEMU guest agent, for instance
+    /// `{"execute": "guest-info"}`, and gives what is under `return`. `timeout_s` in seconds, 0
+    /// for the default. Commands of one domain run one after the other.
+    pub async fn agent(
+        &self,
+        domain: &str,
+        command: &Value,
+        timeout_s: u32,
+    ) -> Result<Value, HypervisorError> {
+        let timeout_s = if timeout_s == 0 {
+            self.0.agent_timeout_s
+        } else {
+            timeout_s
+        };
+        self.0.agents.command(domain, command, timeout_s).await
+    }
+}
+
+fn is_active(d: &Domain) -> Result<bool, HypervisorError> {
+    d.is_active()
+        .map_err(|e| HypervisorError::from_virt("domain state", None, &e))
+}
+
+fn live_channels(d: &Domain) -> Result<Vec<Channel>, HypervisorError> {
+    read_channels(d, 0)
+}
+
+fn read_channels(d: &Domain, flags: u32) -> Result<Vec<Channel>, HypervisorError> {
+    let text = d
+        .xml_desc(flags)
+        .map_err(|e| HypervisorError::from_virt("domain XML", None, &e))?;
+    xml::channels(&text).map_err(|message| HypervisorError::Answer {
+        what: "domain XML".into(),
+        message,
+    })
+}
+
+fn both(channels: &[Channel]) -> Option<Channels> {
+    let path = |name| {
+        channels
+            .iter()
+            .find(|c| c.name == name)
+            .and_then(|c| c.path.clone())
+    };
+    Some(Channels {
+        control: path(CONTROL_PORT)?,
+        bulk: path(BULK_PORT)?,
+    })
+}
