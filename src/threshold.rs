@@ -1,1 +1,0 @@
-//! Thresholds: grammar and evaluation (pure).
