@@ -1,0 +1,106 @@
+//! Proxies for the interfaces of [`super`], as `drover` and other Rust programs use them.
+
+use zbus::OwnedObjectPath;
+
+/// `org.drover1.Manager`. Texts named `*_json` are JSON of the types in [`crate::api`].
+#[zbus::proxy(
+    interface = "org.drover1.Manager",
+    default_service = "org.drover1",
+    default_path = "/org/drover1"
+)]
+pub trait Manager {
+    /// JSON list of [`crate::host::HostState`], this host first.
+    fn hosts(&self) -> zbus::Result<String>;
+    /// JSON list of [`crate::api::FeatureRow`].
+    fn features(&self) -> zbus::Result<String>;
+    /// Registers a JSON [`crate::feature::FeatureSpec`]; `done` or `already`.
+    fn register(&self, domain: &str, spec_json: &str) -> zbus::Result<String>;
+    /// `done` or `already`.
+    fn deregister(&self, domain: &str, feature: &str) -> zbus::Result<String>;
+    /// `done` or `already`.
+    fn enable(&self, domain: &str, feature: &str) -> zbus::Result<String>;
+    /// `done` or `already`.
+    fn disable(&self, domain: &str, feature: &str) -> zbus::Result<String>;
+    /// Thresholds in the text grammar; `done` or `already`.
+    fn set_thresholds(
+        &self,
+        domain: &str,
+        feature: &str,
+        thresholds: &[String],
+    ) -> zbus::Result<String>;
+    /// JSON list of [`crate::usage::Usage`]; times in milliseconds since the epoch.
+    fn history(
+        &self,
+        domain: &str,
+        feature: &str,
+        since_ms: i64,
+        until_ms: i64,
+        limit: u32,
+    ) -> zbus::Result<String>;
+    /// JSON [`crate::api::Plan`].
+    fn plan(&self, domain: &str, feature: &str) -> zbus::Result<String>;
+    /// Starts a move; empty texts let Drover choose. Returns the move's object path.
+    fn migrate(
+        &self,
+        domain: &str,
+        feature: &str,
+        to_host: &str,
+        to_domain: &str,
+    ) -> zbus::Result<OwnedObjectPath>;
+    /// JSON list of [`crate::api::Job`], newest first, those of earlier runs included.
+    fn jobs(&self) -> zbus::Result<String>;
+    /// Installs the helper into a running domain; a sentence.
+    fn guest_install(&self, domain: &str) -> zbus::Result<String>;
+    /// Removes the helper; a sentence.
+    fn guest_remove(&self, domain: &str) -> zbus::Result<String>;
+
+    /// droverd's version.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> zbus::Result<String>;
+    /// This host's name.
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn host_name(&self) -> zbus::Result<String>;
+
+    /// A threshold was crossed, or is no longer.
+    #[zbus(signal)]
+    fn breach(&self, domain: &str, feature: &str, what: &str, active: bool) -> zbus::Result<()>;
+    /// A decision was made.
+    #[zbus(signal)]
+    fn decision(
+        &self,
+        domain: &str,
+        feature: &str,
+        outcome: &str,
+        reason: &str,
+        plan_json: &str,
+    ) -> zbus::Result<()>;
+    /// A move made progress.
+    #[zbus(signal)]
+    fn move_progress(&self, job: zbus::ObjectPath<'_>, json: &str) -> zbus::Result<()>;
+    /// A move ended.
+    #[zbus(signal)]
+    fn move_ended(&self, job: zbus::ObjectPath<'_>, result: &str, reason: &str)
+    -> zbus::Result<()>;
+    /// A feature changed.
+    #[zbus(signal)]
+    fn feature_changed(&self, domain: &str, feature: &str, what: &str) -> zbus::Result<()>;
+    /// An instance changed.
+    #[zbus(signal)]
+    fn instance_changed(&self, domain: &str, what: &str) -> zbus::Result<()>;
+    /// A peer came or went.
+    #[zbus(signal)]
+    fn peer_changed(&self, host: &str, what: &str) -> zbus::Result<()>;
+}
+
+/// `org.drover1.Move`.
+#[zbus::proxy(interface = "org.drover1.Move", default_service = "org.drover1")]
+pub trait Move {
+    /// Cancels the move before its commit.
+    fn abort(&self) -> zbus::Result<()>;
+    /// JSON [`crate::api::Job`].
+    #[zbus(property)]
+    fn json(&self) -> zbus::Result<String>;
+    /// `done`, `canceled`, `timeout`, `failed`, `skipped`, or empty while it goes on.
+    #[zbus(property)]
+    fn result(&self) -> zbus::Result<String>;
+}

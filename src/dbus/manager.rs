@@ -1,0 +1,312 @@
+//! `org.drover1.Manager`.
+
+use std::sync::Arc;
+
+use zbus::message::Header;
+use zbus::object_server::SignalEmitter;
+
+use zbus::{Connection, ObjectPath, OwnedObjectPath};
+
+use super::access::Access;
+use super::error::{Error, json};
+use super::moves::Moves;
+use crate::api::{Api, Changed, Destination};
+use crate::feature::{FeatureName, FeatureSpec};
+
+/// Most points that one `History` call returns.
+const MAX_POINTS: u32 = 100_000;
+
+/// The manager's object.
+pub(super) struct Manager {
+    api: Arc<dyn Api>,
+    host_name: String,
+    version: &'static str,
+    access: Access,
+    moves: Arc<Moves>,
+}
+
+impl Manager {
+    pub(super) fn new(
+        api: Arc<dyn Api>,
+        host_name: String,
+        access: Access,
+        moves: Arc<Moves>,
+    ) -> Self {
+        Self {
+            api,
+            host_name,
+            version: env!("CARGO_PKG_VERSION"),
+            access,
+            moves,
+        }
+    }
+}
+
+fn word(c: Changed) -> String {
+    match c {
+        Changed::Done => "done".to_owned(),
+        Changed::Already => "already".to_owned(),
+    }
+}
+
+fn some(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+#[zbus::interface(name = "org.drover1.Manager", introspection_docs = false)]
+impl Manager {
+    #[zbus(out_args("hosts_json"))]
+    async fn hosts(&self) -> Result<String, Error> {
+        json(&self.api.hosts().await)
+    }
+
+    #[zbus(out_args("features_json"))]
+    async fn features(&self) -> Result<String, Error> {
+        json(&self.api.features().await)
+    }
+
+    #[zbus(out_args("changed"))]
+    async fn register(
+        &self,
+        domain: &str,
+        spec_json: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        let spec: FeatureSpec = serde_json::from_str(spec_json)
+            .map_err(|e| Error::Invalid(format!("the definition is not valid: {e}")))?;
+        spec.validate()?;
+        self.access
+            .sender(
+                connection,
+                &header,
+                &format!("define '{domain}/{}'", spec.name),
+            )
+            .await?;
+        Ok(word(self.api.register(domain, spec).await?))
+    }
+
+    #[zbus(out_args("changed"))]
+    async fn deregister(
+        &self,
+        domain: &str,
+        feature: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        let name = FeatureName::new(feature)?;
+        self.access
+            .sender(connection, &header, &format!("undefine '{domain}/{name}'"))
+            .await?;
+        Ok(word(self.api.deregister(domain, &name).await?))
+    }
+
+    #[zbus(out_args("changed"))]
+    async fn enable(
+        &self,
+        domain: &str,
+        feature: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        let name = FeatureName::new(feature)?;
+        self.access
+            .sender(connection, &header, &format!("enable '{domain}/{name}'"))
+            .await?;
+        Ok(word(self.api.set_enabled(domain, &name, true).await?))
+    }
+
+    #[zbus(out_args("changed"))]
+    async fn disable(
+        &self,
+        domain: &str,
+        feature: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        let name = FeatureName::new(feature)?;
+        self.access
+            .sender(connection, &header, &format!("disable '{domain}/{name}'"))
+            .await?;
+        Ok(word(self.api.set_enabled(domain, &name, false).await?))
+    }
+
+    #[zbus(out_args("changed"))]
+    async fn set_thresholds(
+        &self,
+        domain: &str,
+        feature: &str,
+        thresholds: Vec<String>,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        let name = FeatureName::new(feature)?;
+        let mut parsed: Vec<crate::feature::Threshold> = Vec::new();
+        for text in &thresholds {
+            let t = super::grammar::parse(text)?;
+            if parsed.iter().any(|p| p.resource == t.resource) {
+                return Err(Error::Invalid(format!(
+                    "two thresholds for {} of '{domain}/{name}': give one per resource",
+                    t.resource
+                )));
+            }
+            parsed.push(t);
+        }
+        let what = format!("set thresholds of '{domain}/{name}'");
+        self.access.sender(connection, &header, &what).await?;
+        Ok(word(self.api.set_thresholds(domain, &name, parsed).await?))
+    }
+
+    #[zbus(out_args("usage_json"))]
+    async fn history(
+        &self,
+        domain: &str,
+        feature: &str,
+        since_ms: i64,
+        until_ms: i64,
+        limit: u32,
+    ) -> Result<String, Error> {
+        let name = FeatureName::new(feature)?;
+        if since_ms > until_ms {
+            return Err(Error::Invalid(format!(
+                "history of '{domain}/{name}': the start ({since_ms} ms) is after the end ({until_ms} ms)"
+            )));
+        }
+        let limit = limit.min(MAX_POINTS) as usize;
+        json(
+            &self
+                .api
+                .history(domain, &name, since_ms, until_ms, limit)
+                .await?,
+        )
+    }
+
+    #[zbus(out_args("plan_json"))]
+    async fn plan(&self, domain: &str, feature: &str) -> Result<String, Error> {
+        let name = FeatureName::new(feature)?;
+        json(&self.api.plan(domain, &name).await?)
+    }
+
+    #[zbus(out_args("job"))]
+    async fn migrate(
+        &self,
+        domain: &str,
+        feature: &str,
+        to_host: &str,
+        to_domain: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let name = FeatureName::new(feature)?;
+        if to_host.is_empty() && !to_domain.is_empty() {
+            return Err(Error::Invalid(format!(
+                "destination domain '{to_domain}' without a host: give both, HOST/DOMAIN"
+            )));
+        }
+        self.access
+            .sender(connection, &header, &format!("migrate '{domain}/{name}'"))
+            .await?;
+        let to = Destination {
+            host: some(to_host),
+            domain: some(to_domain),
+        };
+        let job = self.api.migrate(domain, &name, to).await?;
+        let path = self.moves.add(connection, &job).await?;
+        Ok(path.into())
+    }
+
+    #[zbus(out_args("jobs_json"))]
+    async fn jobs(&self) -> Result<String, Error> {
+        json(&self.api.jobs().await)
+    }
+
+    #[zbus(out_args("answer"))]
+    async fn guest_install(
+        &self,
+        domain: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        let what = format!("install the helper into '{domain}'");
+        self.access.sender(connection, &header, &what).await?;
+        Ok(self.api.guest_install(domain).await?)
+    }
+
+    #[zbus(out_args("answer"))]
+    async fn guest_remove(
+        &self,
+        domain: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        let what = format!("remove the helper from '{domain}'");
+        self.access.sender(connection, &header, &what).await?;
+        Ok(self.api.guest_remove(domain).await?)
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> &'static str {
+        self.version
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn host_name(&self) -> &str {
+        &self.host_name
+    }
+
+    #[zbus(signal)]
+    pub(super) async fn breach(
+        emitter: &SignalEmitter<'_>,
+        domain: &str,
+        feature: &str,
+        what: &str,
+        active: bool,
+    ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    pub(super) async fn decision(
+        emitter: &SignalEmitter<'_>,
+        domain: &str,
+        feature: &str,
+        outcome: &str,
+        reason: &str,
+        plan_json: &str,
+    ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    pub(super) async fn move_progress(
+        emitter: &SignalEmitter<'_>,
+        job: ObjectPath<'_>,
+        json: &str,
+    ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    pub(super) async fn move_ended(
+        emitter: &SignalEmitter<'_>,
+        job: ObjectPath<'_>,
+        result: &str,
+        reason: &str,
+    ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    pub(super) async fn feature_changed(
+        emitter: &SignalEmitter<'_>,
+        domain: &str,
+        feature: &str,
+        what: &str,
+    ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    pub(super) async fn instance_changed(
+        emitter: &SignalEmitter<'_>,
+        domain: &str,
+        what: &str,
+    ) -> zbus::Result<()>;
+
+    #[zbus(signal)]
+    pub(super) async fn peer_changed(
+        emitter: &SignalEmitter<'_>,
+        host: &str,
+        what: &str,
+    ) -> zbus::Result<()>;
+}

@@ -1,0 +1,478 @@
+//! A private bus and a daemon behind it that exists only as data.
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up must fail")]
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use drover::api::{
+    Api, ApiError, ApiEvent, Candidate, Changed, Destination, FeatureRow, Job, JobResult,
+    ModelInfo, Plan, Result, RoundRow,
+};
+use drover::dbus::{Access, Service, serve_with};
+use drover::feature::{FeatureName, FeatureSpec, Threshold, Workload};
+use drover::host::{
+    FeatureState, FeatureStatus, HelperState, HostCapabilities, HostLoad, HostState, InstanceState,
+    StorageKind,
+};
+use drover::usage::Usage;
+use tokio::sync::broadcast;
+
+/// A bus of one test; ended by its process id.
+pub struct Bus {
+    child: Child,
+    pub address: String,
+    _dir: tempfile::TempDir,
+}
+
+impl Bus {
+    /// Starts a dbus-daemon that lets every user in.
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Other users must reach the socket.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let config = dir.path().join("bus.conf");
+        let text = format!(
+            r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>session</type>
+  <listen>unix:path={}/bus</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/>
+    <allow own="*"/>
+    <allow send_destination="*"/>
+    <allow receive_sender="*"/>
+  </policy>
+</busconfig>
+"#,
+            dir.path().display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut child = Command::new("dbus-daemon")
+            .arg(format!("--config-file={}", config.display()))
+            .args(["--print-address", "--nofork"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("dbus-daemon is needed: install the package dbus");
+        let mut address = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut address)
+            .unwrap();
+        Self {
+            child,
+            address: address.trim().to_owned(),
+            _dir: dir,
+        }
+    }
+}
+
+impl Drop for Bus {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// What the fake was asked to do, in order.
+pub type Calls = Arc<Mutex<Vec<String>>>;
+
+/// The daemon as data.
+pub struct Fake {
+    pub calls: Calls,
+    pub events: broadcast::Sender<ApiEvent>,
+    pub features: Mutex<Vec<FeatureRow>>,
+    pub jobs: Mutex<VecDeque<Job>>,
+}
+
+pub fn name(s: &str) -> FeatureName {
+    FeatureName::new(s).unwrap()
+}
+
+pub fn usage(at_ms: i64) -> Usage {
+    Usage {
+        at_ms,
+        dt_s: 1.0,
+        cpu_percent: Some(42.5),
+        memory_mib: Some(64.0),
+        net_rx_bps: Some(2048.0),
+        psi_cpu_percent: Some(1.5),
+        ..Usage::default()
+    }
+}
+
+pub fn unit(feature: &str) -> FeatureSpec {
+    serde_json::from_value(serde_json::json!({
+        "name": feature, "workload": {"kind": "unit", "unit": "nginx.service"}
+    }))
+    .unwrap()
+}
+
+pub fn plan(feature: &str) -> Plan {
+    Plan {
+        domain: "web".into(),
+        feature: name(feature),
+        host: "alpha".into(),
+        outcome: "move".into(),
+        reason: "beta/web2 scores 0.81, staying 0.40".into(),
+        chosen: Some(0),
+        stay_score: 0.4,
+        candidates: vec![
+            Candidate {
+                host: "beta".into(),
+                domain: "web2".into(),
+                score: Some(0.81),
+                parts: vec![("headroom".into(), 0.9), ("affinity".into(), 0.72)],
+                refusals: vec![],
+            },
+            Candidate {
+                host: "gamma".into(),
+                domain: String::new(),
+                score: None,
+                parts: vec![],
+                refusals: vec!["no guest with the helper runs there".into()],
+            },
+        ],
+        model: ModelInfo {
+            kind: "headroom".into(),
+            rows: 12,
+            ..ModelInfo::default()
+        },
+    }
+}
+
+pub fn job(id: &str, feature: &str) -> Job {
+    Job {
+        id: id.into(),
+        feature: name(feature),
+        from_host: "alpha".into(),
+        from_domain: "web".into(),
+        to_host: "beta".into(),
+        to_domain: "web2".into(),
+        cause: "manual".into(),
+        state: "preparing".into(),
+        result: None,
+        reason: None,
+        rounds: 0,
+        bytes_sent: 0,
+        freeze_ms: None,
+        started_ms: 1_760_000_000_000,
+        ended_ms: None,
+        history: vec![],
+    }
+}
+
+/// The ends that `migrate` of the fake can have, chosen by the feature's name.
+fn end_of(feature: &str) -> Option<(JobResult, Option<&'static str>)> {
+    Some(match feature {
+        "cache" => (JobResult::Done, None),
+        "broken" => (JobResult::Failed, Some("criu: cannot dump an io_uring")),
+        "slow" => (JobResult::Timeout, Some("restore took longer than 60 s")),
+        "same" => (JobResult::Skipped, Some("it is there already")),
+        _ => return None,
+    })
+}
+
+impl Fake {
+    pub fn new() -> Arc<Self> {
+        let row = |feature: &str| FeatureRow {
+            host: "alpha".into(),
+            domain: "web".into(),
+            spec: unit(feature),
+            status: FeatureStatus::Running,
+            usage: Some(usage(1)),
+            breach: None,
+        };
+        Arc::new(Self {
+            calls: Calls::default(),
+            events: broadcast::channel(64).0,
+            features: Mutex::new(
+                ["cache", "broken", "slow", "same", "stuck"]
+                    .map(row)
+                    .to_vec(),
+            ),
+            jobs: Mutex::default(),
+        })
+    }
+
+    fn log(&self, what: String) {
+        self.calls.lock().unwrap().push(what);
+    }
+
+    fn find(&self, domain: &str, feature: &FeatureName) -> Result<FeatureRow> {
+        self.features
+            .lock()
+            .unwrap()
+            .iter()
+            .find(|r| r.domain == domain && r.spec.name == *feature)
+            .cloned()
+            .ok_or_else(|| ApiError::NotFound(format!("no feature '{feature}' in '{domain}'")))
+    }
+
+    /// Records a job's state and tells it.
+    pub fn tell(&self, job: &Job) {
+        let mut jobs = self.jobs.lock().unwrap();
+        if let Some(old) = jobs.iter_mut().find(|j| j.id == job.id) {
+            *old = job.clone();
+        } else {
+            jobs.push_front(job.clone());
+        }
+        drop(jobs);
+        let _ = self.events.send(ApiEvent::Move { job: job.clone() });
+    }
+}
+
+#[async_trait::async_trait]
+impl Api for Fake {
+    async fn hosts(&self) -> Vec<HostState> {
+        let features = self.features.lock().unwrap();
+        vec![HostState {
+            name: "alpha".into(),
+            version: "0.1.0".into(),
+            at_ms: 1_760_000_000_000,
+            capabilities: HostCapabilities {
+                cpu_model: "EPYC".into(),
+                cpus: 8.0,
+                memory_mib: 16384.0,
+                network_mbps: 1000.0,
+                storage: StorageKind::Nvme,
+                virt_type: "kvm".into(),
+            },
+            load: HostLoad {
+                cpus_used: 2.25,
+                memory_used_mib: 4096.0,
+                ..HostLoad::default()
+            },
+            accepts: true,
+            reserved_cpus: 0.0,
+            reserved_memory_mib: 0.0,
+            instances: vec![InstanceState {
+                domain: "web".into(),
+                uuid: "6f1c".into(),
+                running: true,
+                vcpus: 2.0,
+                memory_mib: 1024.0,
+                memory_available_mib: None,
+                cpus_used: 0.5,
+                helper: HelperState::Connected {
+                    version: "0.1.0".into(),
+                },
+                capabilities: None,
+                features: features
+                    .iter()
+                    .map(|r| FeatureState {
+                        spec: r.spec.clone(),
+                        status: r.status,
+                        usage: r.usage,
+                    })
+                    .collect(),
+            }],
+        }]
+    }
+
+    async fn features(&self) -> Vec<FeatureRow> {
+        self.features.lock().unwrap().clone()
+    }
+
+    async fn register(&self, domain: &str, spec: FeatureSpec) -> Result<Changed> {
+        if domain == "gone" {
+            return Err(ApiError::NotFound("no domain 'gone' on this host".into()));
+        }
+        self.log(format!("register {domain} {}", spec.name));
+        let mut rows = self.features.lock().unwrap();
+        if let Some(old) = rows.iter().find(|r| r.spec.name == spec.name) {
+            if old.spec == spec {
+                return Ok(Changed::Already);
+            }
+            return Err(ApiError::Refused(format!(
+                "'{domain}/{}' is enabled: disable it first",
+                spec.name
+            )));
+        }
+        rows.push(FeatureRow {
+            host: "alpha".into(),
+            domain: domain.into(),
+            spec,
+            status: FeatureStatus::Disabled,
+            usage: None,
+            breach: None,
+        });
+        Ok(Changed::Done)
+    }
+
+    async fn deregister(&self, domain: &str, feature: &FeatureName) -> Result<Changed> {
+        self.find(domain, feature)?;
+        if feature.as_str() == "stuck" {
+            return Err(ApiError::Busy("'web/stuck' is being moved".into()));
+        }
+        self.log(format!("deregister {domain} {feature}"));
+        let mut rows = self.features.lock().unwrap();
+        rows.retain(|r| r.spec.name != *feature);
+        Ok(Changed::Done)
+    }
+
+    async fn set_enabled(&self, domain: &str, feature: &FeatureName, on: bool) -> Result<Changed> {
+        self.find(domain, feature)?;
+        self.log(format!("set_enabled {domain} {feature} {on}"));
+        Ok(if on { Changed::Already } else { Changed::Done })
+    }
+
+    async fn set_thresholds(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        thresholds: Vec<Threshold>,
+    ) -> Result<Changed> {
+        self.find(domain, feature)?;
+        self.log(format!(
+            "set_thresholds {domain} {feature} {}",
+            thresholds.len()
+        ));
+        let mut rows = self.features.lock().unwrap();
+        for r in rows.iter_mut().filter(|r| r.spec.name == *feature) {
+            r.spec.thresholds.clone_from(&thresholds);
+        }
+        Ok(Changed::Done)
+    }
+
+    async fn history(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        since_ms: i64,
+        until_ms: i64,
+        limit: usize,
+    ) -> Result<Vec<Usage>> {
+        self.find(domain, feature)?;
+        if feature.as_str() == "slow" {
+            tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+        }
+        Ok([since_ms, i64::midpoint(since_ms, until_ms), until_ms]
+            .into_iter()
+            .map(usage)
+            .take(limit)
+            .collect())
+    }
+
+    async fn plan(&self, domain: &str, feature: &FeatureName) -> Result<Plan> {
+        self.find(domain, feature)?;
+        Ok(plan(feature.as_str()))
+    }
+
+    async fn migrate(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Job> {
+        let row = self.find(domain, feature)?;
+        self.log(format!(
+            "migrate {domain} {feature} {:?} {:?}",
+            to.host, to.domain
+        ));
+        if to.host.as_deref() == Some("gamma") {
+            return Err(ApiError::Refused(
+                "gamma does not take 'web/cache': no guest with the helper runs there".into(),
+            ));
+        }
+        assert!(matches!(row.spec.workload, Workload::Unit { .. }));
+        let n = self.jobs.lock().unwrap().len();
+        let mut job = job(&format!("0000000{n}-aaaa"), feature.as_str());
+        self.jobs.lock().unwrap().push_front(job.clone());
+        let accepted = job.clone();
+        if let Some((result, reason)) = end_of(feature.as_str()) {
+            let events = self.events.clone();
+            tokio::spawn(async move {
+                for round in 1..=2 {
+                    tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+                    job.state = "pre-copy".into();
+                    job.rounds = u32::from(round);
+                    job.bytes_sent += 1_048_576;
+                    job.history.push(RoundRow {
+                        round,
+                        bytes: 1_048_576,
+                        pages_written: 256,
+                        pages_skipped: 10,
+                        total_ms: 30,
+                    });
+                    let _ = events.send(ApiEvent::Move { job: job.clone() });
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(30)).await;
+                job.state = "ended".into();
+                job.result = Some(result);
+                job.reason = reason.map(str::to_owned);
+                job.freeze_ms = (result == JobResult::Done).then_some(37);
+                job.ended_ms = Some(job.started_ms + 1500);
+                let _ = events.send(ApiEvent::Move { job });
+            });
+        }
+        Ok(accepted)
+    }
+
+    async fn job(&self, id: &str) -> Result<Job> {
+        let jobs = self.jobs.lock().unwrap();
+        let found = jobs.iter().find(|j| j.id == id).cloned();
+        found.ok_or_else(|| ApiError::NotFound(format!("no move '{id}'")))
+    }
+
+    async fn jobs(&self) -> Vec<Job> {
+        self.jobs.lock().unwrap().iter().cloned().collect()
+    }
+
+    async fn abort(&self, id: &str) -> Result<()> {
+        let mut job = self.job(id).await?;
+        self.log(format!("abort {id}"));
+        if job.state == "committed" {
+            return Err(ApiError::Refused(format!(
+                "move '{id}' is committed: it can only go forward"
+            )));
+        }
+        job.state = "ended".into();
+        job.result = Some(JobResult::Canceled);
+        job.reason = Some("canceled by a user".into());
+        job.ended_ms = Some(job.started_ms + 900);
+        self.tell(&job);
+        Ok(())
+    }
+
+    async fn guest_install(&self, domain: &str) -> Result<String> {
+        self.log(format!("guest_install {domain}"));
+        match domain {
+            "web" => Ok("helper 0.1.0 runs in 'web'".into()),
+            "hung" => Err(ApiError::Timeout(
+                "the guest agent of 'hung' did not answer within 5 s".into(),
+            )),
+            _ => Err(ApiError::NotFound(format!(
+                "no domain '{domain}' on this host"
+            ))),
+        }
+    }
+
+    async fn guest_remove(&self, domain: &str) -> Result<String> {
+        self.log(format!("guest_remove {domain}"));
+        Ok(format!("helper removed from '{domain}'"))
+    }
+
+    fn events(&self) -> broadcast::Receiver<ApiEvent> {
+        self.events.subscribe()
+    }
+}
+
+/// The user that runs the tests.
+pub fn me() -> u32 {
+    std::fs::metadata("/proc/self").unwrap().uid()
+}
+
+/// A fake served on a bus of its own; changes are for the user that runs the tests.
+pub async fn served() -> (Bus, Arc<Fake>, Service) {
+    let bus = Bus::start();
+    let fake = Fake::new();
+    let service = serve_with(
+        fake.clone(),
+        "alpha",
+        Some(&bus.address),
+        Access::users(&[me()]),
+    )
+    .await
+    .unwrap();
+    (bus, fake, service)
+}
