@@ -6,11 +6,13 @@
 
 pub mod bulk;
 pub mod cgroup;
+pub mod command;
 pub mod criu;
 pub mod daemon;
 pub mod features;
 pub mod gate;
 pub mod images;
+pub mod log;
 pub mod meter;
 pub mod netns;
 pub mod paths;
