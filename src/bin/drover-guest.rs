@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use drover::feature::FeatureName;
-use drover::helper::{log, run, unit};
+use drover::helper::{features, gate, log, run, unit};
 use drover::wire::guest::valid_move_id;
 
 const USAGE: &str = "usage: drover-guest daemon
@@ -30,8 +30,10 @@ fn dispatch(args: &[&str]) -> anyhow::Result<ExitCode> {
         ["run", name] => Ok(status(run::run(&FeatureName::new(name)?, None)?)),
         ["run", name, "--restore", id] => {
             anyhow::ensure!(valid_move_id(id), "'{id}' is not a move's identifier");
-            // moves: replace by `&|name| gate::restore(name, id).map_err(|e| e.to_string())`
-            let restore: run::Restore = &|_| Err("this helper cannot restore".to_owned());
+            let restore: run::Restore = &|name| {
+                let spec = features::get(name).map_err(|e| e.to_string())?;
+                gate::restore(name, &spec, id).map_err(|e| e.to_string())
+            };
             Ok(status(run::run(&FeatureName::new(name)?, Some(restore))?))
         }
         ["cleanup", name] => {

@@ -157,15 +157,14 @@ impl Receiver {
                 }
                 let dir = self.rounds.join(round.to_string());
                 if s.round_files == 0 {
-                    self.begin(&dir, round)?;
+                    Self::begin(&dir, round)?;
                 }
                 let to = File::options()
                     .write(true)
                     .create_new(true)
                     .mode(0o600)
-                    .open(dir.join(&name))
-                    .map_err(io)?;
-                to.set_len(size).map_err(io)?;
+                    .open(dir.join(&name))?;
+                to.set_len(size)?;
                 (s.last_file, s.files, s.round_files) = (file, s.files + 1, s.round_files + 1);
                 s.open = Some(Open {
                     file,
@@ -189,7 +188,7 @@ impl Receiver {
                     return order("data outside of its file");
                 };
                 o.crc.update(&bytes);
-                o.to.write_all_at(&bytes, offset).map_err(io)?;
+                o.to.write_all_at(&bytes, offset)?;
                 o.next = end;
                 s.round_bytes += bytes.len() as u64;
             }
@@ -218,26 +217,25 @@ impl Receiver {
         Ok(())
     }
 
-    fn begin(&self, dir: &Path, round: u16) -> Result<(), ImageError> {
+    fn begin(dir: &Path, round: u16) -> Result<(), ImageError> {
         make_dir(dir)?;
         if round > 1 {
             let parent = format!("../{}", round - 1);
-            std::os::unix::fs::symlink(parent, dir.join("parent")).map_err(io)?;
+            std::os::unix::fs::symlink(parent, dir.join("parent"))?;
         }
         Ok(())
     }
 }
 
-fn io(e: std::io::Error) -> ImageError {
-    ImageError::Io(e.to_string())
+impl From<std::io::Error> for ImageError {
+    fn from(e: std::io::Error) -> Self {
+        Self::Io(e.to_string())
+    }
 }
 
 fn make_dir(dir: &Path) -> Result<(), ImageError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(io)
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub mod gate;
 pub mod images;
 pub mod log;
 pub mod meter;
+pub mod moves;
 pub mod netns;
 pub mod paths;
 pub mod port;

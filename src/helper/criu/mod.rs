@@ -170,6 +170,7 @@ impl Criu {
                 if let Some(ns) = &ns {
                     setns(ns, CloneFlags::CLONE_NEWNET)?;
                 }
+                super::run::default_signals()?;
                 keep_as_three(fd)
             });
         }
@@ -255,12 +256,9 @@ impl Criu {
             let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::from(ms)) {
                 Ok(0) if left.is_zero() => {
-                    return Err(CriuError::Slow(
-                        timeout.as_secs(),
-                        LogTail::read(&self.log),
-                    ));
+                    return Err(CriuError::Slow(timeout.as_secs(), LogTail::read(&self.log)));
                 }
-                Ok(0) | Err(nix::Error::EINTR) => continue,
+                Ok(0) | Err(nix::Error::EINTR) => {}
                 Ok(_) => break,
                 Err(e) => return Err(self.gone(e.desc())),
             }
@@ -268,9 +266,7 @@ impl Criu {
         let mut buf = vec![0; 64 << 10];
         match recv(self.socket.as_raw_fd(), &mut buf, MsgFlags::empty()) {
             Ok(0) => Err(self.gone("end of file")),
-            Ok(n) => {
-                Response::decode(&buf[..n]).map_err(|_| self.gone("an answer it cannot mean"))
-            }
+            Ok(n) => Response::decode(&buf[..n]).map_err(|_| self.gone("an answer it cannot mean")),
             Err(e) => Err(self.gone(e.desc())),
         }
     }
@@ -365,7 +361,10 @@ pub fn probe() -> (String, String) {
         Ok(o) => {
             let text = String::from_utf8_lossy(&o.stderr).into_owned();
             let first = text.lines().find(|l| l.contains("Error"));
-            first.or(text.lines().last()).unwrap_or("criu check failed").to_owned()
+            first
+                .or(text.lines().last())
+                .unwrap_or("criu check failed")
+                .to_owned()
         }
         Err(e) => format!("criu check cannot be run: {e}"),
     };
