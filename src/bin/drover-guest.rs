@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use drover::feature::FeatureName;
-use drover::helper::{log, run, unit};
+use drover::helper::{daemon, log, run, unit};
 use drover::wire::guest::valid_move_id;
 
 const USAGE: &str = "usage: drover-guest daemon
@@ -27,6 +27,10 @@ fn main() -> ExitCode {
 
 fn dispatch(args: &[&str]) -> anyhow::Result<ExitCode> {
     match args {
+        ["daemon"] => {
+            daemon::run(|_bulk| std::sync::Arc::new(NoMoves))?;
+            Ok(ExitCode::SUCCESS)
+        }
         ["run", name] => Ok(status(run::run(&FeatureName::new(name)?, None)?)),
         ["run", name, "--restore", id] => {
             anyhow::ensure!(valid_move_id(id), "'{id}' is not a move's identifier");
@@ -51,4 +55,24 @@ fn dispatch(args: &[&str]) -> anyhow::Result<ExitCode> {
 
 fn status(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+/// moves: replaced by `moves::Moves`.
+struct NoMoves;
+
+impl daemon::MoveSide for NoMoves {
+    fn handle(
+        &self,
+        _: drover::wire::guest::Call,
+        _: &(dyn Fn(drover::wire::guest::Event) + Sync),
+    ) -> drover::wire::guest::Reply {
+        drover::wire::guest::Reply::Error {
+            kind: drover::wire::guest::ErrorKind::Refused,
+            message: "this helper cannot move features".to_owned(),
+        }
+    }
+    fn bulk(&self, _: drover::wire::bulk::Message) {}
+    fn status(&self) -> Vec<drover::wire::guest::GuestMove> {
+        Vec::new()
+    }
 }
