@@ -2,9 +2,11 @@
 //! is the main process of a managed feature's unit.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use drover::feature::FeatureName;
-use drover::helper::{features, gate, log, run, unit};
+use drover::helper::moves::Moves;
+use drover::helper::{daemon, features, gate, log, run, unit};
 use drover::wire::guest::valid_move_id;
 
 const USAGE: &str = "usage: drover-guest daemon
@@ -27,6 +29,10 @@ fn main() -> ExitCode {
 
 fn dispatch(args: &[&str]) -> anyhow::Result<ExitCode> {
     match args {
+        ["daemon"] => {
+            daemon::run(|bulk| Arc::new(Moves::new(Arc::new(move |m| bulk.send(m)))))?;
+            Ok(ExitCode::SUCCESS)
+        }
         ["run", name] => Ok(status(run::run(&FeatureName::new(name)?, None)?)),
         ["run", name, "--restore", id] => {
             anyhow::ensure!(valid_move_id(id), "'{id}' is not a move's identifier");

@@ -5,6 +5,7 @@
 //! restored by criu.
 
 pub mod bulk;
+pub mod capabilities;
 pub mod cgroup;
 pub mod command;
 pub mod criu;
@@ -12,6 +13,7 @@ pub mod daemon;
 pub mod features;
 pub mod gate;
 pub mod images;
+pub mod lifecycle;
 pub mod log;
 pub mod meter;
 pub mod moves;

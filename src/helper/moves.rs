@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::daemon::MoveSide;
 use super::source::{self, Source};
 use super::target::{self, Target};
 use super::{bulk, cgroup, criu, features, gate, netns, paths, preflight, unit};
@@ -185,11 +186,6 @@ impl Moves {
         }
     }
 
-    /// Serves a request of a move; blocks until it is done. Other requests are `Invalid`.
-    pub fn handle(&self, call: Call, events: &dyn Fn(Event)) -> Reply {
-        self.dispatch(call, events).unwrap_or_else(Reply::from)
-    }
-
     fn dispatch(&self, call: Call, events: &dyn Fn(Event)) -> Result<Reply, Failure> {
         match &call {
             Call::PreDump { id, .. }
@@ -297,41 +293,6 @@ impl Moves {
         }
     }
 
-    /// Takes an incoming bulk message. Messages of unknown streams are dropped.
-    pub fn bulk(&self, message: Message) {
-        let id = lock(&self.streams).get(&message.stream).cloned();
-        let target = id.and_then(|id| lock(&self.targets).get(&id).cloned());
-        if let Some(t) = target {
-            t.take(message.body);
-        } else {
-            tracing::debug!("bulk message of unknown stream {}", message.stream);
-        }
-    }
-
-    /// Moves of which something is here.
-    pub fn status(&self) -> Vec<GuestMove> {
-        recorded()
-            .into_iter()
-            .map(|(id, r)| {
-                let state = match r.side {
-                    Side::Source if r.decided => GuestMoveState::Frozen,
-                    Side::Source => GuestMoveState::Copying,
-                    Side::Target => match gate::last_state(&paths::move_dir(&id)) {
-                        Some(gate::State::Running { .. }) => GuestMoveState::Running,
-                        Some(gate::State::Ready { .. }) => GuestMoveState::Ready,
-                        _ if r.decided => GuestMoveState::Ready,
-                        _ => GuestMoveState::Receiving,
-                    },
-                };
-                GuestMove {
-                    id,
-                    feature: r.feature,
-                    state,
-                }
-            })
-            .collect()
-    }
-
     fn source(&self, id: &str) -> Arc<Source> {
         entry(&self.sources, id.to_owned(), Source::default)
     }
@@ -371,5 +332,44 @@ impl Moves {
                 tracing::warn!("move {id}: {e}");
             }
         }
+    }
+}
+
+impl MoveSide for Moves {
+    fn handle(&self, call: Call, events: &(dyn Fn(Event) + Sync)) -> Reply {
+        self.dispatch(call, events).unwrap_or_else(Reply::from)
+    }
+
+    fn bulk(&self, message: Message) {
+        let id = lock(&self.streams).get(&message.stream).cloned();
+        let target = id.and_then(|id| lock(&self.targets).get(&id).cloned());
+        if let Some(t) = target {
+            t.take(message.body);
+        } else {
+            tracing::debug!("bulk message of unknown stream {}", message.stream);
+        }
+    }
+
+    fn status(&self) -> Vec<GuestMove> {
+        recorded()
+            .into_iter()
+            .map(|(id, r)| {
+                let state = match r.side {
+                    Side::Source if r.decided => GuestMoveState::Frozen,
+                    Side::Source => GuestMoveState::Copying,
+                    Side::Target => match gate::last_state(&paths::move_dir(&id)) {
+                        Some(gate::State::Running { .. }) => GuestMoveState::Running,
+                        Some(gate::State::Ready { .. }) => GuestMoveState::Ready,
+                        _ if r.decided => GuestMoveState::Ready,
+                        _ => GuestMoveState::Receiving,
+                    },
+                };
+                GuestMove {
+                    id,
+                    feature: r.feature,
+                    state,
+                }
+            })
+            .collect()
     }
 }
