@@ -5,13 +5,18 @@
 //! restored by criu.
 
 pub mod bulk;
+pub mod capabilities;
 pub mod cgroup;
+pub mod command;
 pub mod criu;
 pub mod daemon;
 pub mod features;
 pub mod gate;
 pub mod images;
+pub mod lifecycle;
+pub mod log;
 pub mod meter;
+pub mod moves;
 pub mod netns;
 pub mod paths;
 pub mod port;

@@ -1,1 +1,207 @@
-//! Netns of the helper.
+//! The network namespace of a feature: a macvlan named eth0 with the feature's own MAC address
+//! and IPv4 address. A namespace of a feature that is on its way here is *gated*: no ARP, and an
+//! nftables table that drops everything, so that two guests never answer for one address.
+//! Nothing here emits a packet unasked: IPv6 is off. Everything is idempotent.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+
+use crate::feature::{FeatureName, Managed};
+use crate::helper::command::{self, CommandError};
+use crate::helper::paths;
+
+mod packets;
+
+/// The feature's interface inside its namespace.
+pub const INTERFACE: &str = "eth0";
+/// nftables table (family inet) that closes a namespace.
+pub const GATE: &str = "drover_gate";
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Why a namespace could not be made, opened or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// A command failed.
+    #[error("network namespace of '{0}': {1}")]
+    Command(FeatureName, CommandError),
+    /// A system call failed.
+    #[error("network namespace of '{0}': cannot {1}: {2}")]
+    System(FeatureName, &'static str, io::Error),
+    /// The uplink does not exist.
+    #[error("the guest has no interface '{1}' for feature '{0}'; name an existing one as 'uplink'")]
+    Uplink(FeatureName, String),
+}
+
+/// Name of the feature's namespace under /run/netns.
+pub fn namespace(name: &FeatureName) -> String {
+    format!("drover-{name}")
+}
+
+/// Makes the namespace with its interface and address. `announced`: neighbours are told and
+/// traffic flows; otherwise the namespace is gated until [`announce`].
+pub fn create(name: &FeatureName, spec: &Managed, announced: bool) -> Result<(), NetError> {
+    if !Path::new("/sys/class/net").join(&spec.uplink).exists() {
+        return Err(NetError::Uplink(name.clone(), spec.uplink.clone()));
+    }
+    let namespace = namespace(name);
+    if !exists(name) {
+        // A plain file of that name, left by an unclean end, would make `add` fail.
+        let _ = fs::remove_file(paths::netns(name));
+        ip(name, &["netns", "add", &namespace], "")?;
+    }
+    within(name, silence_ipv6)?
+        .map_err(|e| NetError::System(name.clone(), "switch IPv6 off", e))?;
+    if !announced {
+        gate(name)?;
+    }
+    let present = within(name, || nix::net::if_::if_nametoindex(INTERFACE).is_ok())?;
+    if !present {
+        let mac = spec.mac(name);
+        let link = [
+            "link",
+            "add",
+            "link",
+            &spec.uplink,
+            "name",
+            INTERFACE,
+            "netns",
+            &namespace,
+            "address",
+            &mac,
+            "type",
+            "macvlan",
+            "mode",
+            "bridge",
+        ];
+        ip(name, &link, "")?;
+    }
+    let arp = if announced { "on" } else { "off" };
+    let mut batch = format!(
+        "link set {INTERFACE} addrgenmode none\nlink set {INTERFACE} arp {arp}\n\
+         addr replace {} dev {INTERFACE}\nlink set lo up\nlink set {INTERFACE} up\n",
+        spec.address
+    );
+    if let Some(gateway) = spec.gateway {
+        let _ = writeln!(
+            batch,
+            "route replace default via {gateway} dev {INTERFACE} onlink"
+        );
+    }
+    ip(name, &["-n", &namespace, "-batch", "-"], &batch)?;
+    if announced {
+        announce(name, spec)?;
+    }
+    Ok(())
+}
+
+/// Closes the gate: all IP traffic is dropped in both directions and ARP is off. The source
+/// closes it before it kills its copy, so that no FIN or RST leaves.
+pub fn gate(name: &FeatureName) -> Result<(), NetError> {
+    let rules = format!(
+        "add table inet {GATE}\ndelete table inet {GATE}\ntable inet {GATE} {{\n\
+         chain in {{ type filter hook input priority -400; policy drop; }}\n\
+         chain out {{ type filter hook output priority -400; policy drop; }}\n}}\n"
+    );
+    within(name, || {
+        command::run("nft", &["-f", "-"], &rules, LIMIT)
+            .map_err(|e| NetError::Command(name.clone(), e))?;
+        match packets::set_arp(INTERFACE, false) {
+            // Not there yet: `create` makes it without ARP.
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
+            other => other.map_err(|e| NetError::System(name.clone(), "switch ARP off", e)),
+        }
+    })?
+}
+
+/// Opens the gate and tells the neighbours where the address is now: three gratuitous ARP
+/// messages, each as request and as reply, the first at once and the others within 0.4 s from a
+/// thread of their own. Runs no command, as it is part of a move's downtime.
+pub fn announce(name: &FeatureName, spec: &Managed) -> Result<(), NetError> {
+    let mac = packets::parse_mac(&spec.mac(name));
+    let address = spec.address.address;
+    within(name, || {
+        let failed = |what| move |e| NetError::System(name.clone(), what, e);
+        packets::set_arp(INTERFACE, true).map_err(failed("switch ARP on"))?;
+        packets::delete_table(GATE).map_err(failed("open the gate"))?;
+        packets::gratuitous_arp(INTERFACE, mac, address).map_err(failed("announce the address"))
+    })??;
+    let again = name.clone();
+    std::thread::spawn(move || {
+        for pause in [100, 300] {
+            std::thread::sleep(Duration::from_millis(pause));
+            let sent = within(&again, || packets::gratuitous_arp(INTERFACE, mac, address));
+            if let Ok(Err(e)) = sent {
+                tracing::warn!("cannot announce the address of '{again}' again: {e}");
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Removes the interface and the namespace.
+pub fn delete(name: &FeatureName) -> Result<(), NetError> {
+    if exists(name) {
+        let namespace = namespace(name);
+        // The interface first: the kernel takes namespaces down later, in its own time, and the
+        // MAC address shall be gone now.
+        let present = within(name, || nix::net::if_::if_nametoindex(INTERFACE).is_ok())?;
+        if present {
+            ip(name, &["-n", &namespace, "link", "del", INTERFACE], "")?;
+        }
+        ip(name, &["netns", "del", &namespace], "")?;
+    }
+    match fs::remove_file(paths::netns(name)) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(NetError::System(name.clone(), "remove its file", e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the namespace is there: a namespace mounted on its file, not a plain file.
+pub fn exists(name: &FeatureName) -> bool {
+    nix::sys::statfs::statfs(&paths::netns(name))
+        .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
+}
+
+/// Moves the calling thread into the namespace.
+pub fn enter(name: &FeatureName) -> Result<(), NetError> {
+    let system = |e: io::Error| NetError::System(name.clone(), "enter it", e);
+    let file = File::open(paths::netns(name)).map_err(system)?;
+    setns(&file, CloneFlags::CLONE_NEWNET).map_err(|e| system(e.into()))
+}
+
+/// Runs `f` in a thread inside the namespace; commands that `f` runs are inside too.
+pub fn within<T: Send>(name: &FeatureName, f: impl FnOnce() -> T + Send) -> Result<T, NetError> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            enter(name)?;
+            Ok(f())
+        });
+        thread.join().unwrap_or_else(|_| {
+            let died = io::Error::other("the thread inside it died");
+            Err(NetError::System(name.clone(), "work in it", died))
+        })
+    })
+}
+
+fn ip(name: &FeatureName, args: &[&str], stdin: &str) -> Result<String, NetError> {
+    command::run("ip", args, stdin, LIMIT).map_err(|e| NetError::Command(name.clone(), e))
+}
+
+/// Called inside the namespace: no address, no router solicitation, no multicast report.
+fn silence_ipv6() -> io::Result<()> {
+    for scope in ["all", "default", "lo"] {
+        let file = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
+        match fs::write(file, "1") {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}

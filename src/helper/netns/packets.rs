@@ -1,0 +1,216 @@
+//! What `netns` does without running a command: interface flags, gratuitous ARP, removal of an
+//! nftables table. All of it works on the calling thread's network namespace.
+
+use std::io::{self, Read};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use nix::libc;
+
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
+const NFNL_MSG_BATCH_END: u16 = 0x11;
+const NFT_MSG_DELTABLE: u16 = 2;
+const NFTA_TABLE_NAME: u16 = 1;
+const NFPROTO_INET: u8 = 1;
+
+/// The six bytes of a MAC address as [`crate::feature::Managed::mac`] writes it.
+pub fn parse_mac(text: &str) -> [u8; 6] {
+    let mut mac = [0; 6];
+    for (byte, part) in mac.iter_mut().zip(text.split(':')) {
+        *byte = u8::from_str_radix(part, 16).unwrap_or(0);
+    }
+    mac
+}
+
+fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: socket() takes no pointers; its result is checked before it becomes an OwnedFd,
+    // and nobody else owns it.
+    unsafe {
+        let fd = libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Switches ARP of an interface on or off (IFF_NOARP). ENODEV when there is no such interface.
+pub fn set_arp(interface: &str, on: bool) -> io::Result<()> {
+    let fd = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
+    // SAFETY: ifreq is plain data for which zeroes are valid; the name is copied with room for
+    // the final zero, and both ioctls read and write this one struct, which outlives them.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1]
+            .iter_mut()
+            .zip(interface.bytes())
+        {
+            *to = from.cast_signed();
+        }
+        if libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let old = request.ifr_ifru.ifru_flags;
+        let noarp = libc::IFF_NOARP as libc::c_short;
+        let new = if on { old & !noarp } else { old | noarp };
+        request.ifr_ifru.ifru_flags = new;
+        if new != old && libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Tells every neighbour, as ARP request and as reply, that `address` is at `mac`.
+pub fn gratuitous_arp(interface: &str, mac: [u8; 6], address: Ipv4Addr) -> io::Result<()> {
+    let index = nix::net::if_::if_nametoindex(interface)?;
+    // Protocol 0: this socket only sends.
+    let fd = socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
+    for operation in [1, 2] {
+        let frame = arp_frame(operation, mac, address);
+        // SAFETY: sockaddr_ll is plain data for which zeroes are valid; frame and address
+        // outlive the call, and their true sizes are given.
+        let sent = unsafe {
+            let mut to: libc::sockaddr_ll = std::mem::zeroed();
+            to.sll_family = libc::AF_PACKET as u16;
+            to.sll_protocol = 0x0806_u16.to_be();
+            to.sll_ifindex = index.cast_signed();
+            to.sll_halen = 6;
+            to.sll_addr[..6].fill(0xff);
+            libc::sendto(
+                fd.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const to).cast(),
+                size_of::<libc::sockaddr_ll>() as u32,
+            )
+        };
+        if sent < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn arp_frame(operation: u8, mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
+    let mut f = Vec::with_capacity(60);
+    f.extend_from_slice(&[0xff; 6]);
+    f.extend_from_slice(&mac);
+    f.extend_from_slice(&[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, operation]);
+    f.extend_from_slice(&mac);
+    f.extend_from_slice(&address.octets());
+    f.extend_from_slice(&if operation == 1 { [0; 6] } else { [0xff; 6] });
+    f.extend_from_slice(&address.octets());
+    f.resize(60, 0); // shortest Ethernet frame
+    f
+}
+
+/// Removes an nftables table of family inet with all that is in it; its absence is fine.
+pub fn delete_table(table: &str) -> io::Result<()> {
+    let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER)?;
+    let limit = libc::timeval {
+        tv_sec: 2,
+        tv_usec: 0,
+    };
+    // SAFETY: the pointers are to locals that outlive the calls, with their true sizes.
+    // A netlink socket without a destination address talks to the kernel.
+    unsafe {
+        let size = size_of::<libc::timeval>() as u32;
+        let at = (&raw const limit).cast();
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            at,
+            size,
+        );
+        let batch = delete_table_batch(table);
+        if libc::send(fd.as_raw_fd(), batch.as_ptr().cast(), batch.len(), 0) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    let mut file = std::fs::File::from(fd);
+    let mut reply = [0_u8; 4096];
+    let n = file.read(&mut reply)?;
+    match netlink_error(&reply[..n]) {
+        Some(0) => Ok(()),
+        Some(e) if e == -libc::ENOENT => Ok(()),
+        Some(e) => Err(io::Error::from_raw_os_error(-e)),
+        None => Err(io::Error::other("unexpected answer from nfnetlink")),
+    }
+}
+
+fn delete_table_batch(table: &str) -> Vec<u8> {
+    fn message(out: &mut Vec<u8>, kind: u16, flags: i32, seq: u32, body: &[u8]) {
+        out.extend_from_slice(&(16 + body.len() as u32).to_ne_bytes());
+        out.extend_from_slice(&kind.to_ne_bytes());
+        out.extend_from_slice(&(flags as u16).to_ne_bytes());
+        out.extend_from_slice(&seq.to_ne_bytes());
+        out.extend_from_slice(&0_u32.to_ne_bytes());
+        out.extend_from_slice(body);
+    }
+    let [hi, lo] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
+    let mut body = vec![NFPROTO_INET, 0, 0, 0];
+    body.extend_from_slice(&(4 + table.len() as u16 + 1).to_ne_bytes());
+    body.extend_from_slice(&NFTA_TABLE_NAME.to_ne_bytes());
+    body.extend_from_slice(table.as_bytes());
+    body.push(0);
+    body.resize(body.len().next_multiple_of(4), 0);
+    let mut out = Vec::new();
+    let request = libc::NLM_F_REQUEST;
+    message(&mut out, NFNL_MSG_BATCH_BEGIN, request, 1, &[0, 0, hi, lo]);
+    let delete = (NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_DELTABLE;
+    message(&mut out, delete, request | libc::NLM_F_ACK, 2, &body);
+    message(&mut out, NFNL_MSG_BATCH_END, request, 3, &[0, 0, hi, lo]);
+    out
+}
+
+/// The error number (0 or negative) of the first message, when it is an NLMSG_ERROR.
+fn netlink_error(reply: &[u8]) -> Option<i32> {
+    let kind = u16::from_ne_bytes(reply.get(4..6)?.try_into().ok()?);
+    let error = i32::from_ne_bytes(reply.get(16..20)?.try_into().ok()?);
+    (i32::from(kind) == libc::NLMSG_ERROR).then_some(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arp_frames_are_those_of_rfc_826() {
+        let mac = parse_mac("02:11:22:33:44:c9");
+        let request = arp_frame(1, mac, Ipv4Addr::new(10, 88, 0, 201));
+        assert_eq!(request.len(), 60);
+        assert_eq!(request[6..12], [0x02, 0x11, 0x22, 0x33, 0x44, 0xc9]);
+        assert_eq!(request[12..22], [8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        assert_eq!(request[28..32], request[38..42]);
+        assert_eq!(request[38..42], [10, 88, 0, 201]);
+    }
+
+    #[test]
+    fn batch_lengths_add_up() {
+        let batch = delete_table_batch("drover_gate");
+        let mut at = 0;
+        let mut kinds = Vec::new();
+        while at < batch.len() {
+            let len = u32::from_ne_bytes(batch[at..at + 4].try_into().unwrap()) as usize;
+            kinds.push(u16::from_ne_bytes(
+                batch[at + 4..at + 6].try_into().unwrap(),
+            ));
+            at += len;
+        }
+        assert_eq!(at, batch.len());
+        assert_eq!(kinds, [0x10, 0x0a02, 0x11]);
+    }
+
+    #[test]
+    fn reads_the_kernel_s_answer() {
+        let mut reply = vec![0; 36];
+        reply[4..6].copy_from_slice(&2_u16.to_ne_bytes());
+        reply[16..20].copy_from_slice(&(-2_i32).to_ne_bytes());
+        assert_eq!(netlink_error(&reply), Some(-2));
+        assert_eq!(netlink_error(&reply[..10]), None);
+    }
+}
