@@ -175,6 +175,8 @@ gone() {
     check "$1: nothing is left" diff "$work/before" "$work/after"
     check "$1: no process is left" refused living_in "${spaces[@]}"
 }
+check "collect" $cluster collect "$work/logs"
+check "... a console's log" test -e "$work/logs/h2/libvirt/qemu/g2-console.log"
 echo "# down"
 check "down" $cluster down
 gone down

@@ -245,17 +245,19 @@ class Cluster:
         """(pid, start) of a service as seen from this machine, or None."""
         try:
             with open(self.path(host, f"/run/{service}.cluster-pid")) as f:
-                inside = f.read().strip()
-        except FileNotFoundError:
+                inside, began = f.read().split()
+        except (FileNotFoundError, ValueError):
             return None
         for pid, start in ns.in_netns([f"/run/netns/{self.netns(host)}"]):
+            if str(start) != began:
+                continue
             try:
                 with open(f"/proc/{pid}/status") as f:
                     nspid = re.search(r"^NSpid:\s*(.*)$", f.read(), re.M).group(1).split()
-                if nspid[-1] == inside and len(nspid) > 1:
-                    return pid, start
             except (FileNotFoundError, ProcessLookupError):
                 continue
+            if len(nspid) > 1 and nspid[-1] == inside:
+                return pid, start
         return None
 
     def start(self, host, service):
@@ -310,6 +312,18 @@ class Cluster:
                 return "".join(f.readlines()[-lines:])
         except FileNotFoundError:
             return "(no log)\n"
+
+    def collect(self, directory):
+        """Copies all logs of all hosts, for a look at them after `down`."""
+        for host in self.hosts():
+            target = f"{directory}/{host}"
+            os.makedirs(target, exist_ok=True)
+            for path in ("/var/log/drover", "/var/log/libvirt", "/var/log/dbus.log",
+                         "/etc/drover/drover.toml"):
+                source = self.path(host, path)
+                if os.path.exists(source):
+                    run(["cp", "-rT", "--no-preserve=ownership", source,
+                         f"{target}/{os.path.basename(path)}"])
 
     # -- taking it away -----------------------------------------------------------
 

@@ -37,6 +37,8 @@ def main():
         ns.setns(fd)
     if args[0] == "--pid":
         os.chdir("/")
+        for name in ("TMPDIR", "XDG_RUNTIME_DIR", "DBUS_SYSTEM_BUS_ADDRESS"):
+            os.environ.pop(name, None)  # of this machine, not of the host
     path = os.environ.get("PATH", "").split(":")
     path += [d for d in ("/usr/sbin", "/usr/bin", "/sbin", "/bin") if d not in path]
     os.environ["PATH"] = ":".join(p for p in path if p)
@@ -75,7 +77,7 @@ def background(command, log, pidfile):
     if os.fork():
         os._exit(0)
     with open(pidfile, "w") as f:
-        f.write(f"{os.getpid()}\n")
+        f.write(f"{os.getpid()} {ns.start_time(os.getpid())}\n")
     os.dup2(null, 0)
     os.dup2(out, 1)
     os.dup2(out, 2)
