@@ -1,0 +1,217 @@
+//! Readers and writers of the two ports. Each returns why it ended, in words.
+
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::GuestEvent;
+use super::limits::{self, Bucket};
+use super::session::{BulkFrame, Session};
+use crate::wire::bulk;
+use crate::wire::frame::{Decoder, Kind};
+use crate::wire::guest::{Event, Message, valid_move_id};
+
+/// Bytes read from a port at a time.
+const READ: usize = 256 << 10;
+/// Bytes that frames are gathered to before a write: virtio-serial wants large writes.
+const GATHER: usize = 512 << 10;
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(super) struct End {
+    /// In words.
+    pub reason: String,
+    /// The guest broke a rule: come back later.
+    pub offence: bool,
+}
+
+impl End {
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            offence: false,
+        }
+    }
+    fn offence(reason: impl Into<String>) -> Self {
+        Self {
+            reason: reason.into(),
+            offence: true,
+        }
+    }
+}
+
+/// Reads the control port: answers go to their calls, events to `events`. `heard` is told
+/// whenever the guest says something valid.
+pub(super) async fn read_control(
+    mut port: impl AsyncRead + Unpin,
+    session: Arc<Session>,
+    domain: String,
+    events: mpsc::Sender<(String, GuestEvent)>,
+    heard: Arc<std::sync::Mutex<Instant>>,
+) -> End {
+    let start = Instant::now();
+    let now = || start.elapsed().as_secs_f64();
+    let mut bytes = Bucket::new(limits::BYTES_PER_S, 0.0);
+    let mut frames = Bucket::new(limits::EVENTS_PER_S, 0.0);
+    let mut decoder = Decoder::new();
+    let mut buf = vec![0; 64 << 10];
+    loop {
+        let n = match port.read(&mut buf).await {
+            Ok(0) => return End::new("QEMU closed the control port"),
+            Ok(n) => n,
+            Err(e) => return End::new(format!("control port: {e}")),
+        };
+        if !bytes.take(n as f64, now()) {
+            return End::offence("it sends more than 4 MiB per second on its control port");
+        }
+        decoder.push(&buf[..n]);
+        while let Some(f) = decoder.next() {
+            let message = (f.kind == Kind::Control && f.session == session.number())
+                .then(|| serde_json::from_slice::<Message>(&f.payload));
+            let event = match message {
+                Some(Ok(mut m)) => {
+                    if let Ok(mut at) = heard.lock() {
+                        *at = Instant::now();
+                    }
+                    limits::trim(&mut m);
+                    tracing::trace!(domain, message = ?m, "from the helper");
+                    match m {
+                        Message::Response { id, reply } => {
+                            if session.answer(id, reply) {
+                                continue;
+                            }
+                            tracing::debug!(domain, id, "answer to no call dropped");
+                            None
+                        }
+                        Message::Event { event } => Some(event),
+                    }
+                }
+                Some(Err(e)) => {
+                    tracing::debug!(domain, error = %e, "message not understood, dropped");
+                    None
+                }
+                None => {
+                    tracing::debug!(
+                        domain,
+                        session = f.session,
+                        "frame of another session dropped"
+                    );
+                    None
+                }
+            };
+            // Whatever answers no call counts, garbage included.
+            if !frames.take(1.0, now()) {
+                return End::offence("it sends more than 200 events per second");
+            }
+            if let Some(event) = event {
+                deliver(event, &domain, &events).await;
+            }
+        }
+    }
+}
+
+async fn deliver(event: Event, domain: &str, events: &mpsc::Sender<(String, GuestEvent)>) {
+    let event = match event {
+        Event::Meter(frame) => GuestEvent::Meter(frame),
+        Event::Progress {
+            id,
+            round,
+            sent,
+            total,
+        } => {
+            if !valid_move_id(&id) {
+                return;
+            }
+            GuestEvent::Progress {
+                id,
+                round,
+                sent,
+                total,
+            }
+        }
+        Event::Exited { feature, status } => {
+            // This one must not get lost.
+            let event = GuestEvent::Exited { feature, status };
+            let _ = events.send((domain.to_owned(), event)).await;
+            return;
+        }
+    };
+    if events.try_send((domain.to_owned(), event)).is_err() {
+        tracing::debug!(domain, "event of the guest dropped: the queue is full");
+    }
+}
+
+/// Writes the control port.
+pub(super) async fn write_control(
+    mut port: impl AsyncWrite + Unpin,
+    mut frames: mpsc::Receiver<Vec<u8>>,
+) -> End {
+    while let Some(frame) = frames.recv().await {
+        if let Err(e) = port.write_all(&frame).await {
+            return End::new(format!("control port: {e}"));
+        }
+    }
+    End::new("closed")
+}
+
+/// Reads the bulk port: messages go to the subscriber of their stream.
+pub(super) async fn read_bulk(
+    mut port: impl AsyncRead + Unpin,
+    session: Arc<Session>,
+    domain: String,
+) -> End {
+    let mut decoder = Decoder::new();
+    let mut buf = vec![0; READ];
+    loop {
+        let n = match port.read(&mut buf).await {
+            Ok(0) => return End::new("QEMU closed the bulk port"),
+            Ok(n) => n,
+            Err(e) => return End::new(format!("bulk port: {e}")),
+        };
+        decoder.push(&buf[..n]);
+        while let Some(f) = decoder.next() {
+            if f.kind != Kind::Bulk || f.session != session.number() {
+                continue;
+            }
+            match bulk::Message::decode(&f.payload) {
+                Ok(message) => {
+                    let stream = message.stream;
+                    let Some(to) = session.subscriber(stream) else {
+                        continue;
+                    };
+                    if to.send(message).await.is_err() {
+                        session.unsubscribe(Some(stream));
+                    }
+                }
+                Err(e) => {
+                    let stream = f.payload.get(1..5).and_then(|b| b.try_into().ok());
+                    let stream = stream.map(u32::from_le_bytes);
+                    tracing::warn!(domain, stream, error = %e, "bulk stream of the guest ended");
+                    session.unsubscribe(stream);
+                }
+            }
+        }
+    }
+}
+
+/// Writes the bulk port, several frames at a time when they wait.
+pub(super) async fn write_bulk(
+    mut port: impl AsyncWrite + Unpin,
+    mut frames: mpsc::UnboundedReceiver<BulkFrame>,
+) -> End {
+    while let Some((mut out, first)) = frames.recv().await {
+        let mut permits = vec![first];
+        while out.len() < GATHER
+            && let Ok((more, permit)) = frames.try_recv()
+        {
+            out.extend_from_slice(&more);
+            permits.push(permit);
+        }
+        if let Err(e) = port.write_all(&out).await {
+            return End::new(format!("bulk port: {e}"));
+        }
+    }
+    End::new("closed")
+}
