@@ -176,6 +176,7 @@ pub async fn follow(
     client.version().await?;
 
     let deadline = cli.timeout.map(|t| tokio::time::Instant::now() + t);
+    let mut stop = super::interrupts()?;
     let mut seen = 0;
     while count.is_none_or(|c| seen < c) {
         let late = async {
@@ -206,7 +207,7 @@ pub async fn follow(
                     ))),
                 };
             }
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = stop.recv() => return Ok(()),
         };
         if let Some(event) = event {
             write(out, &event, now_ms(), cli.format, screen)?;

@@ -26,6 +26,13 @@ use clap::Parser;
 
 use error::CliError;
 
+/// Ctrl-C from now on, also while nobody waits for it; it no longer ends the program by itself.
+fn interrupts() -> Result<tokio::signal::unix::Signal, CliError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    signal(SignalKind::interrupt())
+        .map_err(|e| CliError::Failed(format!("cannot listen for Ctrl-C: {e}")))
+}
+
 /// The whole program: parses the command line, runs the command, prints errors.
 pub fn main() -> ExitCode {
     let cli = match args::Cli::try_parse() {

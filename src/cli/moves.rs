@@ -1,9 +1,12 @@
 //! `migrate` and the choice of a move for `jobinfo` and `jobabort`.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use zbus::OwnedObjectPath;
 
 use super::args::{Cli, Format, Target, To};
@@ -29,19 +32,18 @@ pub async fn migrate(
     to: Option<&To>,
     wait: bool,
 ) -> Result<()> {
-    let signals = client.connection();
-    let manager = ManagerProxy::new(signals).await;
-    let manager = manager.map_err(|e| client.error(&e))?;
-    // Before the call, so that no progress is missed.
-    let progress = manager.receive_move_progress().await;
-    let mut progress = progress.map_err(|e| client.error(&e))?;
-    let ended = manager.receive_move_ended().await;
-    let mut ended = ended.map_err(|e| client.error(&e))?;
+    // Both before the call, so that neither progress nor a Ctrl-C is missed.
+    let news = News::listen(client).await?;
+    let mut stop = super::interrupts()?;
 
     let (host, domain) = to.map_or(("", ""), |t| (t.host.as_str(), t.domain.as_str()));
-    let path = client
-        .migrate(&target.domain, &target.feature, host, domain)
-        .await?;
+    let path = tokio::select! {
+        path = client.migrate(&target.domain, &target.feature, host, domain) => path?,
+        _ = stop.recv() => return Err(CliError::Canceled(
+            "no longer waiting for droverd's answer; \"drover jobs\" shows whether the move was accepted"
+                .to_owned(),
+        )),
+    };
     let mut job = client.job(&path).await?;
     if !wait {
         return accepted(cli, out, &job);
@@ -59,8 +61,7 @@ pub async fn migrate(
             }
         };
         tokio::select! {
-            Some(_) = progress.next() => {}
-            Some(_) = ended.next() => {}
+            () = news.wake.notified() => {}
             () = tokio::time::sleep(LOOK) => {}
             () = late => {
                 report.end(out)?;
@@ -69,7 +70,7 @@ pub async fn migrate(
                     job.id, job.feature
                 )));
             }
-            _ = tokio::signal::ctrl_c() => {
+            _ = stop.recv() => {
                 interrupts += 1;
                 report.end(out)?;
                 if interrupts > 1 {
@@ -85,6 +86,41 @@ pub async fn migrate(
     }
     report.end(out)?;
     finish(cli, out, &job)
+}
+
+/// Wakes when some move made progress or ended. The signals are taken off their queues as they
+/// come: a full queue would hold up the answers to calls on the same connection.
+struct News {
+    wake: Arc<Notify>,
+    // Ends its tasks when dropped.
+    _tasks: JoinSet<()>,
+}
+
+impl News {
+    async fn listen(client: &Client) -> Result<Self> {
+        let bus = |e: zbus::Error| client.error(&e);
+        let manager = ManagerProxy::new(client.connection()).await.map_err(bus)?;
+        let mut progress = manager.receive_move_progress().await.map_err(bus)?;
+        let mut ended = manager.receive_move_ended().await.map_err(bus)?;
+        let wake = Arc::new(Notify::new());
+        let mut tasks = JoinSet::new();
+        let w = Arc::clone(&wake);
+        tasks.spawn(async move {
+            while progress.next().await.is_some() {
+                w.notify_one();
+            }
+        });
+        let w = Arc::clone(&wake);
+        tasks.spawn(async move {
+            while ended.next().await.is_some() {
+                w.notify_one();
+            }
+        });
+        Ok(Self {
+            wake,
+            _tasks: tasks,
+        })
+    }
 }
 
 /// Asks to cancel after Ctrl-C and says what comes of it; the result decides the exit code.

@@ -293,8 +293,13 @@ async fn stats(
     watch: Option<Duration>,
 ) -> Result<()> {
     let mut first = true;
+    let mut stop = super::interrupts()?;
     loop {
-        let rows = select(client.features().await?, domain, feature)?;
+        let answer = tokio::select! {
+            rows = client.features() => rows?,
+            _ = stop.recv() => return Ok(()),
+        };
+        let rows = select(answer, domain, feature)?;
         if cli.format == Format::Json {
             let list: Vec<_> = rows
                 .iter()
@@ -325,7 +330,7 @@ async fn stats(
         };
         tokio::select! {
             () = tokio::time::sleep(every) => {}
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = stop.recv() => return Ok(()),
         }
     }
 }

@@ -117,12 +117,12 @@ impl Table {
                 let text = lines.get(n).map_or("", String::as_str);
                 let free = w.saturating_sub(text.chars().count());
                 let (before, after) = if self.right[i] { (free, 0) } else { (0, free) };
-                if !text.is_empty() {
+                if text.is_empty() {
+                    blanks += w + GAP;
+                } else {
                     line.push_str(&" ".repeat(blanks + before));
                     line.push_str(&screen.paint(cells[i].style, text));
                     blanks = after + GAP;
-                } else {
-                    blanks += w + GAP;
                 }
             }
             writeln!(out, "{line}")?;

@@ -53,16 +53,21 @@ impl Moment {
             Some((d, c)) => (d, c),
             None => (text, "00:00:00"),
         };
-        let mut parts = day.splitn(3, '-');
-        let (y, m, d) = (parts.next()?, parts.next()?, parts.next()?);
-        let days = days_from_civil(number(y, 4)?, number(m, 2)?, number(d, 2)?)?;
+        let mut date = day.splitn(3, '-');
+        let days = days_from_civil(
+            number(date.next()?, 4)?,
+            number(date.next()?, 2)?,
+            number(date.next()?, 2)?,
+        )?;
         let mut parts = clock.splitn(3, ':');
-        let (h, min) = (number(parts.next()?, 2)?, number(parts.next()?, 2)?);
-        let s = parts.next().map_or(Some(0), |s| number(s, 2))?;
-        if h > 23 || min > 59 || s > 59 {
+        let (hours, minutes) = (number(parts.next()?, 2)?, number(parts.next()?, 2)?);
+        let seconds = parts.next().map_or(Some(0), |s| number(s, 2))?;
+        if hours > 23 || minutes > 59 || seconds > 59 {
             return None;
         }
-        Some(Self::At((days * 86400 + h * 3600 + min * 60 + s) * 1000))
+        Some(Self::At(
+            (days * 86400 + hours * 3600 + minutes * 60 + seconds) * 1000,
+        ))
     }
 
     /// In milliseconds since the epoch.
@@ -107,9 +112,9 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
 
 /// `2026-01-31T12:00:00Z` of milliseconds since the epoch; with `.123` when `millis`.
 pub fn utc(ms: i64, millis: bool) -> String {
-    let s = ms.div_euclid(1000);
-    let (y, m, d) = civil_from_days(s.div_euclid(86400));
-    let t = s.rem_euclid(86400);
+    let seconds = ms.div_euclid(1000);
+    let (y, m, d) = civil_from_days(seconds.div_euclid(86400));
+    let t = seconds.rem_euclid(86400);
     let fraction = if millis {
         format!(".{:03}", ms.rem_euclid(1000))
     } else {

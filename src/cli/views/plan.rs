@@ -56,14 +56,14 @@ fn model(m: &ModelInfo) -> String {
         "gbdt" => "Model: boosted trees".to_owned(),
         other => format!("Model: {other}"),
     };
-    let mut line = format!("{kind}; {} rows", m.rows);
-    if m.trained_at_ms > 0 {
-        line.push_str(&format!(", trained {}", utc(m.trained_at_ms, false)));
-    }
-    if let Some(e) = m.error {
-        line.push_str(&format!(", backtest error {e:.3}"));
-    }
-    line
+    let trained = match m.trained_at_ms {
+        ..=0 => String::new(),
+        ms => format!(", trained {}", utc(ms, false)),
+    };
+    let error = m
+        .error
+        .map_or(String::new(), |e| format!(", backtest error {e:.3}"));
+    format!("{kind}; {} rows{trained}{error}", m.rows)
 }
 
 #[cfg(test)]
