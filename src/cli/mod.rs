@@ -14,6 +14,7 @@ pub mod events;
 pub mod moves;
 pub mod run;
 pub mod screen;
+mod show;
 pub mod spec;
 pub mod table;
 pub mod time;

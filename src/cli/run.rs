@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, history, hosts, jobs, plan};
-use super::{events, moves, spec};
+use super::{events, moves, show, spec};
 use crate::api::{Changed, FeatureRow};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
@@ -51,7 +51,7 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
     };
     let client = match (&cli.command, Client::connect(timeout).await) {
         (Command::Version, Err(e)) => {
-            version(out, json, Err(e))?;
+            show::version(out, json, Err(e))?;
             return Ok(());
         }
         (_, client) => client?,
@@ -101,7 +101,7 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
             watch,
         } => {
             let which = (domain.as_deref(), feature.as_ref());
-            stats(cli, out, screen, &client, which, *watch).await?;
+            show::stats(cli, out, screen, &client, which, *watch).await?;
         }
         Command::History {
             target,
@@ -174,10 +174,10 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
                 hosts::hosts(out, &list, now_ms(), screen)?;
             }
         }
-        Command::Guest { action } => guest(out, json, &client, action).await?,
+        Command::Guest { action } => show::guest(out, json, &client, action).await?,
         Command::Event { count } => events::follow(cli, out, screen, &client, *count).await?,
         Command::Version => {
-            version(out, json, client.version().await)?;
+            show::version(out, json, client.version().await)?;
         }
     }
     Ok(())
@@ -211,7 +211,7 @@ fn parse_thresholds(texts: &[String]) -> Result<Vec<Threshold>> {
 }
 
 /// The rows of a domain and feature; not found when one was named and none is there.
-fn select(
+pub(super) fn select(
     mut rows: Vec<FeatureRow>,
     domain: Option<&str>,
     feature: Option<&FeatureName>,
@@ -282,115 +282,6 @@ async fn thresholds(
         "has the thresholds"
     };
     say(out, json, &target.domain, &target.feature, done, changed)
-}
-
-async fn stats(
-    cli: &Cli,
-    out: &mut dyn Write,
-    screen: &Screen,
-    client: &Client,
-    (domain, feature): (Option<&str>, Option<&FeatureName>),
-    watch: Option<Duration>,
-) -> Result<()> {
-    let mut first = true;
-    let mut stop = super::interrupts()?;
-    loop {
-        let answer = tokio::select! {
-            rows = client.features() => rows?,
-            _ = stop.recv() => return Ok(()),
-        };
-        let rows = select(answer, domain, feature)?;
-        if cli.format == Format::Json {
-            let list: Vec<_> = rows
-                .iter()
-                .map(|r| {
-                    serde_json::json!({
-                        "host": r.host, "domain": r.domain, "feature": r.spec.name,
-                        "status": r.status, "usage": r.usage
-                    })
-                })
-                .collect();
-            if watch.is_some() {
-                views::json_line(out, &list)?;
-            } else {
-                views::json(out, &list)?;
-            }
-        } else {
-            if watch.is_some() && screen.terminal {
-                write!(out, "\x1b[H\x1b[2J")?;
-            } else if !first {
-                writeln!(out)?;
-            }
-            features::stats(out, &rows, screen)?;
-        }
-        out.flush()?;
-        first = false;
-        let Some(every) = watch else {
-            return Ok(());
-        };
-        tokio::select! {
-            () = tokio::time::sleep(every) => {}
-            _ = stop.recv() => return Ok(()),
-        }
-    }
-}
-
-async fn guest(
-    out: &mut dyn Write,
-    json: bool,
-    client: &Client,
-    action: &GuestAction,
-) -> Result<()> {
-    let (domain, answer) = match action {
-        GuestAction::Install { domain } => (domain, client.guest_install(domain).await?),
-        GuestAction::Remove { domain } => (domain, client.guest_remove(domain).await?),
-        GuestAction::Status { domain } => {
-            let hosts = client.hosts().await?;
-            let here = hosts.first().map_or(&[][..], |h| &h.instances);
-            let instance = here.iter().find(|i| i.domain == *domain).ok_or_else(|| {
-                CliError::NotFound(format!(
-                    "no domain '{domain}' on this host; \"virsh list --all\" shows what is there"
-                ))
-            })?;
-            if json {
-                views::json(out, instance)?;
-            } else {
-                hosts::guest(out, instance)?;
-            }
-            return Ok(());
-        }
-    };
-    if json {
-        views::json(
-            out,
-            &serde_json::json!({"domain": domain, "answer": answer}),
-        )?;
-    } else {
-        writeln!(out, "{}", plain(&answer))?;
-    }
-    Ok(())
-}
-
-/// The version of this program is told in any case; that droverd does not answer is no failure.
-fn version(out: &mut dyn Write, json: bool, daemon: Result<(String, String)>) -> Result<()> {
-    let mine = env!("CARGO_PKG_VERSION");
-    if json {
-        let (version, host, error) = match daemon {
-            Ok((v, h)) => (Some(v), Some(h), None),
-            Err(e) => (None, None, Some(e.to_string())),
-        };
-        let value = serde_json::json!({
-            "drover": mine, "droverd": version, "host": host, "error": error
-        });
-        views::json(out, &value)?;
-        return Ok(());
-    }
-    writeln!(out, "drover {mine}")?;
-    match daemon {
-        Ok((v, h)) => writeln!(out, "droverd {} on {}", plain(&v), plain(&h))?,
-        Err(e) => writeln!(out, "droverd -: {}", plain(&e.to_string()))?,
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! Feature files: TOML or JSON, thresholds as text or as tables.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use super::error::CliError;
-use crate::feature::FeatureSpec;
+use crate::feature::{FeatureName, FeatureSpec, Workload};
 use crate::threshold;
 
 /// Reads a definition; `name` is the file's name for errors. JSON when it begins with `{`.
@@ -28,18 +28,38 @@ pub fn parse(text: &str, name: &str) -> Result<FeatureSpec, CliError> {
     Ok(spec)
 }
 
+/// The file as written: in the order in which people read it.
+#[derive(Serialize)]
+struct File<'a> {
+    name: &'a FeatureName,
+    group: &'a str,
+    automatic: bool,
+    downtime_ms: u64,
+    thresholds: Vec<String>,
+    workload: &'a Workload,
+}
+
 /// Writes a definition as TOML that [`parse`] reads again, thresholds as text.
 pub fn dump(spec: &FeatureSpec) -> Result<String, CliError> {
-    let bad = |e: toml::ser::Error| {
-        CliError::Failed(format!("'{}' cannot be written as TOML: {e}", spec.name))
+    // Taken apart in full: a field that is added must be written too.
+    let FeatureSpec {
+        name,
+        group,
+        workload,
+        thresholds,
+        automatic,
+        downtime_ms,
+    } = spec;
+    let file = File {
+        name,
+        group,
+        automatic: *automatic,
+        downtime_ms: *downtime_ms,
+        thresholds: thresholds.iter().map(threshold::format).collect(),
+        workload,
     };
-    let mut value = Value::try_from(spec).map_err(bad)?;
-    if let Value::Table(table) = &mut value {
-        let texts = spec.thresholds.iter();
-        let texts = texts.map(|t| Value::String(threshold::format(t))).collect();
-        table.insert("thresholds".to_owned(), Value::Array(texts));
-    }
-    toml::to_string_pretty(&value).map_err(bad)
+    toml::to_string_pretty(&file)
+        .map_err(|e| CliError::Failed(format!("'{name}' cannot be written as TOML: {e}")))
 }
 
 #[cfg(test)]
@@ -83,6 +103,7 @@ environment = { HOME = "/var/lib/cache" }
     fn dump_reads_back() {
         let spec = parse(FILE, "cache.toml").unwrap();
         let text = dump(&spec).unwrap();
+        assert!(text.starts_with("name = \"cache\"\n"), "{text}");
         assert!(text.contains("cpu > 80 % for 10 s"), "{text}");
         assert_eq!(parse(&text, "dump").unwrap(), spec);
         let json = serde_json::to_string(&spec).unwrap();

@@ -72,13 +72,30 @@ impl Table {
             return widths;
         };
         let gaps = GAP * widths.len().saturating_sub(1);
-        while widths.iter().sum::<usize>() + gaps > limit {
-            let Some(widest) = widths.iter_mut().max().filter(|w| **w > LEAST) else {
-                break;
-            };
-            *widest -= 1;
+        // Lines are broken between words first, then within words down to the least width.
+        for least in [self.longest_words(), vec![LEAST; widths.len()]] {
+            while widths.iter().sum::<usize>() + gaps > limit {
+                let shrinkable = widths.iter_mut().zip(&least).filter(|(w, l)| **w > **l);
+                let Some((widest, _)) = shrinkable.max_by_key(|(w, _)| **w) else {
+                    break;
+                };
+                *widest -= 1;
+            }
         }
         widths
+    }
+
+    /// Per column the length of its longest word, at least [`LEAST`].
+    fn longest_words(&self) -> Vec<usize> {
+        let longest = |text: &str| text.split(' ').map(|w| w.chars().count()).max();
+        let mut least = vec![LEAST; self.head.len()];
+        let heads = std::iter::once(&self.head).flat_map(|h| h.iter().copied().enumerate());
+        let cells = self.rows.iter();
+        let cells = cells.flat_map(|r| r.iter().map(|c| c.text.as_str()).enumerate());
+        for (column, text) in heads.chain(cells) {
+            least[column] = least[column].max(longest(text).unwrap_or(0));
+        }
+        least
     }
 
     /// Writes heading and rows.
@@ -216,6 +233,18 @@ mod tests {
                 assert!(line.chars().count() <= width.max(least), "{width}: {line}");
             }
         }
+    }
+
+    #[test]
+    fn words_stay_whole_while_they_can() {
+        let mut t = Table::new(&["Identifier", "Cause"]);
+        t.row(vec!["0a1b2c3d-4e5f-6789".into(), "cpu 93 % > 80 %".into()]);
+        assert_eq!(
+            text(&t, Some(28)),
+            "Identifier          Cause\n\
+             0a1b2c3d-4e5f-6789  cpu 93 %\n\
+             \x20                   > 80 %\n"
+        );
     }
 
     #[test]

@@ -128,6 +128,11 @@ pub fn utc(ms: i64, millis: bool) -> String {
     )
 }
 
+/// `2026-01-31 12:00:00` of milliseconds since the epoch, for tables whose heading says UTC.
+pub fn utc_short(ms: i64) -> String {
+    utc(ms, false).replace('T', " ").replace('Z', "")
+}
+
 /// A length of time for people: `37 ms`, `1.5 s`, `2 min 5 s`, `3 h 20 min`, `2 d 4 h`.
 pub fn span(ms: i64) -> String {
     let s = ms / 1000;
@@ -163,6 +168,7 @@ mod tests {
         assert_eq!(at("2000-02-29T12:30:05Z"), 951_827_405_000);
         assert_eq!(at("2000-02-29 12:30"), 951_827_400_000);
         assert_eq!(utc(951_827_405_007, true), "2000-02-29T12:30:05.007Z");
+        assert_eq!(utc_short(951_827_405_007), "2000-02-29 12:30:05");
         assert_eq!(utc(-1, false), "1969-12-31T23:59:59Z");
         for bad in [
             "2001-02-29",

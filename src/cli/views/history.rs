@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::super::screen::Screen;
 use super::super::table::{Cell, Table};
-use super::super::time::utc;
+use super::super::time::{utc, utc_short};
 use super::{json, percent, value};
 use crate::feature::Resource;
 use crate::usage::Usage;
@@ -55,7 +55,7 @@ pub fn table(
     head.extend(extra.iter().map(|e| e.1));
     let mut t = Table::new(&head);
     for u in points {
-        let mut cells: Vec<Cell> = vec![utc(u.at_ms, false).into()];
+        let mut cells: Vec<Cell> = vec![utc_short(u.at_ms).into()];
         cells.extend(resources.iter().map(|r| value(*r, u.get(*r)).into()));
         for (name, _, get) in extra {
             cells.push(match (*name, get(u)) {
@@ -132,8 +132,8 @@ mod tests {
         let only = [Resource::Memory, Resource::Cpu];
         assert_eq!(
             text(|o, s| table(o, &points(), &only, s)),
-            "Time (UTC)               CPU  Memory\n\
-             2000-02-29T12:30:05Z  42.5 %       -\n"
+            "Time (UTC)              CPU  Memory\n\
+             2000-02-29 12:30:05  42.5 %       -\n"
         );
         assert_eq!(
             text(|o, _| csv(o, &points(), &only)),

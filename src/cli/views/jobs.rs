@@ -1,10 +1,11 @@
 //! `jobs`, `jobinfo`, and what `migrate` says on the way.
 
+use std::collections::HashSet;
 use std::io::{self, Write};
 
 use super::super::screen::{Screen, Style, plain};
 use super::super::table::{Cell, Table};
-use super::super::time::{span, utc};
+use super::super::time::{span, utc, utc_short};
 use super::{NONE, bytes};
 use crate::api::{Job, JobResult};
 
@@ -35,10 +36,31 @@ fn lasted(j: &Job) -> String {
         .map_or(NONE.to_owned(), |e| span((e - j.started_ms).max(0)))
 }
 
+/// Least number of characters, from 8, that tells the identifiers apart: enough for `jobinfo`.
+fn short(jobs: &[Job]) -> usize {
+    let longest = jobs.iter().map(|j| j.id.len()).max().unwrap_or(0);
+    let apart = |n: usize| {
+        let mut seen = HashSet::new();
+        jobs.iter()
+            .all(|j| seen.insert(j.id.get(..n).unwrap_or(&j.id)))
+    };
+    (8..longest).find(|n| apart(*n)).unwrap_or(longest)
+}
+
 /// `drover jobs`.
 pub fn jobs(out: &mut dyn Write, jobs: &[Job], screen: &Screen) -> io::Result<()> {
+    let short = short(jobs);
     let mut t = Table::new(&[
-        "Id", "Feature", "From", "To", "State", ">Rounds", ">Sent", ">Frozen", "Started", "Cause",
+        "Id",
+        "Feature",
+        "From",
+        "To",
+        "State",
+        ">Rounds",
+        ">Sent",
+        ">Frozen",
+        "Started (UTC)",
+        "Cause",
     ]);
     for j in jobs {
         let (from, to) = route(j);
@@ -50,7 +72,7 @@ pub fn jobs(out: &mut dyn Write, jobs: &[Job], screen: &Screen) -> io::Result<()
             Some(r) => Cell::styled(result(r), Style::Bad),
         };
         t.row(vec![
-            Cell::new(&j.id),
+            Cell::new(j.id.get(..short).unwrap_or(&j.id)),
             Cell::new(j.feature.as_str()),
             from.into(),
             to.into(),
@@ -58,7 +80,7 @@ pub fn jobs(out: &mut dyn Write, jobs: &[Job], screen: &Screen) -> io::Result<()
             j.rounds.to_string().into(),
             bytes(j.bytes_sent).into(),
             frozen(j).into(),
-            utc(j.started_ms, false).into(),
+            utc_short(j.started_ms).into(),
             Cell::new(&j.cause),
         ]);
     }
@@ -226,8 +248,11 @@ mod tests {
         let out = text(|o, s| jobs(o, &[job()], s));
         assert_eq!(
             out.lines().nth(1).unwrap(),
-            "0a1b2c3d-1  cache    alpha/web  beta/web2  pre-copy       2  3.0 MiB       -  2000-02-29T12:30:05Z  manual"
+            "0a1b2c3d  cache    alpha/web  beta/web2  pre-copy       2  3.0 MiB       -  2000-02-29 12:30:05  manual"
         );
+        let mut other = job();
+        other.id = "0a1b2c3d-2".into();
+        assert_eq!(short(&[job(), other]), 10);
         let out = text(|o, s| info(o, &job(), s));
         assert!(out.contains("State:    pre-copy\n"), "{out}");
         assert!(
