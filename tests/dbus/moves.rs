@@ -1,6 +1,6 @@
 //! Moves as objects.
 
-use drover::api::{Job, JobResult};
+use drover::api::{ApiEvent, Job, JobResult};
 use drover::dbus::client::MoveProxy;
 use drover::dbus::{MOVE, NAME, PATH, serve};
 use futures_util::StreamExt;
@@ -142,4 +142,27 @@ async fn moves_under_way_have_objects_from_the_start() {
     let moves = objects.keys().filter(|p| p.as_str().contains("/move/"));
     let moves: Vec<&str> = moves.map(|p| p.as_str()).collect();
     assert_eq!(moves, ["/org/drover1/move/aaaaaaaa_2"]);
+}
+
+#[tokio::test]
+async fn the_end_of_a_move_survives_lost_events() {
+    let (bus, fake, _service) = served().await;
+    let (_c, m) = client(&bus).await;
+    let mut progress = m.receive_move_progress().await.unwrap();
+    let mut ended = m.receive_move_ended().await.unwrap();
+    let mut j = job("dddddddd-1", "cache");
+    fake.tell(&j);
+    soon(progress.next()).await.unwrap();
+    // The end comes first in a burst that is longer than the daemon keeps, so it is lost.
+    j.result = Some(JobResult::Failed);
+    j.reason = Some("no room".into());
+    fake.tell(&j);
+    for n in 0..200 {
+        let what = n.to_string();
+        let host = "beta".to_owned();
+        fake.events.send(ApiEvent::Peer { host, what }).unwrap();
+    }
+    let e = soon(ended.next()).await.unwrap();
+    let e = e.args().unwrap();
+    assert_eq!((e.result, e.reason), ("failed", "no room"));
 }
