@@ -1,2 +1,5 @@
-//! Binary.
-fn main() {}
+//! `drover`: the command line of Drover; see `drover --help`.
+
+fn main() -> std::process::ExitCode {
+    drover::cli::main()
+}

@@ -1,7 +1,6 @@
 //! Who may change things. Reading is for all that the bus lets in.
 
 use zbus::Connection;
-use zbus::fdo::DBusProxy;
 use zbus::message::Header;
 
 use super::error::Error;
@@ -61,8 +60,13 @@ impl Access {
 /// The sender's user, `None` when the bus does not tell in time.
 async fn ask(connection: &Connection, sender: zbus::names::UniqueName<'_>) -> Option<u32> {
     let asked = async {
-        let bus = DBusProxy::new(connection).await?;
-        bus.get_connection_unix_user(sender.into()).await
+        let bus = "org.freedesktop.DBus";
+        let path = "/org/freedesktop/DBus";
+        let method = "GetConnectionUnixUser";
+        let reply = connection
+            .call_method(Some(bus), path, Some(bus), method, &sender)
+            .await?;
+        reply.body().deserialize::<u32>()
     };
     match tokio::time::timeout(std::time::Duration::from_secs(5), asked).await {
         Ok(Ok(uid)) => Some(uid),

@@ -143,7 +143,7 @@ impl Manager {
         let name = FeatureName::new(feature)?;
         let mut parsed: Vec<crate::feature::Threshold> = Vec::new();
         for text in &thresholds {
-            let t = super::grammar::parse(text)?;
+            let t = crate::threshold::parse(text)?;
             if parsed.iter().any(|p| p.resource == t.resource) {
                 return Err(Error::Invalid(format!(
                     "two thresholds for {} of '{domain}/{name}': give one per resource",

@@ -16,7 +16,6 @@
 pub mod access;
 pub mod client;
 pub mod error;
-pub mod grammar;
 mod manager;
 mod moves;
 mod pump;

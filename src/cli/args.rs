@@ -1,0 +1,296 @@
+//! The command line's grammar.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::time;
+use crate::feature::{FeatureName, Resource};
+
+const AFTER: &str = "\
+Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 not found, 4 refused or busy,
+5 timeout, 6 canceled. `migrate` exits by the result of the move.
+
+Durations are numbers with s, min, h or d (seconds without a unit). Times are UTC.
+The bus is the system bus, or the one in DBUS_SYSTEM_BUS_ADDRESS.";
+
+/// Meters features in libvirt guests and moves them between hosts
+#[derive(Debug, Parser)]
+#[command(name = "drover", version, after_help = AFTER, max_term_width = 100)]
+#[command(propagate_version = false, disable_help_subcommand = true)]
+pub struct Cli {
+    /// How to print; csv is for history only
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// Longest wait for an answer of droverd [default: 30 s, guest install and remove 300 s];
+    /// for migrate and event also the longest wait for the end
+    #[arg(long, global = true, value_name = "DURATION", value_parser = timeout)]
+    pub timeout: Option<Duration>,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Output formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+    /// For spreadsheets
+    Csv,
+}
+
+/// Names a feature: domain first, as in virsh.
+#[derive(Debug, Clone, Args)]
+pub struct Target {
+    /// Domain, as libvirt names it
+    pub domain: String,
+    /// Feature in that domain
+    pub feature: FeatureName,
+}
+
+/// Names a move.
+#[derive(Debug, Clone, Args)]
+pub struct WhichMove {
+    /// Identifier (or its beginning) of a move, or DOMAIN FEATURE; without it the latest
+    #[arg(num_args = 0..=2, value_name = "ID | DOMAIN FEATURE")]
+    pub which: Vec<String>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List the features of this host
+    List {
+        /// Only this domain
+        domain: Option<String>,
+    },
+    /// Register a feature from a file, disabled
+    #[command(visible_alias = "register")]
+    Define {
+        /// TOML or JSON file; - is standard input
+        file: PathBuf,
+        /// Domain that the feature runs in
+        #[arg(long)]
+        domain: String,
+    },
+    /// Remove a feature's registration
+    #[command(visible_alias = "deregister")]
+    Undefine(Target),
+    /// Print a feature's definition as a file for `define`
+    Dumpfile(Target),
+    /// Start (managed) and meter a feature
+    Enable(Target),
+    /// Stop a feature
+    Disable(Target),
+    /// Show or replace a feature's thresholds
+    Threshold {
+        /// Feature
+        #[command(flatten)]
+        target: Target,
+        /// New thresholds, each like "cpu > 80 % for 10 s"; all others go
+        #[arg(conflicts_with = "clear")]
+        thresholds: Vec<String>,
+        /// Remove all thresholds
+        #[arg(long)]
+        clear: bool,
+    },
+    /// Show what features use now
+    Stats {
+        /// Only this domain
+        domain: Option<String>,
+        /// Only this feature
+        feature: Option<FeatureName>,
+        /// Show it again after this time, until Ctrl-C
+        #[arg(long, value_name = "SECONDS", value_parser = timeout)]
+        watch: Option<Duration>,
+    },
+    /// Show what a feature used
+    History {
+        /// Feature
+        #[command(flatten)]
+        target: Target,
+        /// Start: a duration ago (1h), a time (2026-01-31T12:00:00Z) or a day
+        #[arg(long, default_value = "1h", value_parser = moment)]
+        since: time::Moment,
+        /// End, like --since
+        #[arg(long, default_value = "now", value_parser = moment)]
+        until: time::Moment,
+        /// Only this resource; may be repeated
+        #[arg(long, value_parser = resource)]
+        resource: Vec<Resource>,
+        /// Most points
+        #[arg(long, default_value_t = 1000)]
+        limit: u32,
+    },
+    /// Show where a feature would move, and why
+    Plan(Target),
+    /// Move a feature to a guest on another host
+    Migrate {
+        /// Feature
+        #[command(flatten)]
+        target: Target,
+        /// Where to; without it Drover chooses
+        #[arg(long, value_name = "HOST[/DOMAIN]", value_parser = destination)]
+        to: Option<To>,
+        /// Return once the move is accepted
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// List moves, newest first
+    Jobs,
+    /// Show a move
+    Jobinfo(WhichMove),
+    /// Cancel a move before its commit
+    Jobabort(WhichMove),
+    /// List hosts
+    Hosts,
+    /// The helper in a guest
+    Guest {
+        /// What to do with it
+        #[command(subcommand)]
+        action: GuestAction,
+    },
+    /// Print events as they come
+    Event {
+        /// End after this many events
+        #[arg(long)]
+        count: Option<u64>,
+    },
+    /// Print the versions of drover and droverd
+    Version,
+}
+
+/// What to do with the helper of a guest.
+#[derive(Debug, Subcommand)]
+pub enum GuestAction {
+    /// Install it into a running domain
+    Install {
+        /// Domain
+        domain: String,
+    },
+    /// Remove it
+    Remove {
+        /// Domain
+        domain: String,
+    },
+    /// Show whether it answers
+    Status {
+        /// Domain
+        domain: String,
+    },
+}
+
+/// Where a move shall go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct To {
+    /// Host.
+    pub host: String,
+    /// Domain there; empty lets Drover choose.
+    pub domain: String,
+}
+
+fn destination(text: &str) -> Result<To, String> {
+    let (host, domain) = match text.split_once('/') {
+        Some((h, d)) if !d.is_empty() => (h, d),
+        Some(_) => return Err("the domain after '/' is missing".to_owned()),
+        None => (text, ""),
+    };
+    if host.is_empty() {
+        return Err("the host is missing".to_owned());
+    }
+    Ok(To {
+        host: host.to_owned(),
+        domain: domain.to_owned(),
+    })
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    match time::duration(text) {
+        Some(d) if !d.is_zero() => Ok(d),
+        _ => Err("not a duration above zero: write it like 10, 10s, 5min or 1h".to_owned()),
+    }
+}
+
+fn moment(text: &str) -> Result<time::Moment, String> {
+    time::Moment::parse(text).ok_or_else(|| {
+        "neither a duration (1h), nor a UTC time (2026-01-31T12:00:00Z), nor a day, nor now"
+            .to_owned()
+    })
+}
+
+fn resource(text: &str) -> Result<Resource, String> {
+    let found = Resource::ALL.into_iter().find(|r| r.as_str() == text);
+    found.ok_or_else(|| {
+        let known: Vec<_> = Resource::ALL.iter().map(|r| r.as_str()).collect();
+        format!("not a resource; they are {}", known.join(", "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands() {
+        let Command::Migrate { target, to, .. } = parse("drover migrate web cache --to beta/web2")
+            .unwrap()
+            .command
+        else {
+            panic!()
+        };
+        assert_eq!(
+            (target.domain.as_str(), target.feature.as_str()),
+            ("web", "cache")
+        );
+        assert_eq!(
+            to.unwrap(),
+            To {
+                host: "beta".into(),
+                domain: "web2".into()
+            }
+        );
+        assert!(matches!(
+            parse("drover register x.toml --domain web")
+                .unwrap()
+                .command,
+            Command::Define { .. }
+        ));
+        let c = parse("drover event --format json --timeout 5min").unwrap();
+        assert_eq!(
+            (c.format, c.timeout),
+            (Format::Json, Some(Duration::from_secs(300)))
+        );
+    }
+
+    #[test]
+    fn refused() {
+        for line in [
+            "drover",
+            "drover enable web",
+            "drover enable web Bad/Name",
+            "drover define x.toml",
+            "drover migrate web cache --to /x",
+            "drover migrate web cache --to beta/",
+            "drover threshold web cache x --clear",
+            "drover history web cache --resource gpu",
+            "drover list --timeout 0",
+            "drover jobinfo a b c",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

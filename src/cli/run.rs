@@ -1,0 +1,305 @@
+//! From a parsed command line to calls and output.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use super::args::{Cli, Command, Format, GuestAction, Target};
+use super::client::{Client, Result};
+use super::error::CliError;
+use super::screen::{Screen, plain};
+use super::time::now_ms;
+use super::views::{self, features, history, hosts, jobs, plan};
+use super::{events, moves, show, spec};
+use crate::api::{Changed, FeatureRow};
+use crate::feature::{FeatureName, Threshold};
+use crate::threshold;
+
+/// Largest feature file read, bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Runs the command and writes its output to `out`.
+pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> {
+    if cli.format == Format::Csv && !matches!(cli.command, Command::History { .. }) {
+        return Err(CliError::Usage(
+            "--format csv is for history only; use json".to_owned(),
+        ));
+    }
+    let slow = matches!(
+        cli.command,
+        Command::Guest {
+            action: GuestAction::Install { .. } | GuestAction::Remove { .. }
+        }
+    );
+    // For these two the option is about the end, not about each answer.
+    let whole = matches!(cli.command, Command::Migrate { .. } | Command::Event { .. });
+    let usual = Duration::from_secs(if slow { 300 } else { 30 });
+    let timeout = cli.timeout.filter(|_| !whole).unwrap_or(usual);
+    let json = cli.format == Format::Json;
+
+    // Files and texts are checked before the bus is asked for anything.
+    let definition = match &cli.command {
+        Command::Define { file, .. } => {
+            let text = read_file(file)?;
+            Some(spec::parse(&text, &file.display().to_string())?)
+        }
+        _ => None,
+    };
+    let limits = match &cli.command {
+        Command::Threshold { thresholds, .. } => parse_thresholds(thresholds)?,
+        _ => Vec::new(),
+    };
+    let client = match (&cli.command, Client::connect(timeout).await) {
+        (Command::Version, Err(e)) => {
+            show::version(out, json, Err(e))?;
+            return Ok(());
+        }
+        (_, client) => client?,
+    };
+
+    match &cli.command {
+        Command::List { domain } => {
+            let rows = select(client.features().await?, domain.as_deref(), None)?;
+            if json {
+                views::json(out, &rows)?;
+            } else {
+                features::list(out, &rows, screen)?;
+            }
+        }
+        Command::Define { domain, .. } => {
+            if let Some(spec) = definition {
+                let changed = client.register(domain, &spec).await?;
+                say(out, json, domain, &spec.name, "defined", changed)?;
+            }
+        }
+        Command::Undefine(t) => {
+            let changed = client.deregister(&t.domain, &t.feature).await?;
+            say(out, json, &t.domain, &t.feature, "undefined", changed)?;
+        }
+        Command::Dumpfile(t) => {
+            let row = client.feature(&t.domain, &t.feature).await?;
+            if json {
+                views::json(out, &row.spec)?;
+            } else {
+                write!(out, "{}", spec::dump(&row.spec)?)?;
+            }
+        }
+        Command::Enable(t) => {
+            let changed = client.set_enabled(&t.domain, &t.feature, true).await?;
+            say(out, json, &t.domain, &t.feature, "enabled", changed)?;
+        }
+        Command::Disable(t) => {
+            let changed = client.set_enabled(&t.domain, &t.feature, false).await?;
+            say(out, json, &t.domain, &t.feature, "disabled", changed)?;
+        }
+        Command::Threshold { target, clear, .. } => {
+            thresholds(cli, out, &client, target, &limits, *clear).await?;
+        }
+        Command::Stats {
+            domain,
+            feature,
+            watch,
+        } => {
+            let which = (domain.as_deref(), feature.as_ref());
+            show::stats(cli, out, screen, &client, which, *watch).await?;
+        }
+        Command::History {
+            target,
+            since,
+            until,
+            resource,
+            limit,
+        } => {
+            let now = now_ms();
+            let range = (since.ms(now), until.ms(now));
+            if range.0 > range.1 {
+                return Err(CliError::Usage("--since is after --until".to_owned()));
+            }
+            let points = client
+                .history(&target.domain, &target.feature, range, *limit)
+                .await?;
+            match cli.format {
+                Format::Table => history::table(out, &points, resource, screen)?,
+                Format::Json => history::as_json(out, &points, resource)?,
+                Format::Csv => history::csv(out, &points, resource)?,
+            }
+        }
+        Command::Plan(t) => {
+            let p = client.plan(&t.domain, &t.feature).await?;
+            if json {
+                views::json(out, &p)?;
+            } else {
+                plan::plan(out, &p, screen)?;
+            }
+        }
+        Command::Migrate {
+            target,
+            to,
+            no_wait,
+        } => {
+            moves::migrate(cli, out, screen, &client, target, to.as_ref(), !no_wait).await?;
+        }
+        Command::Jobs => {
+            let list = client.jobs().await?;
+            if json {
+                views::json(out, &list)?;
+            } else {
+                jobs::jobs(out, &list, screen)?;
+            }
+        }
+        Command::Jobinfo(w) => {
+            let list = client.jobs().await?;
+            let job = moves::choose(&list, &w.which, false)?;
+            if json {
+                views::json(out, job)?;
+            } else {
+                jobs::info(out, job, screen)?;
+            }
+        }
+        Command::Jobabort(w) => {
+            let list = client.jobs().await?;
+            let job = moves::choose(&list, &w.which, true)?;
+            client.abort(&job.id).await?;
+            if json {
+                views::json(out, &serde_json::json!({"id": job.id, "asked": "abort"}))?;
+            } else {
+                writeln!(out, "Asked to cancel move {}", plain(&job.id))?;
+            }
+        }
+        Command::Hosts => {
+            let list = client.hosts().await?;
+            if json {
+                views::json(out, &list)?;
+            } else {
+                hosts::hosts(out, &list, now_ms(), screen)?;
+            }
+        }
+        Command::Guest { action } => show::guest(out, json, &client, action).await?,
+        Command::Event { count } => events::follow(cli, out, screen, &client, *count).await?,
+        Command::Version => {
+            show::version(out, json, client.version().await)?;
+        }
+    }
+    Ok(())
+}
+
+fn read_file(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin().take(MAX_FILE).read_to_string(&mut text)
+    } else {
+        std::fs::File::open(path).and_then(|f| f.take(MAX_FILE).read_to_string(&mut text))
+    };
+    match read {
+        Ok(n) if n as u64 == MAX_FILE => Err(CliError::Usage(format!(
+            "{}: larger than 1 MiB, so not a feature file",
+            path.display()
+        ))),
+        Ok(_) => Ok(text),
+        Err(e) => Err(CliError::Usage(format!(
+            "cannot read {}: {e}",
+            path.display()
+        ))),
+    }
+}
+
+fn parse_thresholds(texts: &[String]) -> Result<Vec<Threshold>> {
+    let parsed = texts.iter().map(|t| threshold::parse(t));
+    parsed
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|e| CliError::Usage(e.to_string()))
+}
+
+/// The rows of a domain and feature; not found when one was named and none is there.
+pub(super) fn select(
+    mut rows: Vec<FeatureRow>,
+    domain: Option<&str>,
+    feature: Option<&FeatureName>,
+) -> Result<Vec<FeatureRow>> {
+    rows.retain(|r| {
+        domain.is_none_or(|d| r.domain == d) && feature.is_none_or(|f| r.spec.name == *f)
+    });
+    match (rows.is_empty(), domain, feature) {
+        (true, Some(d), Some(f)) => Err(CliError::NotFound(format!(
+            "no feature '{f}' in domain '{d}' on this host; \"drover list\" shows what is there"
+        ))),
+        (true, Some(d), None) => Err(CliError::NotFound(format!(
+            "no features in domain '{d}' on this host; \"drover list\" shows all, \"drover define\" adds one"
+        ))),
+        _ => Ok(rows),
+    }
+}
+
+/// What a change did.
+fn say(
+    out: &mut dyn Write,
+    json: bool,
+    domain: &str,
+    feature: &FeatureName,
+    done: &str,
+    changed: Changed,
+) -> Result<()> {
+    if json {
+        views::json(
+            out,
+            &serde_json::json!({"domain": domain, "feature": feature, "changed": changed}),
+        )?;
+        return Ok(());
+    }
+    let already = match changed {
+        Changed::Done => "",
+        Changed::Already => " already",
+    };
+    let line = format!("Feature '{domain}/{feature}' {done}{already}");
+    writeln!(out, "{}", plain(&line))?;
+    Ok(())
+}
+
+async fn thresholds(
+    cli: &Cli,
+    out: &mut dyn Write,
+    client: &Client,
+    target: &Target,
+    limits: &[Threshold],
+    clear: bool,
+) -> Result<()> {
+    let json = cli.format == Format::Json;
+    if limits.is_empty() && !clear {
+        let row = client.feature(&target.domain, &target.feature).await?;
+        if json {
+            views::json(out, &row.spec.thresholds)?;
+        } else {
+            features::thresholds(out, &row)?;
+        }
+        return Ok(());
+    }
+    let changed = client
+        .set_thresholds(&target.domain, &target.feature, limits)
+        .await?;
+    let done = if clear {
+        "has no thresholds"
+    } else {
+        "has the thresholds"
+    };
+    say(out, json, &target.domain, &target.feature, done, changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files() {
+        let e = read_file(Path::new("/nonexistent/x.toml")).unwrap_err();
+        assert_eq!(e.code(), 2);
+        assert!(e.to_string().contains("/nonexistent/x.toml"), "{e}");
+        let e = read_file(Path::new("/dev/zero")).unwrap_err();
+        assert!(e.to_string().contains("larger"), "{e}");
+    }
+
+    #[test]
+    fn selection() {
+        assert!(select(vec![], None, None).unwrap().is_empty());
+        assert_eq!(select(vec![], Some("web"), None).unwrap_err().code(), 3);
+    }
+}

@@ -1,0 +1,127 @@
+//! `stats`, `guest`, `version`.
+
+use std::io::Write;
+use std::time::Duration;
+
+use super::args::{Cli, Format, GuestAction};
+use super::client::{Client, Result};
+use super::error::CliError;
+use super::run::select;
+use super::screen::{Screen, plain};
+use super::views::{self, features, hosts};
+use crate::feature::FeatureName;
+
+/// `drover stats`, again and again with `watch`.
+pub(super) async fn stats(
+    cli: &Cli,
+    out: &mut dyn Write,
+    screen: &Screen,
+    client: &Client,
+    (domain, feature): (Option<&str>, Option<&FeatureName>),
+    watch: Option<Duration>,
+) -> Result<()> {
+    let mut first = true;
+    let mut stop = super::interrupts()?;
+    loop {
+        let answer = tokio::select! {
+            rows = client.features() => rows?,
+            _ = stop.recv() => return Ok(()),
+        };
+        let rows = select(answer, domain, feature)?;
+        if cli.format == Format::Json {
+            let list: Vec<_> = rows
+                .iter()
+                .map(|r| {
+                    serde_json::json!({
+                        "host": r.host, "domain": r.domain, "feature": r.spec.name,
+                        "status": r.status, "usage": r.usage
+                    })
+                })
+                .collect();
+            if watch.is_some() {
+                views::json_line(out, &list)?;
+            } else {
+                views::json(out, &list)?;
+            }
+        } else {
+            if watch.is_some() && screen.terminal {
+                write!(out, "\x1b[H\x1b[2J")?;
+            } else if !first {
+                writeln!(out)?;
+            }
+            features::stats(out, &rows, screen)?;
+        }
+        out.flush()?;
+        first = false;
+        let Some(every) = watch else {
+            return Ok(());
+        };
+        tokio::select! {
+            () = tokio::time::sleep(every) => {}
+            _ = stop.recv() => return Ok(()),
+        }
+    }
+}
+
+/// `drover guest`.
+pub(super) async fn guest(
+    out: &mut dyn Write,
+    json: bool,
+    client: &Client,
+    action: &GuestAction,
+) -> Result<()> {
+    let (domain, answer) = match action {
+        GuestAction::Install { domain } => (domain, client.guest_install(domain).await?),
+        GuestAction::Remove { domain } => (domain, client.guest_remove(domain).await?),
+        GuestAction::Status { domain } => {
+            let hosts = client.hosts().await?;
+            let here = hosts.first().map_or(&[][..], |h| &h.instances);
+            let instance = here.iter().find(|i| i.domain == *domain).ok_or_else(|| {
+                CliError::NotFound(format!(
+                    "no domain '{domain}' on this host; \"virsh list --all\" shows what is there"
+                ))
+            })?;
+            if json {
+                views::json(out, instance)?;
+            } else {
+                hosts::guest(out, instance)?;
+            }
+            return Ok(());
+        }
+    };
+    if json {
+        views::json(
+            out,
+            &serde_json::json!({"domain": domain, "answer": answer}),
+        )?;
+    } else {
+        writeln!(out, "{}", plain(&answer))?;
+    }
+    Ok(())
+}
+
+/// The version of this program is told in any case; that droverd does not answer is no failure.
+pub(super) fn version(
+    out: &mut dyn Write,
+    json: bool,
+    daemon: Result<(String, String)>,
+) -> Result<()> {
+    let mine = env!("CARGO_PKG_VERSION");
+    if json {
+        let (version, host, error) = match daemon {
+            Ok((v, h)) => (Some(v), Some(h), None),
+            Err(e) => (None, None, Some(e.to_string())),
+        };
+        let value = serde_json::json!({
+            "drover": mine, "droverd": version, "host": host, "error": error
+        });
+        views::json(out, &value)?;
+        return Ok(());
+    }
+    writeln!(out, "drover {mine}")?;
+    match daemon {
+        Ok((v, h)) => writeln!(out, "droverd {} on {}", plain(&v), plain(&h))?,
+        Err(e) => writeln!(out, "droverd -: {}", plain(&e.to_string()))?,
+    }
+    Ok(())
+}

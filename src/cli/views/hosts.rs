@@ -1,0 +1,198 @@
+//! `hosts`, `guest status`.
+
+use std::io::{self, Write};
+
+use super::super::screen::{Screen, Style, plain};
+use super::super::table::{Cell, Table};
+use super::super::time::span;
+use super::NONE;
+use super::features::status;
+use crate::feature::Resource;
+use crate::host::{HelperState, HostState, InstanceState};
+use crate::threshold::format_value;
+
+/// A host that was not heard for this long is shown as such, milliseconds.
+const STALE_MS: i64 = 60_000;
+
+/// `drover hosts`; ages are relative to `now_ms`.
+pub fn hosts(
+    out: &mut dyn Write,
+    hosts: &[HostState],
+    now_ms: i64,
+    screen: &Screen,
+) -> io::Result<()> {
+    let mut t = Table::new(&[
+        "Host",
+        ">CPUs used",
+        ">Memory used",
+        ">Net",
+        ">Disk",
+        ">Stall %",
+        ">Guests",
+        ">Features",
+        "Moves in",
+        ">Heard",
+        "Version",
+    ]);
+    for h in hosts {
+        let age = (now_ms - h.at_ms).max(0);
+        let heard = if age < 1000 {
+            "now".into()
+        } else {
+            let style = if age > STALE_MS {
+                Style::Bad
+            } else {
+                Style::Plain
+            };
+            Cell::styled(format!("{} ago", span(age)), style)
+        };
+        let running = h.instances.iter().filter(|i| i.running).count();
+        let features: usize = h.instances.iter().map(|i| i.features.len()).sum();
+        t.row(vec![
+            Cell::new(&h.name),
+            format!("{:.1} of {}", h.load.cpus_used, h.capabilities.cpus).into(),
+            format!(
+                "{} of {}",
+                format_value(Resource::Memory, h.load.memory_used_mib),
+                format_value(Resource::Memory, h.capabilities.memory_mib)
+            )
+            .into(),
+            format_value(Resource::NetRx, h.load.net_bps).into(),
+            format_value(Resource::DiskRead, h.load.disk_bps).into(),
+            format!("{:.1}", h.load.stall_percent).into(),
+            running.to_string().into(),
+            features.to_string().into(),
+            if h.accepts {
+                Cell::styled("yes", Style::Good)
+            } else {
+                Cell::styled("no", Style::Bad)
+            },
+            heard,
+            Cell::new(&h.version),
+        ]);
+    }
+    t.write(out, screen)
+}
+
+fn pair(out: &mut dyn Write, name: &str, value: &str) -> io::Result<()> {
+    let value = if value.is_empty() { NONE } else { value };
+    writeln!(out, "{:<18}{}", format!("{name}:"), plain(value))
+}
+
+/// `drover guest status DOMAIN`.
+pub fn guest(out: &mut dyn Write, i: &InstanceState) -> io::Result<()> {
+    pair(out, "Domain", &i.domain)?;
+    pair(out, "Running", if i.running { "yes" } else { "no" })?;
+    match &i.helper {
+        HelperState::Connected { version } => {
+            pair(out, "Helper", &format!("connected, version {version}"))?;
+        }
+        HelperState::Absent { reason } => pair(out, "Helper", &format!("absent: {reason}"))?,
+    }
+    if let Some(c) = &i.capabilities {
+        pair(out, "Kernel", &c.kernel)?;
+        pair(out, "systemd", &c.systemd)?;
+        let criu = match (c.criu.as_str(), c.criu_problem.as_str()) {
+            ("", _) => "absent".to_owned(),
+            (v, "") => v.to_owned(),
+            (v, problem) => format!("{v}, {problem}"),
+        };
+        pair(out, "criu", &criu)?;
+    }
+    pair(out, "vCPUs", &format!("{}", i.vcpus))?;
+    pair(out, "Memory", &format_value(Resource::Memory, i.memory_mib))?;
+    let free = i.memory_available_mib;
+    let free = free.map(|m| format_value(Resource::Memory, m));
+    pair(out, "Memory available", free.as_deref().unwrap_or(NONE))?;
+    let names: Vec<String> = i
+        .features
+        .iter()
+        .map(|f| format!("{} ({})", f.spec.name, status(f.status)))
+        .collect();
+    pair(out, "Features", &names.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::text;
+    use super::*;
+    use crate::host::{GuestCapabilities, HostCapabilities, HostLoad, StorageKind};
+
+    fn instance() -> InstanceState {
+        InstanceState {
+            domain: "web".into(),
+            uuid: "u".into(),
+            running: true,
+            vcpus: 2.0,
+            memory_mib: 1024.0,
+            memory_available_mib: None,
+            cpus_used: 0.1,
+            helper: HelperState::Connected {
+                version: "0.1.0".into(),
+            },
+            capabilities: Some(GuestCapabilities {
+                kernel: "6.1.0".into(),
+                criu: "4.1".into(),
+                ..GuestCapabilities::default()
+            }),
+            features: vec![],
+        }
+    }
+
+    #[test]
+    fn host_rows() {
+        let h = HostState {
+            name: "alpha".into(),
+            version: "0.1.0".into(),
+            at_ms: 1000,
+            capabilities: HostCapabilities {
+                cpu_model: "x".into(),
+                cpus: 8.0,
+                memory_mib: 16384.0,
+                network_mbps: 0.0,
+                storage: StorageKind::Unknown,
+                virt_type: "kvm".into(),
+            },
+            load: HostLoad {
+                cpus_used: 2.25,
+                memory_used_mib: 4096.0,
+                ..HostLoad::default()
+            },
+            accepts: true,
+            reserved_cpus: 0.0,
+            reserved_memory_mib: 0.0,
+            instances: vec![instance()],
+        };
+        let out = text(|o, s| hosts(o, &[h], 126_000, s));
+        let row = out.lines().nth(1).unwrap();
+        for part in [
+            "alpha",
+            "2.2 of 8",
+            "4.0 GiB of 16.0 GiB",
+            "2 min 5 s ago",
+            "yes",
+        ] {
+            assert!(row.contains(part), "{part}: {out}");
+        }
+    }
+
+    #[test]
+    fn guest_states() {
+        let out = text(|o, _| guest(o, &instance()));
+        assert!(
+            out.contains("Helper:           connected, version 0.1.0\n"),
+            "{out}"
+        );
+        assert!(out.contains("criu:             4.1\n"), "{out}");
+        assert!(out.contains("Memory available: -\n"), "{out}");
+        let mut i = instance();
+        i.helper = HelperState::Absent {
+            reason: "no port; run \"drover guest install web\"".into(),
+        };
+        let out = text(|o, _| guest(o, &i));
+        assert!(
+            out.contains("absent: no port; run \"drover guest install web\""),
+            "{out}"
+        );
+    }
+}

@@ -1,0 +1,10 @@
+//! `drover` end to end: the program itself, on a private bus, in front of a fake daemon.
+#![cfg(feature = "daemon")]
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+#[path = "../dbus_support/mod.rs"]
+mod dbus_support;
+mod features;
+mod moves;
+mod support;
+mod surroundings;
