@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use rustls_pki_types::ServerName;
@@ -71,6 +71,8 @@ pub(super) struct Slot {
     pub server_name: ServerName<'static>,
     groups: Vec<String>,
     calls: Arc<Semaphore>,
+    /// Bulk connections to the peer, for cutting.
+    bulks: Mutex<Vec<Weak<Cut>>>,
     /// The connection, or why there is none.
     state: Mutex<Result<Arc<Control>, String>>,
 }
@@ -88,6 +90,19 @@ impl Slot {
 
     pub fn set(&self, state: Result<Arc<Control>, String>) {
         *self.state() = state;
+    }
+
+    fn bulks(&self) -> MutexGuard<'_, Vec<Weak<Cut>>> {
+        self.bulks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the bulk connections to the peer.
+    pub fn cut_bulks(&self) {
+        for bulk in self.bulks().drain(..) {
+            if let Some(cut) = bulk.upgrade() {
+                cut.cut();
+            }
+        }
     }
 
     pub fn unreachable(&self, reason: impl Into<String>) -> PeerError {
@@ -210,6 +225,7 @@ impl Peers {
                 server_name,
                 groups: host.groups.clone(),
                 calls: Arc::new(Semaphore::new(CALLS)),
+                bulks: Mutex::default(),
                 state: Mutex::new(Err("not connected yet".into())),
             };
             if slots.insert(host.name.clone(), Arc::new(slot)).is_some() {
@@ -254,6 +270,7 @@ impl Peers {
             tokio::spawn(async move {
                 work.await;
                 slot.set(Err("droverd is stopping".into()));
+                slot.cut_bulks();
             });
         }
         Ok(Self(Arc::new(Inner {
@@ -462,7 +479,11 @@ impl Peers {
         )
         .await
         .map_err(|e| slot.unreachable(e.to_string()))?;
-        BulkSender::open(host, id, link).await
+        let sender = BulkSender::open(host, id, link).await?;
+        let mut bulks = slot.bulks();
+        bulks.retain(|b| b.strong_count() > 0);
+        bulks.push(Arc::downgrade(sender.cut()));
+        Ok(sender)
     }
 }
 

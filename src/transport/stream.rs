@@ -36,6 +36,13 @@ impl Cut {
     pub fn cut(&self) {
         let _ = self.0.shutdown(std::net::Shutdown::Both);
     }
+
+    /// How long the other side may leave sent data unacknowledged, or its receive window shut,
+    /// before the kernel ends the connection; `None` sets no limit but keepalive's.
+    pub fn set_patience(&self, patience: Option<Duration>) -> std::io::Result<()> {
+        let millis = patience.map_or(0, |p| p.as_millis().clamp(500, 3_600_000) as u32);
+        Ok(setsockopt(&self.0, sockopt::TcpUserTimeout, &millis)?)
+    }
 }
 
 impl Drop for Cut {
@@ -50,14 +57,13 @@ impl Drop for Cut {
 pub(super) fn prepare(tcp: TcpStream, dead_after: Duration) -> std::io::Result<(TcpStream, Cut)> {
     tcp.set_nodelay(true)?;
     let seconds = (dead_after.as_secs_f64() / 3.0).ceil().clamp(1.0, 3600.0) as u32;
-    let millis = dead_after.as_millis().clamp(500, 3_600_000) as u32;
     setsockopt(&tcp, sockopt::KeepAlive, &true)?;
     setsockopt(&tcp, sockopt::TcpKeepIdle, &seconds)?;
     setsockopt(&tcp, sockopt::TcpKeepInterval, &seconds)?;
     setsockopt(&tcp, sockopt::TcpKeepCount, &2)?;
-    setsockopt(&tcp, sockopt::TcpUserTimeout, &millis)?;
     let std = tcp.into_std()?;
     let cut = Cut(std.try_clone()?);
+    cut.set_patience(Some(dead_after))?;
     Ok((TcpStream::from_std(std)?, cut))
 }
 

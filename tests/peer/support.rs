@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 pub const MOVE: &str = "00000000-0001";
 /// A move for which the service refuses.
 pub const BUSY: &str = "00000000-000b";
-/// A move for which the service takes a minute.
+/// A move for which the service takes a minute, or 4 s until it reads bulk data.
 pub const SLOW: &str = "00000000-0005";
 
 pub fn openssl(dir: &Path, args: &[&str]) {
@@ -292,6 +292,9 @@ impl PeerService for Fake {
             id: id.into(),
             ..Received::default()
         };
+        if id == SLOW {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+        }
         let mut hash = crc32fast::Hasher::new();
         let end = loop {
             match incoming.next().await {
