@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use super::PeerError;
-use crate::transport::stream::{read_answer, read_line, write_answer};
+use crate::transport::stream::{explain, read_answer, read_line, write_answer};
 use crate::transport::{Cut, Link};
 use crate::wire::bulk::{Body, Message};
 use crate::wire::guest::valid_move_id;
@@ -148,7 +148,7 @@ impl BulkSender {
             }
             Ok(Err(e)) => Err(PeerError::Unreachable {
                 host: self.host.clone(),
-                reason: format!("bulk connection broke: {e}"),
+                reason: format!("bulk connection broke: {}", explain(&e)),
             }),
             Err(_) => Err(PeerError::Timeout {
                 host: self.host.clone(),
@@ -178,7 +178,7 @@ impl BulkReceiver {
         let talk = async {
             let line = read_line(&mut tls, MAX_HELLO)
                 .await
-                .map_err(|e| format!("no bulk header: {e}"))?;
+                .map_err(|e| format!("no bulk header: {}", explain(&e)))?;
             let checked = check_hello(&line);
             let answer = checked.as_ref().map(|_| ()).map_err(String::as_str);
             let written = write_answer(&mut tls, answer).await;
@@ -213,7 +213,7 @@ impl BulkReceiver {
                     .await
                     .map_err(|e| PeerError::Unreachable {
                         host: self.host.clone(),
-                        reason: format!("bulk connection broke: {e}"),
+                        reason: format!("bulk connection broke: {}", explain(&e)),
                     })?;
                 match n {
                     0 if self.have == 0 => return Ok(None),

@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{debug, info, warn};
 use zbus::MessageStream;
 
-use super::client::{Control, Shared, Slot, control};
+use super::slot::{Control, Shared, Slot, control};
 use super::{INTERFACE, PATH, PeerError, PeerEvent};
 use crate::host::HostState;
 use crate::transport::{Protocol, stream};
@@ -60,6 +60,15 @@ struct Open {
     held: Held,
     news: MessageStream,
     state: HostState,
+}
+
+/// Why there is no answer; the host is named beside it.
+fn why(e: PeerError) -> String {
+    match e {
+        PeerError::Unreachable { reason, .. } => reason,
+        PeerError::Protocol { message, .. } => message,
+        other => other.to_string(),
+    }
 }
 
 /// The peer's announcements.
@@ -126,7 +135,7 @@ impl Keeper {
         let mut ask = std::pin::pin!(self.ask(&control));
         let state = loop {
             tokio::select! {
-                answer = &mut ask => break answer.map_err(|e| e.to_string())?,
+                answer = &mut ask => break answer.map_err(why)?,
                 message = news.next() => match message {
                     Some(Ok(message)) => announced = self.announced(&message).or(announced),
                     _ => return Err("the connection ended".into()),
@@ -163,7 +172,7 @@ impl Keeper {
                     Err(PeerError::Refused { message, .. }) => {
                         debug!(host = self.slot.name, "no state: {message}");
                     }
-                    Err(e) => return e.to_string(),
+                    Err(e) => return why(e),
                 }
             }
         };

@@ -108,8 +108,8 @@ pub async fn connect(
     }
 }
 
-/// A TLS failure in words, with the way out where there is one.
-pub(super) fn explain(e: &std::io::Error) -> String {
+/// A failure of a stream in words, with the way out where there is one.
+pub fn explain(e: &std::io::Error) -> String {
     use rustls::{AlertDescription as Alert, CertificateError as Bad, Error};
     match e.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
         Some(Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) => {
@@ -134,6 +134,7 @@ pub(super) fn explain(e: &std::io::Error) -> String {
             "it says that this host's certificate is of another CA".into()
         }
         Some(Error::InvalidMessage(_)) => "what it sent is not TLS".into(),
+        _ if e.kind() == std::io::ErrorKind::UnexpectedEof => "the connection was cut".into(),
         _ => e.to_string(),
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use drover::peer::{PeerError, PeerEvent, Peers};
+use drover::transport::listen::CONNECTIONS_PER_PEER;
 use drover::transport::stream::connect;
 use drover::transport::{Pki, Protocol, pki};
 use drover::wire::bulk::{Body, Message};
@@ -191,6 +192,36 @@ async fn what_a_peer_sends_is_bounded() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
         assert!(end.contains(word), "{end}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_of_a_peer_are_limited_and_give_their_place_back() {
+    let pair = Pair::new();
+    let _a = start("host-a", &pair.a).await;
+    let pki = Pki::load(&pair.b, "host-b").unwrap();
+    let name = pki::server_name("host-a").unwrap();
+    let t = Duration::from_secs(3);
+    let dial = |protocol| connect(&pki, pair.a.listen, &name, protocol, t, t);
+    let most = usize::try_from(CONNECTIONS_PER_PEER).unwrap();
+    for _ in 0..most + 8 {
+        dial(Protocol::Control).await.unwrap();
+    }
+    let mut open = Vec::new();
+    let refused = loop {
+        match dial(Protocol::Bulk).await {
+            Ok(link) => open.push(link),
+            Err(e) => break e.to_string(),
+        }
+        assert!(open.len() <= most);
+    };
+    assert!(refused.contains("connections already"), "{refused}");
+    assert!(open.len() + 2 >= most, "{}", open.len());
+    drop(open);
+    let begun = Instant::now();
+    while dial(Protocol::Bulk).await.is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 

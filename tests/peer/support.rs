@@ -326,6 +326,11 @@ pub struct Host {
 }
 
 pub async fn start(name: &str, section: &PeerSection) -> Host {
+    // RUST_LOG=drover=debug shows what happens.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
     let fake = Arc::new(Fake {
         name: name.into(),
         ..Fake::default()
