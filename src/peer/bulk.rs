@@ -4,6 +4,7 @@
 //! receiver answers with one line (`ok` or `refused REASON`), and messages follow, each behind a
 //! 4-byte little-endian length of at most [`MAX_LENGTH`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use super::PeerError;
-use crate::transport::stream::{read_answer, read_line, write_answer};
+use crate::transport::stream::{explain, read_answer, read_line, write_answer};
 use crate::transport::{Cut, Link};
 use crate::wire::bulk::{Body, Message};
 use crate::wire::guest::valid_move_id;
@@ -29,12 +30,12 @@ const MAX_HELLO: usize = 4 << 10;
 const GATHER: usize = 256 << 10;
 
 /// The sending end. Dropping it without [`BulkSender::finish`] cuts the connection, which the
-/// receiver sees as an error.
+/// receiver sees as an error. It is cut as well when the peer is found to be down.
 #[derive(Debug)]
 pub struct BulkSender {
     host: String,
     tls: TlsStream<TcpStream>,
-    _cut: Cut,
+    cut: Arc<Cut>,
     gathered: Vec<u8>,
     /// Set while a write is under way: one that was given up midway leaves a torn stream.
     torn: bool,
@@ -65,11 +66,14 @@ impl BulkSender {
             tls.flush().await.map_err(|e| e.to_string())?;
             read_answer(&mut tls).await
         };
+        // A receiver may rest for longer than an idle link may stay silent: its guest is slow.
+        cut.set_patience(Some(SEND_TIMEOUT))
+            .map_err(|e| unreachable(e.to_string()))?;
         match tokio::time::timeout(HELLO_TIMEOUT, talk).await {
             Ok(Ok(())) => Ok(Self {
                 host: host.to_owned(),
                 tls,
-                _cut: cut,
+                cut: Arc::new(cut),
                 gathered: Vec::with_capacity(GATHER * 2),
                 torn: false,
             }),
@@ -80,6 +84,11 @@ impl BulkSender {
                 after: HELLO_TIMEOUT,
             }),
         }
+    }
+
+    /// What ends this connection from outside.
+    pub(super) fn cut(&self) -> &Arc<Cut> {
+        &self.cut
     }
 
     /// Sends one message. Small ones are gathered; the end of a round goes out with everything
@@ -139,7 +148,7 @@ impl BulkSender {
             }
             Ok(Err(e)) => Err(PeerError::Unreachable {
                 host: self.host.clone(),
-                reason: format!("bulk connection broke: {e}"),
+                reason: format!("bulk connection broke: {}", explain(&e)),
             }),
             Err(_) => Err(PeerError::Timeout {
                 host: self.host.clone(),
@@ -169,12 +178,14 @@ impl BulkReceiver {
         let talk = async {
             let line = read_line(&mut tls, MAX_HELLO)
                 .await
-                .map_err(|e| format!("no bulk header: {e}"))?;
+                .map_err(|e| format!("no bulk header: {}", explain(&e)))?;
             let checked = check_hello(&line);
             let answer = checked.as_ref().map(|_| ()).map_err(String::as_str);
             let written = write_answer(&mut tls, answer).await;
             let id = checked?;
             written.map_err(|e| e.to_string())?;
+            // Nothing more is sent this way, so keepalive alone watches the link.
+            cut.set_patience(None).map_err(|e| e.to_string())?;
             Ok::<_, String>(id)
         };
         let id = tokio::time::timeout(HELLO_TIMEOUT, talk)
@@ -202,7 +213,7 @@ impl BulkReceiver {
                     .await
                     .map_err(|e| PeerError::Unreachable {
                         host: self.host.clone(),
-                        reason: format!("bulk connection broke: {e}"),
+                        reason: format!("bulk connection broke: {}", explain(&e)),
                     })?;
                 match n {
                     0 if self.have == 0 => return Ok(None),

@@ -2,26 +2,22 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustls_pki_types::ServerName;
-use serde::de::DeserializeOwned;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::warn;
 
 use super::bulk::BulkSender;
 use super::keep;
-use super::server::{Accepting, WireError};
+use super::server::Accepting;
+use super::slot::{Shared, Slot};
 use super::socket::MAX_TEXT;
-use super::{
-    INTERFACE, MAX_POINTS, PATH, PeerError, PeerEvent, PeerService, QUERY_TIMEOUT, RefusalKind,
-};
+use super::{MAX_POINTS, PeerError, PeerEvent, PeerService, QUERY_TIMEOUT};
 use crate::config::PeerSection;
 use crate::host::HostState;
 use crate::transport::pki::server_name;
-use crate::transport::{Cut, Listener, Pki, Protocol, TransportError, stream};
+use crate::transport::{Listener, Pki, Protocol, TransportError, stream};
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
 use crate::wire::peer::{Offer, TargetStatus, Verdict};
@@ -51,131 +47,6 @@ impl Drop for Inner {
 impl std::fmt::Debug for Peers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Peers").field(&self.names()).finish()
-    }
-}
-
-/// What the tasks of all peers share.
-pub(super) struct Shared {
-    pub pki: Pki,
-    pub refresh: Duration,
-    pub timeout: Duration,
-    slots: HashMap<String, Arc<Slot>>,
-    /// In the order of the configuration.
-    names: Vec<String>,
-}
-
-/// One configured peer.
-pub(super) struct Slot {
-    pub name: String,
-    pub address: SocketAddr,
-    pub server_name: ServerName<'static>,
-    groups: Vec<String>,
-    calls: Arc<Semaphore>,
-    /// The connection, or why there is none.
-    state: Mutex<Result<Arc<Control>, String>>,
-}
-
-/// A control connection; `keep` cuts it when it is done with it.
-pub(super) struct Control {
-    pub bus: zbus::Connection,
-    pub cut: Cut,
-}
-
-impl Slot {
-    fn state(&self) -> MutexGuard<'_, Result<Arc<Control>, String>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn set(&self, state: Result<Arc<Control>, String>) {
-        *self.state() = state;
-    }
-
-    pub fn unreachable(&self, reason: impl Into<String>) -> PeerError {
-        PeerError::Unreachable {
-            host: self.name.clone(),
-            reason: reason.into(),
-        }
-    }
-
-    fn protocol(&self, message: impl Into<String>) -> PeerError {
-        PeerError::Protocol {
-            host: self.name.clone(),
-            message: message.into(),
-        }
-    }
-
-    /// Calls a method of `control`. A call that was sent is never torn: it runs in a task of its
-    /// own, and giving up after `timeout` leaves only that task behind, until the answer comes or
-    /// the connection ends.
-    pub async fn call<B, T>(
-        &self,
-        control: Arc<Control>,
-        method: &'static str,
-        body: B,
-        timeout: Duration,
-        permit: Option<tokio::sync::OwnedSemaphorePermit>,
-    ) -> Result<T, PeerError>
-    where
-        B: serde::Serialize + zbus::zvariant::DynamicType + Send + Sync + 'static,
-        T: for<'de> zbus::zvariant::DynamicDeserialize<'de>,
-    {
-        let task = tokio::spawn(async move {
-            let _permit = permit;
-            control
-                .bus
-                .call_method(None::<&str>, PATH, Some(INTERFACE), method, &body)
-                .await
-        });
-        match tokio::time::timeout(timeout, task).await {
-            Err(_) => Err(PeerError::Timeout {
-                host: self.name.clone(),
-                what: method.to_owned(),
-                after: timeout,
-            }),
-            Ok(Err(e)) => Err(self.protocol(format!("the call failed: {e}"))),
-            Ok(Ok(Err(e))) => Err(self.explain(e)),
-            Ok(Ok(Ok(message))) => message
-                .body()
-                .deserialize()
-                .map_err(|e| self.protocol(format!("answer to {method}: {e}"))),
-        }
-    }
-
-    fn explain(&self, e: zbus::Error) -> PeerError {
-        let (kind, message) = match WireError::from(e) {
-            WireError::ZBus(zbus::Error::InputOutput(e)) => {
-                return self.unreachable(format!("the connection ended: {e}"));
-            }
-            WireError::ZBus(e) => return self.protocol(e.to_string()),
-            WireError::Refused(m) => (RefusalKind::Refused, m),
-            WireError::Busy(m) => (RefusalKind::Busy, m),
-            WireError::NotFound(m) => (RefusalKind::NotFound, m),
-            WireError::Invalid(m) => (RefusalKind::Invalid, m),
-            WireError::Timeout(m) => (RefusalKind::Timeout, m),
-            WireError::Failed(m) => (RefusalKind::Failed, m),
-        };
-        PeerError::Refused {
-            host: self.name.clone(),
-            kind,
-            message,
-        }
-    }
-
-    pub fn parse<T: DeserializeOwned>(&self, method: &str, text: &str) -> Result<T, PeerError> {
-        serde_json::from_str(text).map_err(|e| self.protocol(format!("answer to {method}: {e}")))
-    }
-
-    /// Parses a state and checks that the peer speaks of itself.
-    pub fn parse_state(&self, text: &str) -> Result<HostState, PeerError> {
-        let state: HostState = self.parse("HostState", text)?;
-        if state.name == self.name {
-            Ok(state)
-        } else {
-            Err(self.protocol(format!(
-                "it calls itself '{}'; host.name there must be the name configured here",
-                state.name
-            )))
-        }
     }
 }
 
@@ -210,6 +81,7 @@ impl Peers {
                 server_name,
                 groups: host.groups.clone(),
                 calls: Arc::new(Semaphore::new(CALLS)),
+                bulks: Mutex::default(),
                 state: Mutex::new(Err("not connected yet".into())),
             };
             if slots.insert(host.name.clone(), Arc::new(slot)).is_some() {
@@ -254,6 +126,7 @@ impl Peers {
             tokio::spawn(async move {
                 work.await;
                 slot.set(Err("droverd is stopping".into()));
+                slot.cut_bulks();
             });
         }
         Ok(Self(Arc::new(Inner {
@@ -462,7 +335,11 @@ impl Peers {
         )
         .await
         .map_err(|e| slot.unreachable(e.to_string()))?;
-        BulkSender::open(host, id, link).await
+        let sender = BulkSender::open(host, id, link).await?;
+        let mut bulks = slot.bulks();
+        bulks.retain(|b| b.strong_count() > 0);
+        bulks.push(Arc::downgrade(sender.cut()));
+        Ok(sender)
     }
 }
 
@@ -472,18 +349,4 @@ async fn until_stopped(work: impl Future<Output = ()>, mut stopped: watch::Recei
         () = work => {}
         _ = stopped.wait_for(|stopped| *stopped) => {}
     }
-}
-
-/// Makes a stream into a control connection.
-pub(super) async fn control(link: stream::Link) -> Result<Control, zbus::Error> {
-    let stream::Link { tls, cut } = link;
-    let bus = zbus::connection::Builder::authenticated_socket(
-        super::socket::TlsSocket(tls),
-        super::server::GUID,
-    )
-    .p2p()
-    .max_queued(NonZeroUsize::MIN)
-    .build()
-    .await?;
-    Ok(Control { bus, cut })
 }

@@ -8,8 +8,9 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tracing::{debug, info, warn};
+use zbus::MessageStream;
 
-use super::client::{Control, Shared, Slot, control};
+use super::slot::{Control, Shared, Slot, control};
 use super::{INTERFACE, PATH, PeerError, PeerEvent};
 use crate::host::HostState;
 use crate::transport::{Protocol, stream};
@@ -54,6 +55,33 @@ impl Drop for Held {
     }
 }
 
+/// A connection on which the peer has answered.
+struct Open {
+    held: Held,
+    news: MessageStream,
+    state: HostState,
+}
+
+/// Why there is no answer; the host is named beside it.
+fn why(e: PeerError) -> String {
+    match e {
+        PeerError::Unreachable { reason, .. } => reason,
+        PeerError::Protocol { message, .. } => message,
+        other => other.to_string(),
+    }
+}
+
+/// The peer's announcements.
+async fn news(control: &Control) -> zbus::Result<MessageStream> {
+    let rule = zbus::MatchRule::builder()
+        .msg_type(zbus::message::Type::Signal)
+        .path(PATH)
+        .interface(INTERFACE)
+        .member("HostStateChanged")
+        .build()?;
+    MessageStream::for_match_rule(rule, &control.bus, Some(NonZeroUsize::MIN)).await
+}
+
 struct Keeper {
     shared: Arc<Shared>,
     slot: Arc<Slot>,
@@ -70,11 +98,11 @@ impl Keeper {
         let mut pause = BACKOFF_MIN;
         loop {
             let reason = match self.connect().await {
-                Ok((held, state)) => {
+                Ok(open) => {
                     pause = BACKOFF_MIN;
-                    self.slot.set(Ok(held.0.clone()));
-                    self.answered(state).await;
-                    self.use_up(&held.0).await
+                    self.slot.set(Ok(open.held.0.clone()));
+                    self.answered(open.state).await;
+                    self.use_up(&open.held.0, open.news).await
                 }
                 Err(why) => why,
             };
@@ -87,7 +115,7 @@ impl Keeper {
     }
 
     /// A connection counts only once the peer has told its state on it.
-    async fn connect(&self) -> Result<(Held, HostState), String> {
+    async fn connect(&self) -> Result<Open, String> {
         let (shared, slot) = (&self.shared, &self.slot);
         let link = stream::connect(
             &shared.pki,
@@ -100,8 +128,25 @@ impl Keeper {
         .await
         .map_err(|e| e.to_string())?;
         let held = Held(Arc::new(control(link).await.map_err(|e| e.to_string())?));
-        let state = self.ask(&held.0).await.map_err(|e| e.to_string())?;
-        Ok((held, state))
+        // Announcements from the first on; they must be taken while the answer is awaited.
+        let mut news = news(&held.0).await.map_err(|e| e.to_string())?;
+        let mut announced = None;
+        let control = held.0.clone();
+        let mut ask = std::pin::pin!(self.ask(&control));
+        let state = loop {
+            tokio::select! {
+                answer = &mut ask => break answer.map_err(why)?,
+                message = news.next() => match message {
+                    Some(Ok(message)) => announced = self.announced(&message).or(announced),
+                    _ => return Err("the connection ended".into()),
+                }
+            }
+        };
+        let state = match announced {
+            Some(newer) if newer.at_ms > state.at_ms => newer,
+            _ => state,
+        };
+        Ok(Open { held, news, state })
     }
 
     async fn ask(&self, control: &Arc<Control>) -> Result<HostState, PeerError> {
@@ -114,7 +159,7 @@ impl Keeper {
     }
 
     /// Asks again and again until the connection ends; returns why it did.
-    async fn use_up(&self, control: &Arc<Control>) -> String {
+    async fn use_up(&self, control: &Arc<Control>, news: MessageStream) -> String {
         let polls = async {
             let mut ticks = interval(self.shared.refresh);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -127,40 +172,33 @@ impl Keeper {
                     Err(PeerError::Refused { message, .. }) => {
                         debug!(host = self.slot.name, "no state: {message}");
                     }
-                    Err(e) => return e.to_string(),
+                    Err(e) => return why(e),
                 }
             }
         };
         tokio::select! {
             why = polls => why,
-            () = self.listen(control) => "the connection ended".into(),
+            () = self.listen(news) => "the connection ended".into(),
             () = control.bus.closed() => "the connection ended".into(),
         }
     }
 
     /// Takes announcements until the connection ends.
-    async fn listen(&self, control: &Arc<Control>) {
-        let rule = zbus::MatchRule::builder()
-            .msg_type(zbus::message::Type::Signal)
-            .path(PATH)
-            .interface(INTERFACE)
-            .member("HostStateChanged")
-            .build();
-        let Ok(rule) = rule else { return };
-        let stream =
-            zbus::MessageStream::for_match_rule(rule, &control.bus, Some(NonZeroUsize::MIN)).await;
-        let Ok(mut stream) = stream else { return };
-        while let Some(Ok(message)) = stream.next().await {
-            let state = message
-                .body()
-                .deserialize::<String>()
-                .map_err(|e| e.to_string())
-                .and_then(|text| self.slot.parse_state(&text).map_err(|e| e.to_string()));
-            match state {
-                Ok(state) => self.state(state),
-                Err(e) => warn!(host = self.slot.name, "ignored an announcement: {e}"),
+    async fn listen(&self, mut news: MessageStream) {
+        while let Some(Ok(message)) = news.next().await {
+            if let Some(state) = self.announced(&message) {
+                self.state(state);
             }
         }
+    }
+
+    fn announced(&self, message: &zbus::Message) -> Option<HostState> {
+        let body = message.body();
+        let text = body.deserialize::<&str>().map_err(|e| e.to_string());
+        let state = text.and_then(|t| self.slot.parse_state(t).map_err(|e| e.to_string()));
+        state
+            .inspect_err(|e| warn!(host = self.slot.name, "ignored an announcement: {e}"))
+            .ok()
     }
 
     fn state(&self, state: HostState) {
@@ -199,6 +237,7 @@ impl Keeper {
             if let Some(reason) = down {
                 let host = self.slot.name.clone();
                 warn!(host, reason, "peer is down");
+                self.slot.cut_bulks();
                 let _ = self.events.send(PeerEvent::Down { host, reason }).await;
             }
             sleep(self.shared.timeout.min(Duration::from_millis(250))).await;

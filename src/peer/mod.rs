@@ -10,6 +10,7 @@ pub mod bulk;
 pub mod client;
 mod keep;
 pub mod server;
+mod slot;
 pub mod socket;
 
 use std::fmt;

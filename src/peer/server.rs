@@ -161,10 +161,11 @@ impl Accepting {
                     break;
                 }
             }
-            connection.closed().await;
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             () = announce => {}
+            () = connection.closed() => {}
             _ = newer.changed() => debug!(peer, "replaced by a newer connection"),
         }
         // Calls under way hold clones of the connection; the cut ends it for all of them.

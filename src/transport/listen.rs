@@ -26,6 +26,8 @@ pub const HANDSHAKES: u32 = 512;
 pub const CONNECTIONS_PER_PEER: u32 = 32;
 /// A source's refusals are logged as warnings this often, the others at debug level.
 const WARN_EVERY: Duration = Duration::from_secs(10);
+/// The same refusal of the same source is: a peer that is refused dials again every few seconds.
+const WARN_SAME_EVERY: Duration = Duration::from_secs(600);
 
 /// A connection whose other side proved to be a configured peer.
 #[derive(Debug)]
@@ -52,7 +54,7 @@ struct Shared {
     dead_after: Duration,
     sources: Arc<Counters<IpAddr>>,
     connections: Arc<Counters<String>>,
-    warned: Mutex<HashMap<IpAddr, Instant>>,
+    warned: Mutex<HashMap<IpAddr, (Instant, String)>>,
 }
 
 impl Listener {
@@ -182,21 +184,26 @@ impl Shared {
         let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let source = from.ip();
-        let quiet = warned
-            .get(&source)
-            .is_some_and(|last| now.duration_since(*last) < WARN_EVERY);
+        let quiet = warned.get(&source).is_some_and(|(at, what)| {
+            let every = if what == reason {
+                WARN_SAME_EVERY
+            } else {
+                WARN_EVERY
+            };
+            now.duration_since(*at) < every
+        });
         if quiet {
             debug!(%from, "refused a connection: {reason}");
             return;
         }
         if warned.len() >= 1024 {
-            warned.retain(|_, last| now.duration_since(*last) < WARN_EVERY);
+            warned.retain(|_, (at, _)| now.duration_since(*at) < WARN_EVERY);
             if warned.len() >= 1024 {
                 info!("many sources are refused; their next refusals are logged again");
                 warned.clear();
             }
         }
-        warned.insert(source, now);
+        warned.insert(source, (now, reason.to_owned()));
         drop(warned);
         warn!(%from, "refused a connection: {reason}");
     }

@@ -36,6 +36,13 @@ impl Cut {
     pub fn cut(&self) {
         let _ = self.0.shutdown(std::net::Shutdown::Both);
     }
+
+    /// How long the other side may leave sent data unacknowledged, or its receive window shut,
+    /// before the kernel ends the connection; `None` sets no limit but keepalive's.
+    pub fn set_patience(&self, patience: Option<Duration>) -> std::io::Result<()> {
+        let millis = patience.map_or(0, |p| p.as_millis().clamp(500, 3_600_000) as u32);
+        Ok(setsockopt(&self.0, sockopt::TcpUserTimeout, &millis)?)
+    }
 }
 
 impl Drop for Cut {
@@ -50,14 +57,13 @@ impl Drop for Cut {
 pub(super) fn prepare(tcp: TcpStream, dead_after: Duration) -> std::io::Result<(TcpStream, Cut)> {
     tcp.set_nodelay(true)?;
     let seconds = (dead_after.as_secs_f64() / 3.0).ceil().clamp(1.0, 3600.0) as u32;
-    let millis = dead_after.as_millis().clamp(500, 3_600_000) as u32;
     setsockopt(&tcp, sockopt::KeepAlive, &true)?;
     setsockopt(&tcp, sockopt::TcpKeepIdle, &seconds)?;
     setsockopt(&tcp, sockopt::TcpKeepInterval, &seconds)?;
     setsockopt(&tcp, sockopt::TcpKeepCount, &2)?;
-    setsockopt(&tcp, sockopt::TcpUserTimeout, &millis)?;
     let std = tcp.into_std()?;
     let cut = Cut(std.try_clone()?);
+    cut.set_patience(Some(dead_after))?;
     Ok((TcpStream::from_std(std)?, cut))
 }
 
@@ -102,8 +108,8 @@ pub async fn connect(
     }
 }
 
-/// A TLS failure in words, with the way out where there is one.
-pub(super) fn explain(e: &std::io::Error) -> String {
+/// A failure of a stream in words, with the way out where there is one.
+pub fn explain(e: &std::io::Error) -> String {
     use rustls::{AlertDescription as Alert, CertificateError as Bad, Error};
     match e.get_ref().and_then(|e| e.downcast_ref::<Error>()) {
         Some(Error::InvalidCertificate(Bad::Expired | Bad::ExpiredContext { .. })) => {
@@ -128,6 +134,7 @@ pub(super) fn explain(e: &std::io::Error) -> String {
             "it says that this host's certificate is of another CA".into()
         }
         Some(Error::InvalidMessage(_)) => "what it sent is not TLS".into(),
+        _ if e.kind() == std::io::ErrorKind::UnexpectedEof => "the connection was cut".into(),
         _ => e.to_string(),
     }
 }

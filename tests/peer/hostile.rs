@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use drover::peer::{PeerError, PeerEvent, Peers};
+use drover::transport::listen::CONNECTIONS_PER_PEER;
 use drover::transport::stream::connect;
 use drover::transport::{Pki, Protocol, pki};
+use drover::wire::bulk::{Body, Message};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -111,6 +113,116 @@ async fn bad_certificates_are_refused_and_good_peers_served() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     a.event(|e| matches!(e, PeerEvent::State(_))).await;
+}
+
+/// A peer with a good certificate and bad manners.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_peer_sends_is_bounded() {
+    let pair = Pair::new();
+    let a = start("host-a", &pair.a).await;
+    let pki = Pki::load(&pair.b, "host-b").unwrap();
+    let name = pki::server_name("host-a").unwrap();
+    let t = Duration::from_secs(3);
+    let dial = |protocol| connect(&pki, pair.a.listen, &name, protocol, t, t);
+
+    // D-Bus: a header that announces 100 MiB of body.
+    let mut link = dial(Protocol::Control).await.unwrap();
+    let control = &mut link.tls;
+    let mut header = b"l\x01\x00\x01".to_vec();
+    for word in [100_u32 << 20, 1, 0] {
+        header.extend(word.to_le_bytes());
+    }
+    control.write_all(&header).await.unwrap();
+    control.flush().await.unwrap();
+    let end = tokio::time::timeout(t, control.read(&mut header)).await;
+    assert_eq!(end.expect("the connection is ended").unwrap_or(0), 0);
+
+    // Bulk: headers that are not one, and one without an end.
+    for hello in [
+        "{\"protocol\":1,\"id\":\"../../etc\"}\n".to_owned(),
+        "{\"protocol\":9,\"id\":\"00000000-0001\"}\n".to_owned(),
+        "x".repeat(5000),
+    ] {
+        let mut link = dial(Protocol::Bulk).await.unwrap();
+        let bulk = &mut link.tls;
+        bulk.write_all(hello.as_bytes()).await.unwrap();
+        bulk.flush().await.unwrap();
+        let mut answer = vec![0; 600];
+        let read = tokio::time::timeout(t, bulk.read(&mut answer)).await;
+        let n = read.expect("an answer or the end").unwrap_or(0);
+        let refused = answer.starts_with(b"refused ");
+        assert!(refused || (n == 0 && hello.len() > 4096), "{hello}");
+    }
+    assert!(
+        a.fake.bulk.lock().unwrap().id.is_empty(),
+        "none reached the service"
+    );
+
+    // Bulk: a good header, then a message of 2 MiB, or of a name that leaves the directory.
+    let mut evil = Vec::new();
+    Message {
+        stream: 1,
+        body: Body::Open {
+            round: 1,
+            file: 1,
+            size: 1,
+            name: "../x".into(),
+        },
+    }
+    .encode(&mut evil);
+    let evil = [&(evil.len() as u32).to_le_bytes()[..], &evil].concat();
+    for (sent, word) in [
+        (&(2_u32 << 20).to_le_bytes()[..], "2097152"),
+        (&evil, "file name"),
+    ] {
+        a.fake.bulk.lock().unwrap().end = None;
+        let mut link = dial(Protocol::Bulk).await.unwrap();
+        let bulk = &mut link.tls;
+        bulk.write_all(b"{\"protocol\":1,\"id\":\"00000000-0001\"}\n")
+            .await
+            .unwrap();
+        bulk.write_all(sent).await.unwrap();
+        bulk.flush().await.unwrap();
+        let begun = Instant::now();
+        let end = loop {
+            assert!(begun.elapsed() < t);
+            if let Some(end) = a.fake.bulk.lock().unwrap().end.clone() {
+                break end.unwrap_err();
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        assert!(end.contains(word), "{end}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_of_a_peer_are_limited_and_give_their_place_back() {
+    let pair = Pair::new();
+    let _a = start("host-a", &pair.a).await;
+    let pki = Pki::load(&pair.b, "host-b").unwrap();
+    let name = pki::server_name("host-a").unwrap();
+    let t = Duration::from_secs(3);
+    let dial = |protocol| connect(&pki, pair.a.listen, &name, protocol, t, t);
+    let most = usize::try_from(CONNECTIONS_PER_PEER).unwrap();
+    for _ in 0..most + 8 {
+        dial(Protocol::Control).await.unwrap();
+    }
+    let mut open = Vec::new();
+    let refused = loop {
+        match dial(Protocol::Bulk).await {
+            Ok(link) => open.push(link),
+            Err(e) => break e.to_string(),
+        }
+        assert!(open.len() <= most);
+    };
+    assert!(refused.contains("connections already"), "{refused}");
+    assert!(open.len() + 2 >= most, "{}", open.len());
+    drop(open);
+    let begun = Instant::now();
+    while dial(Protocol::Bulk).await.is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(2));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// Waits until the other side ends the connection.

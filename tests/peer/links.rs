@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use drover::peer::{PeerError, PeerEvent};
-use drover::wire::bulk::{Body, Message};
+use drover::wire::bulk::{Body, MAX_DATA, Message};
 use tokio::io::AsyncWriteExt;
 
 use crate::support::{MOVE, Pair, SLOW, free_address, host, start};
@@ -137,10 +137,22 @@ async fn a_silent_link_is_noticed_within_the_timeout() {
     let (mut a, _b) = pair.both().await;
     let p = a.peers.clone();
     let under_way = tokio::spawn(async move { p.await_round(B, SLOW, 1, T).await });
+    let mut out = a.peers.open_bulk(B, &MOVE.to_owned()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     let begun = Instant::now();
     kill.send(true).unwrap();
     a.down().await;
+    // The relay still takes bytes in, so only the news of the peer can end the bulk stream.
+    let body = Body::RoundEnd {
+        round: 1,
+        files: 0,
+        bytes: 0,
+    };
+    let sent = out.send(&Message { stream: 7, body }).await;
+    assert!(
+        matches!(sent, Err(PeerError::Unreachable { .. })),
+        "{sent:?}"
+    );
     let ended = under_way.await.unwrap();
     assert!(
         matches!(ended, Err(PeerError::Unreachable { .. })),
@@ -152,4 +164,39 @@ async fn a_silent_link_is_noticed_within_the_timeout() {
         begun.elapsed()
     );
     relaying.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_receiver_that_rests_longer_than_the_timeout_keeps_its_bulk_stream() {
+    let mut pair = Pair::new();
+    pair.a.timeout_s = 1.0;
+    pair.b.timeout_s = 1.0;
+    let (a, b) = pair.both().await;
+    let mut out = a.peers.open_bulk(B, &SLOW.to_owned()).await.unwrap();
+    let begun = Instant::now();
+    let bytes = vec![7; MAX_DATA];
+    for n in 0..96 {
+        let data = Body::Data {
+            file: 1,
+            offset: n * MAX_DATA as u64,
+            bytes: bytes.clone(),
+        };
+        out.send(&Message {
+            stream: 7,
+            body: data,
+        })
+        .await
+        .unwrap();
+    }
+    assert!(
+        begun.elapsed() > Duration::from_secs(3),
+        "the receiver's rest was felt"
+    );
+    out.finish().await.unwrap();
+    while b.fake.bulk.lock().unwrap().end.is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let r = b.fake.bulk.lock().unwrap();
+    assert_eq!((r.bytes, r.end.clone()), (48 << 20, Some(Ok(()))));
 }

@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 pub const MOVE: &str = "00000000-0001";
 /// A move for which the service refuses.
 pub const BUSY: &str = "00000000-000b";
-/// A move for which the service takes a minute.
+/// A move for which the service takes a minute, or 4 s until it reads bulk data.
 pub const SLOW: &str = "00000000-0005";
 
 pub fn openssl(dir: &Path, args: &[&str]) {
@@ -292,6 +292,9 @@ impl PeerService for Fake {
             id: id.into(),
             ..Received::default()
         };
+        if id == SLOW {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+        }
         let mut hash = crc32fast::Hasher::new();
         let end = loop {
             match incoming.next().await {
@@ -323,6 +326,11 @@ pub struct Host {
 }
 
 pub async fn start(name: &str, section: &PeerSection) -> Host {
+    // RUST_LOG=drover=debug shows what happens.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_test_writer()
+        .try_init();
     let fake = Arc::new(Fake {
         name: name.into(),
         ..Fake::default()
