@@ -39,9 +39,9 @@ pub(super) struct Patience {
 impl Default for Patience {
     fn default() -> Self {
         Self {
-            silence: Duration::from_secs(8),
-            answer: Duration::from_secs(12),
-            busy: Duration::from_secs(52),
+            silence: Duration::from_secs(6),
+            answer: Duration::from_secs(8),
+            busy: Duration::from_secs(30),
         }
     }
 }

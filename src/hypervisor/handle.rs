@@ -42,6 +42,15 @@ struct Inner {
     agent_timeout_s: u32,
 }
 
+impl std::fmt::Debug for Hypervisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let uri = self.0.connection.uri();
+        f.debug_struct("Hypervisor")
+            .field("uri", &uri)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Hypervisor {
     /// Connects to `uri` and sends what happens there into `events`. `agent_timeout_s` is the
     /// timeout of an agent command that names none, seconds. Fails when libvirt cannot be reached

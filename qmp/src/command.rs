@@ -1,0 +1,203 @@
+//! The commands: each a type with its answer. Only those here can be sent, and none of them
+//! changes anything in the guest; the list is closed to other crates.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A command that may be sent.
+pub trait Command: sealed::Sealed + Send {
+    /// QMP's name of it.
+    const NAME: &'static str;
+    /// Its answer.
+    type Answer: DeserializeOwned + Send;
+    /// Its arguments, if any.
+    fn arguments(&self) -> Option<Value> {
+        None
+    }
+}
+
+macro_rules! command {
+    ($(#[$doc:meta])* $type:ident, $name:literal, $answer:ty) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub struct $type;
+        impl sealed::Sealed for $type {}
+        impl Command for $type {
+            const NAME: &'static str = $name;
+            type Answer = $answer;
+        }
+    };
+}
+
+command!(
+    /// `qmp_capabilities`: ends the negotiation; sent by [`crate::Client::negotiate`].
+    QmpCapabilities, "qmp_capabilities", Empty
+);
+command!(
+    /// `query-status`: run state.
+    QueryStatus, "query-status", Status
+);
+command!(
+    /// `query-blockstats`: counters of all disks.
+    QueryBlockstats, "query-blockstats", Vec<BlockStats>
+);
+command!(
+    /// `query-cpus-fast`: vCPUs and their threads.
+    QueryCpusFast, "query-cpus-fast", Vec<Cpu>
+);
+command!(
+    /// `query-iothreads`: I/O threads.
+    QueryIothreads, "query-iothreads", Vec<Iothread>
+);
+
+/// `query-stats` (QEMU 7.1 and later): KVM's statistics of the whole guest or of its vCPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueryStats {
+    /// Of the whole guest.
+    Vm,
+    /// Of every vCPU.
+    Vcpu,
+}
+impl sealed::Sealed for QueryStats {}
+impl Command for QueryStats {
+    const NAME: &'static str = "query-stats";
+    type Answer = Vec<StatsResult>;
+    fn arguments(&self) -> Option<Value> {
+        let target = match self {
+            Self::Vm => "vm",
+            Self::Vcpu => "vcpu",
+        };
+        Some(json!({ "target": target }))
+    }
+}
+
+/// An answer without content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Empty {}
+
+/// Answer to [`QueryStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Status {
+    /// Whether the vCPUs run.
+    pub running: bool,
+    /// Run state: `running`, `paused`, `shutdown`, `io-error`, ...
+    pub status: String,
+}
+
+/// A disk's counters, in the answer to [`QueryBlockstats`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct BlockStats {
+    /// Device name; empty for nodes without one.
+    #[serde(default)]
+    pub device: String,
+    /// Path of the device in QEMU's object tree.
+    #[serde(default)]
+    pub qdev: String,
+    /// Counters.
+    pub stats: BlockCounters,
+}
+
+/// Cumulative counters of a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct BlockCounters {
+    /// Bytes read.
+    pub rd_bytes: u64,
+    /// Bytes written.
+    pub wr_bytes: u64,
+    /// Reads.
+    pub rd_operations: u64,
+    /// Writes.
+    pub wr_operations: u64,
+    /// Flushes.
+    #[serde(default)]
+    pub flush_operations: u64,
+    /// Time spent reading, nanoseconds.
+    #[serde(default)]
+    pub rd_total_time_ns: u64,
+    /// Time spent writing, nanoseconds.
+    #[serde(default)]
+    pub wr_total_time_ns: u64,
+    /// Reads that failed.
+    #[serde(default)]
+    pub failed_rd_operations: u64,
+    /// Writes that failed.
+    #[serde(default)]
+    pub failed_wr_operations: u64,
+    /// Latencies of reads, when a histogram was set up.
+    #[serde(default)]
+    pub rd_latency_histogram: Option<Histogram>,
+    /// Latencies of writes, when a histogram was set up.
+    #[serde(default)]
+    pub wr_latency_histogram: Option<Histogram>,
+}
+
+/// A latency histogram.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Histogram {
+    /// Bounds between bins, nanoseconds; one fewer than bins.
+    pub boundaries: Vec<u64>,
+    /// Operations per bin.
+    pub bins: Vec<u64>,
+}
+
+/// A vCPU, in the answer to [`QueryCpusFast`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Cpu {
+    /// Number of the vCPU.
+    #[serde(rename = "cpu-index")]
+    pub index: u32,
+    /// Its thread on the host.
+    #[serde(rename = "thread-id")]
+    pub thread: u32,
+    /// Path in QEMU's object tree.
+    #[serde(rename = "qom-path")]
+    pub path: String,
+}
+
+/// An I/O thread, in the answer to [`QueryIothreads`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Iothread {
+    /// Name.
+    pub id: String,
+    /// Its thread on the host.
+    #[serde(rename = "thread-id")]
+    pub thread: u32,
+}
+
+/// Statistics of one provider and object, in the answer to [`QueryStats`].
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct StatsResult {
+    /// Provider: `kvm`, `cryptodev`, ...
+    pub provider: String,
+    /// Path of the object in QEMU's object tree; `None` for the whole guest.
+    #[serde(rename = "qom-path", default)]
+    pub path: Option<String>,
+    /// The values.
+    pub stats: Vec<Stat>,
+}
+
+/// One value.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Stat {
+    /// Name.
+    pub name: String,
+    /// Value.
+    pub value: StatValue,
+}
+
+/// A value: a number, a flag, or a histogram.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum StatValue {
+    /// A flag.
+    Flag(bool),
+    /// A number.
+    Number(u64),
+    /// A histogram's bins.
+    List(Vec<u64>),
+}
