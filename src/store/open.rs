@@ -39,7 +39,7 @@ pub(super) fn open(dir: &Path, path: &Path, problems: &Problems) -> Result<Datab
             ));
             Ok(db)
         }
-        refused => Err(refused),
+        Failure::Refused(e) => Err(Failure::Refused(e)),
     });
     let db = match checked {
         Ok(db) => db,
