@@ -75,8 +75,8 @@ fn kill_child(name: &str, dir: &Path, from: i64, ms: u64) -> i64 {
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let number =
         |l: std::io::Result<String>| l.ok()?.strip_prefix("ACKNOWLEDGED ")?.parse::<i64>().ok();
-    // The clock starts with the first acknowledgement.
-    let mut last = lines.by_ref().find_map(number).unwrap();
+    // The clock starts when something has been acknowledged.
+    let mut last = lines.by_ref().filter_map(number).nth(19).unwrap();
     std::thread::sleep(Duration::from_millis(ms));
     child.kill().unwrap();
     last = lines.filter_map(number).fold(last, i64::max);

@@ -11,6 +11,7 @@
 //! DIR/2025-01-31/            a day (UTC): one sled database
 //! DIR/2025-01-31.mark        what was acknowledged of that day: sequence number, points, time
 //! DIR/2025-01-31.broken-1/   a database that could not be opened, set aside
+//! DIR/2025-01-31.compact/    for a moment after midnight: the day before, written anew
 //! ```
 //!
 //! Dropping a day is deleting its directory. A day's newest points are head records, one per

@@ -177,7 +177,7 @@ impl Partition {
         self.ids.keys().cloned().collect()
     }
 
-    /// Points that are not sealed.
+    /// Are there points that are not sealed?
     pub(super) fn has_head(&self) -> bool {
         self.head_points > 0
     }
@@ -399,6 +399,29 @@ impl Partition {
             run.dedup_by_key(|p| p.at_ms);
         }
         Ok(run)
+    }
+
+    /// Writes all records, damaged ones too, to a new database in `path`, durably.
+    pub(super) fn copy_to(&self, path: &Path) -> Result<()> {
+        let to = sled::Config::new()
+            .path(path)
+            .cache_capacity(CACHE)
+            .flush_every_ms(None)
+            .open()?;
+        let mut count = 0;
+        for item in self.db.iter() {
+            let (k, v) = item?;
+            to.insert(k, v)?;
+            count += 1;
+        }
+        to.flush()?;
+        files::sync_tree(path)?;
+        if to.len() == count {
+            return Ok(());
+        }
+        Err(sled::Error::ReportableBug(
+            "a copy has not all records".into(),
+        ))
     }
 
     /// Makes everything durable, then says so in the mark.

@@ -97,15 +97,22 @@ impl Partitions {
             closed_series: HashMap::new(),
         };
         let mut marks = Vec::new();
-        for name in this.names()? {
-            match parse_day(&name) {
+        let names = this.names()?;
+        for name in &names {
+            let path = dir.join(name);
+            match parse_day(name) {
+                Some((day, ".compact")) if !names.contains(&day_name(day)) => {
+                    // Left over from a crash between the two renames of `compact`.
+                    fs::rename(&path, this.path(day)).map_err(|e| io_error(&path, &e))?;
+                    files::sync_dir(dir).map_err(|e| io_error(dir, &e))?;
+                    this.days.insert(day);
+                }
                 Some((day, "")) => {
                     this.days.insert(day);
                 }
                 Some((day, ".mark")) => marks.push(day),
-                Some((_, ".expired" | ".salvage")) => {
-                    // Left over from a crash in the middle of dropping or repairing.
-                    let path = dir.join(&name);
+                Some((_, ".expired" | ".salvage" | ".compact")) => {
+                    // Left over from a crash in the middle of dropping, repairing, compacting.
                     fs::remove_dir_all(&path).map_err(|e| io_error(&path, &e))?;
                 }
                 _ => {}
@@ -158,29 +165,61 @@ impl Partitions {
         Ok(())
     }
 
-    /// Notes that appends are now of `day`; what the day before still has in its head is sealed.
+    /// Notes that appends are now of `day`: the day before is sealed and written anew without the
+    /// space that its changes left behind.
     pub(super) fn advance(&mut self, day: i64) {
         if self.current.is_some_and(|c| c >= day) {
             return;
         }
-        let before = self
-            .current
-            .replace(day)
-            .or_else(|| self.newest_day_up_to(day - 1));
-        let Some(before) = before.filter(|b| self.days.contains(b)) else {
+        // After a start the newest day before may have been left as it was, with a head.
+        let known = self.current.replace(day);
+        let Some(before) = known
+            .or_else(|| self.newest_day_up_to(day - 1))
+            .filter(|b| self.days.contains(b))
+        else {
             return;
         };
-        // The points are durable either way; sealing only makes them smaller.
-        let sealed = self.with(before, |p| {
-            if p.has_head() {
-                p.seal()?;
-                p.sync()?;
-            }
-            Ok(())
-        });
-        if let Err(e) = sealed {
-            tracing::warn!("history partition {} not sealed: {e}", day_name(before));
+        // The points are durable either way; this only makes them smaller.
+        let compacted = match known {
+            Some(_) => Ok(true),
+            None => self.with(before, |p| Ok(p.has_head())),
         }
+        .and_then(|due| if due { self.compact(before) } else { Ok(()) });
+        if let Err(e) = compacted {
+            tracing::warn!("history partition {} not compacted: {e}", day_name(before));
+        }
+    }
+
+    fn compact(&mut self, day: i64) -> Result<()> {
+        let path = self.path(day);
+        let copy = self.dir.join(format!("{}.compact", day_name(day)));
+        let needed_mib = self.floor_mib + files::size_of(&path) / (1 << 20);
+        let free_mib = files::free_mib(&self.dir).map_err(|e| io_error(&self.dir, &e))?;
+        let room = free_mib > needed_mib;
+        let copied = self.with(day, |p| {
+            p.seal()?;
+            p.sync()?;
+            if room { p.copy_to(&copy) } else { Ok(()) }
+        });
+        if !room || copied.is_err() {
+            if copy.exists() {
+                fs::remove_dir_all(&copy).map_err(|e| io_error(&copy, &e))?;
+            }
+            return copied;
+        }
+        self.close(day);
+        // A crash between the renames leaves the copy, which `new` puts in place.
+        let gone = self.dir.join(format!("{}.expired", day_name(day)));
+        fs::rename(&path, &gone)
+            .and_then(|()| {
+                fs::rename(&copy, &path).inspect_err(|_| {
+                    // Back to what it was; if that fails too, the next start does it.
+                    let _ = fs::rename(&gone, &path);
+                })
+            })
+            .and_then(|()| files::sync_dir(&self.dir))
+            .and_then(|()| fs::remove_dir_all(&gone))
+            .map_err(|e| io_error(&path, &e))
     }
 
     /// Changes a partition, made if there is none. Tried twice when sled fails: opening it anew

@@ -27,7 +27,21 @@ pub(super) fn open(dir: &Path, path: &Path, problems: &Problems) -> Result<Datab
         message: e.to_string(),
     };
     files::make_dir(dir).map_err(io)?;
-    let db = match attempt(path) {
+    // The check reads the whole file, which is small. What fails it may still give most records:
+    // each has a CRC of its own.
+    let checked = attempt(path, true).or_else(|failure| match failure {
+        Failure::Broken(why) => {
+            let db = attempt(path, false)?;
+            problems.report(format!(
+                "state file {}: its checksums do not match ({why}): records may be missing; look \
+                 at the registered features, and at moves that were under way on both hosts",
+                path.display()
+            ));
+            Ok(db)
+        }
+        Failure::Refused(e) => Err(Failure::Refused(e)),
+    });
+    let db = match checked {
         Ok(db) => db,
         Err(Failure::Refused(e)) => return Err(e),
         Err(Failure::Broken(why)) => {
@@ -39,7 +53,7 @@ pub(super) fn open(dir: &Path, path: &Path, problems: &Problems) -> Result<Datab
                 path.display(),
                 aside.display()
             ));
-            attempt(path).map_err(|f| match f {
+            attempt(path, false).map_err(|f| match f {
                 Failure::Refused(e) => e,
                 Failure::Broken(message) => StoreError::Io {
                     path: path.to_owned(),
@@ -54,7 +68,7 @@ pub(super) fn open(dir: &Path, path: &Path, problems: &Problems) -> Result<Datab
 
 /// Opens the file again after a failure while running; it is never set aside then.
 pub(super) fn reopen(path: &Path) -> Result<Database, StoreError> {
-    attempt(path).map_err(|f| match f {
+    attempt(path, false).map_err(|f| match f {
         Failure::Refused(e) => e,
         Failure::Broken(message) => StoreError::Io {
             path: path.to_owned(),
@@ -63,7 +77,7 @@ pub(super) fn reopen(path: &Path) -> Result<Database, StoreError> {
     })
 }
 
-fn attempt(path: &Path) -> Result<Database, Failure> {
+fn attempt(path: &Path, check: bool) -> Result<Database, Failure> {
     let refused = |message: String| {
         Failure::Refused(StoreError::Io {
             path: path.to_owned(),
@@ -71,7 +85,10 @@ fn attempt(path: &Path) -> Result<Database, Failure> {
         })
     };
     let opened = catch_unwind(|| -> Result<Database, redb::Error> {
-        let db = Database::builder().set_cache_size(CACHE).create(path)?;
+        let db = Database::builder()
+            .set_cache_size(CACHE)
+            .set_check_integrity_on_open(check)
+            .create(path)?;
         // All tables are there from the start, and their roots can be read.
         let tx = db.begin_write()?;
         for table in TABLES {
