@@ -59,29 +59,24 @@ pub fn create(name: &FeatureName, spec: &Managed, announced: bool) -> Result<(),
     if !announced {
         gate(name)?;
     }
-    let present = within(name, || nix::net::if_::if_nametoindex(INTERFACE).is_ok())?;
-    if !present {
-        let mac = spec.mac(name);
-        let link = [
-            "link",
-            "add",
-            "link",
-            &spec.uplink,
-            "name",
-            INTERFACE,
-            "netns",
-            &namespace,
-            "address",
-            &mac,
-            "type",
-            "macvlan",
-            "mode",
-            "bridge",
-        ];
-        ip(name, &link, "")?;
+    let mut batch = String::new();
+    if !has(name, INTERFACE)? {
+        // Not made under its final name, as the guest's uplink may have the same.
+        let temporary = format!("dv{:08x}", crc32fast::hash(name.as_str().as_bytes()));
+        if !has(name, &temporary)? {
+            let link = format!(
+                "link add link {} name {temporary} netns {namespace} address {} \
+                 type macvlan mode bridge",
+                spec.uplink,
+                spec.mac(name)
+            );
+            ip(name, &link.split(' ').collect::<Vec<_>>(), "")?;
+        }
+        let _ = writeln!(batch, "link set {temporary} name {INTERFACE}");
     }
     let arp = if announced { "on" } else { "off" };
-    let mut batch = format!(
+    let _ = write!(
+        batch,
         "link set {INTERFACE} addrgenmode none\nlink set {INTERFACE} arp {arp}\n\
          addr replace {} dev {INTERFACE}\nlink set lo up\nlink set {INTERFACE} up\n",
         spec.address
@@ -149,8 +144,7 @@ pub fn delete(name: &FeatureName) -> Result<(), NetError> {
         let namespace = namespace(name);
         // The interface first: the kernel takes namespaces down later, in its own time, and the
         // MAC address shall be gone now.
-        let present = within(name, || nix::net::if_::if_nametoindex(INTERFACE).is_ok())?;
-        if present {
+        if has(name, INTERFACE)? {
             ip(name, &["-n", &namespace, "link", "del", INTERFACE], "")?;
         }
         ip(name, &["netns", "del", &namespace], "")?;
@@ -167,6 +161,10 @@ pub fn delete(name: &FeatureName) -> Result<(), NetError> {
 pub fn exists(name: &FeatureName) -> bool {
     nix::sys::statfs::statfs(&paths::netns(name))
         .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::NSFS_MAGIC)
+}
+
+fn has(name: &FeatureName, interface: &str) -> Result<bool, NetError> {
+    within(name, || nix::net::if_::if_nametoindex(interface).is_ok())
 }
 
 /// Moves the calling thread into the namespace.

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use super::{cgroup, criu, features, netns, paths};
+use super::{cgroup, criu, features, moves, netns, paths};
 use crate::feature::FeatureSpec;
 use crate::wire::guest::{FileDigest, Preflight};
 
@@ -81,10 +81,10 @@ pub fn check(spec: &FeatureSpec) -> Preflight {
     found
 }
 
-/// Bytes that images may take: what tmpfs below /run still holds, and memory that is available.
+/// Bytes that images may take: what their tmpfs still holds, and memory that is available.
 pub fn room() -> u64 {
-    let tmpfs =
-        nix::sys::statvfs::statvfs("/run").map_or(0, |s| s.blocks_available() * s.fragment_size());
+    let tmpfs = nix::sys::statvfs::statvfs(&moves::directory())
+        .map_or(0, |s| s.blocks_available() * s.fragment_size());
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let memory = field(&memory, "MemAvailable:").unwrap_or(0) * 1024;
     tmpfs.min(memory)
