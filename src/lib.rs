@@ -42,7 +42,11 @@ pub mod cli;
 #[cfg(feature = "daemon")]
 pub mod config;
 #[cfg(feature = "daemon")]
+pub mod daemon;
+#[cfg(feature = "daemon")]
 pub mod dbus;
+#[cfg(feature = "daemon")]
+pub mod driver;
 #[cfg(feature = "daemon")]
 pub mod guest;
 #[cfg(feature = "daemon")]

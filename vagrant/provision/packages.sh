@@ -3,21 +3,33 @@
 #
 #   packages.sh            a host
 #   packages.sh --cluster  also what the one-machine cluster and the image need
+#   packages.sh --build    also what building Drover needs
 set -euo pipefail
 
 packages=(qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-system
     libvirt-clients libvirt-daemon-driver-qemu dbus dbus-bin iproute2 nftables
     openssl e2fsprogs python3-libvirt mmdebstrap debian-archive-keyring socat)
-if [ "${1:-}" = --cluster ]; then
-    packages+=(util-linux python3 iputils-ping)
-fi
+for option in "$@"; do
+    case $option in
+        --cluster) packages+=(util-linux python3 iputils-ping) ;;
+        --build) packages+=(libvirt-dev pkg-config gcc libc6-dev make curl ca-certificates) ;;
+        *) echo "packages.sh: unknown option '$option'" >&2; exit 2 ;;
+    esac
+done
+
+installed() { dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null || true; }
 
 missing=()
 for package in "${packages[@]}"; do
-    state=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
-    [ "$state" = installed ] || missing+=("$package")
+    [ "$(installed "$package")" = installed ] || missing+=("$package")
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q
-apt-get install -q -y --no-install-recommends "${missing[@]}"
+if ! apt-get install -q -y --no-install-recommends "${missing[@]}"; then
+    # A qemu-utils of another suite than qemu-system-x86 (a backport, say) breaks it: take both
+    # from the suite that qemu-system-x86 comes from.
+    version=$(apt-cache policy qemu-system-x86 | sed -n 's/ *Candidate: //p')
+    apt-get install -q -y --no-install-recommends --allow-downgrades \
+        "${missing[@]}" "qemu-utils=$version"
+fi

@@ -1,0 +1,53 @@
+# Everything goes through these targets; README.md explains the two that matter first.
+#
+#   make demo      set up, build, show the main job on real guests
+#   make test      set up, build, run every test, those on the real cluster included
+#   make build     binaries for hosts (release) and the static helper for guests
+#   make install DESTDIR=...
+
+SHELL := /bin/bash
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+CARGO ?= cargo
+STAGE := $(CURDIR)/target/stage
+STATIC := RUSTFLAGS="-C target-feature=+crt-static"
+GUEST_FLAGS := --release --target x86_64-unknown-linux-gnu
+
+.PHONY: all setup build stage demo test test-unit test-cluster lint fmt-check deny clean
+
+all: build
+
+include packaging/install.mk
+
+# Packages, the Rust toolchain and the guest image; does nothing when all is there.
+setup:
+	vagrant/provision/setup.sh
+
+build:
+	$(CARGO) build --locked --release --workspace --bins
+	$(STATIC) $(CARGO) build --locked $(GUEST_FLAGS) --no-default-features --features guest --bin drover-guest
+	$(STATIC) $(CARGO) build --locked $(GUEST_FLAGS) -p drover-testtools
+
+stage: build
+	rm -rf $(STAGE)
+	$(MAKE) --no-print-directory install DESTDIR=$(STAGE)
+
+demo: setup stage
+	vagrant/scenarios/demo.py
+
+test: setup lint test-unit test-cluster
+
+test-unit:
+	$(CARGO) test --locked --release --workspace --features guest
+
+test-cluster: stage
+	vagrant/test-cluster.sh
+	tests/cluster/run.py
+
+fmt-check:
+	$(CARGO) fmt --all --check
+
+lint: fmt-check
+	$(CARGO) clippy --locked --release --workspace --all-targets --features guest -- -D warnings
+
+clean:
+	$(CARGO) clean

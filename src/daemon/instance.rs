@@ -1,0 +1,149 @@
+//! What the daemon knows of an instance and its features while it runs. Pure state; the registry
+//! in the store is the durable part.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::decision::BreachCause;
+use crate::feature::FeatureName;
+use crate::guest::Guest;
+use crate::host::{FeatureState, FeatureStatus, GuestCapabilities, HelperState, InstanceState};
+use crate::hypervisor::DomainInfo;
+use crate::sample::{GuestTotals, RawSample};
+use crate::store::FeatureRecord;
+use crate::threshold::Watch;
+use crate::usage::Usage;
+use crate::wire::guest::MoveId;
+
+/// Points of use kept in memory per feature.
+pub const RECENT: usize = 60;
+
+/// A registered feature at run time.
+#[derive(Debug)]
+pub struct Feature {
+    /// Registry record.
+    pub record: FeatureRecord,
+    /// Whether its guest says that it runs; `None` when it does not tell.
+    pub running: Option<bool>,
+    /// Last raw sample.
+    pub last: Option<RawSample>,
+    /// Latest use, oldest first.
+    pub recent: VecDeque<Usage>,
+    /// Thresholds under watch.
+    pub watch: Watch,
+    /// Move under way from here.
+    pub moving: Option<MoveId>,
+    /// When a decision was last made for a breach, milliseconds since the epoch.
+    pub decided_ms: i64,
+}
+
+impl Feature {
+    /// A feature as the registry has it.
+    pub fn new(record: FeatureRecord) -> Self {
+        Self {
+            watch: Watch::new(&record.spec.thresholds),
+            record,
+            running: None,
+            last: None,
+            recent: VecDeque::new(),
+            moving: None,
+            decided_ms: 0,
+        }
+    }
+
+    /// Adds a point of use.
+    pub fn push(&mut self, usage: Usage) {
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(usage);
+    }
+
+    /// The breach under way that began first.
+    pub fn breach(&self) -> Option<BreachCause> {
+        let first = self.watch.active().min_by_key(|b| b.since_ms)?;
+        Some(BreachCause {
+            resource: first.threshold.resource,
+            text: first.text.clone(),
+        })
+    }
+
+    /// Life-cycle as users see it.
+    pub fn status(&self) -> FeatureStatus {
+        match (self.record.enabled, &self.moving, self.running) {
+            (_, Some(_), _) => FeatureStatus::Moving,
+            (false, _, _) => FeatureStatus::Disabled,
+            (true, _, Some(true)) => FeatureStatus::Running,
+            (true, _, Some(false)) => FeatureStatus::Stopped,
+            (true, _, None) => FeatureStatus::Unknown,
+        }
+    }
+
+    fn state(&self) -> FeatureState {
+        FeatureState {
+            spec: self.record.spec.clone(),
+            status: self.status(),
+            usage: self.recent.back().copied(),
+        }
+    }
+}
+
+/// An instance at run time.
+#[derive(Debug)]
+pub struct Instance {
+    /// What libvirt says.
+    pub info: DomainInfo,
+    /// Connection to its helper, once the channels exist.
+    pub guest: Option<Guest>,
+    /// Helper.
+    pub helper: HelperState,
+    /// What it can take.
+    pub capabilities: Option<GuestCapabilities>,
+    /// Whole guest, from the last meter frame.
+    pub totals: Option<GuestTotals>,
+    /// CPUs that the domain uses on the host.
+    pub cpus_used: f64,
+    /// Features by name.
+    pub features: BTreeMap<FeatureName, Feature>,
+}
+
+impl Instance {
+    /// An instance as libvirt lists it.
+    pub fn new(info: DomainInfo) -> Self {
+        let reason = "no helper; install it with 'drover guest install'".to_owned();
+        Self {
+            info,
+            guest: None,
+            helper: HelperState::Absent { reason },
+            capabilities: None,
+            totals: None,
+            cpus_used: 0.0,
+            features: BTreeMap::new(),
+        }
+    }
+
+    /// The instance as peers see it.
+    pub fn state(&self) -> InstanceState {
+        InstanceState {
+            domain: self.info.name.clone(),
+            uuid: self.info.uuid.clone(),
+            running: self.info.running,
+            vcpus: f64::from(self.info.vcpus),
+            memory_mib: self.info.memory_mib,
+            memory_available_mib: self
+                .totals
+                .map(|t| t.memory_available_bytes as f64 / crate::usage::MIB),
+            cpus_used: self.cpus_used,
+            helper: self.helper.clone(),
+            capabilities: self.capabilities.clone(),
+            features: self.features.values().map(Feature::state).collect(),
+        }
+    }
+
+    /// Specs of all features, for the helper's `Define`.
+    pub fn specs(&self) -> Vec<crate::feature::FeatureSpec> {
+        self.features
+            .values()
+            .map(|f| f.record.spec.clone())
+            .collect()
+    }
+}

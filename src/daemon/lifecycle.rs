@@ -1,0 +1,343 @@
+//! Instances and helpers coming and going. libvirt's list is the truth; events and the hook's
+//! notices only say when to look.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::api::ApiEvent;
+use crate::feature::FeatureName;
+use crate::guest::{Guest, GuestEvent};
+use crate::host::{GuestCapabilities, HelperState};
+use crate::hypervisor::HypervisorEvent;
+use crate::hypervisor::hook::HookNotice;
+use crate::wire::guest::{Call, GuestMoveState, GuestStatus, Reply};
+
+use super::instance::{Feature, Instance};
+use super::{Daemon, DaemonError, lock};
+
+/// Longest wait for a guest's small steps.
+const SHORT: Duration = Duration::from_secs(30);
+/// Pause between looks at libvirt's list without an event.
+const RECONCILE: Duration = Duration::from_secs(10);
+
+impl Daemon {
+    /// Checks at start that the registry is readable.
+    pub(super) fn load_registry(&self) -> Result<(), DaemonError> {
+        let n = self.store.features()?.len();
+        tracing::info!(features = n, "registry read");
+        for problem in self.store.problems() {
+            tracing::error!(%problem, "registry or journal damaged");
+        }
+        Ok(())
+    }
+
+    /// Brings instances in line with libvirt and connects to helpers whose channels exist.
+    pub(super) async fn refresh_domains(&self) {
+        let domains = match self.hypervisor.domains().await {
+            Ok(d) => d,
+            Err(e) => {
+                tracing::warn!(error = %e, "libvirt does not list its domains; trying again");
+                return;
+            }
+        };
+        let records = match self.store.features() {
+            Ok(r) => r,
+            Err(e) => {
+                tracing::error!(error = %e, "the registry cannot be read");
+                Vec::new()
+            }
+        };
+        let mut connect = Vec::new();
+        {
+            let mut instances = lock(&self.instances);
+            let names: BTreeSet<&str> = domains.iter().map(|d| d.name.as_str()).collect();
+            instances.retain(|name, i| {
+                let keep = names.contains(name.as_str());
+                if !keep && let Some(g) = &i.guest {
+                    g.close();
+                }
+                keep
+            });
+            for d in &domains {
+                let i = instances
+                    .entry(d.name.clone())
+                    .or_insert_with(|| Instance::new(d.clone()));
+                if i.info.uuid != d.uuid {
+                    *i = Instance::new(d.clone());
+                }
+                i.info = d.clone();
+                for (_, r) in records.iter().filter(|(uuid, _)| *uuid == d.uuid) {
+                    i.features
+                        .entry(r.spec.name.clone())
+                        .or_insert_with(|| Feature::new(r.clone()));
+                }
+                if !d.running {
+                    if let Some(g) = i.guest.take() {
+                        g.close();
+                    }
+                    i.helper = HelperState::Absent {
+                        reason: "the domain does not run".into(),
+                    };
+                    for f in i.features.values_mut() {
+                        f.running = Some(false);
+                    }
+                } else if i.guest.is_none() {
+                    connect.push(d.name.clone());
+                }
+            }
+        }
+        for domain in connect {
+            self.connect_guest(&domain).await;
+        }
+    }
+
+    /// Connects to a domain's helper if its channels exist.
+    pub(super) async fn connect_guest(&self, domain: &str) {
+        match self.hypervisor.channels(domain).await {
+            Ok(Some(channels)) => {
+                let mut instances = lock(&self.instances);
+                if let Some(i) = instances.get_mut(domain)
+                    && i.guest.is_none()
+                {
+                    tracing::debug!(%domain, "connecting to the helper");
+                    i.helper = HelperState::Absent {
+                        reason: "the helper does not answer".into(),
+                    };
+                    i.guest = Some(Guest::spawn(domain, channels, self.guest_events.clone()));
+                }
+            }
+            Ok(None) => tracing::debug!(%domain, "no Drover channels in this domain"),
+            Err(e) => tracing::warn!(%domain, error = %e, "channels of the domain not read"),
+        }
+    }
+
+    /// Tells a domain's helper which features it has.
+    pub(super) async fn define(&self, domain: &str) {
+        let Some(guest) = self.guest(domain) else {
+            return;
+        };
+        let features = lock(&self.instances)
+            .get(domain)
+            .map(Instance::specs)
+            .unwrap_or_default();
+        if let Err(e) = guest.call(Call::Define { features }, SHORT).await {
+            tracing::warn!(%domain, error = %e, "the helper did not take the features");
+        }
+    }
+
+    /// After a helper connected: interval, capabilities, features, and what the guest holds.
+    async fn greet(&self, domain: &str) {
+        let Some(guest) = self.guest(domain) else {
+            return;
+        };
+        let interval_ms = (self.config.meter.interval_s * 1000.0) as u64;
+        let told = async {
+            guest.call(Call::Meter { interval_ms }, SHORT).await?;
+            self.define(domain).await;
+            let status = guest.call(Call::Status, SHORT).await?;
+            let capabilities = guest
+                .call(Call::Capabilities, Duration::from_secs(60))
+                .await?;
+            Ok::<_, crate::guest::GuestError>((status, capabilities))
+        };
+        match told.await {
+            Ok((status, capabilities)) => {
+                if let Reply::Capabilities {
+                    kernel,
+                    criu,
+                    criu_problem,
+                    cpu_flags,
+                    systemd,
+                } = capabilities
+                {
+                    let mut instances = lock(&self.instances);
+                    if let Some(i) = instances.get_mut(domain) {
+                        i.capabilities = Some(GuestCapabilities {
+                            kernel,
+                            criu,
+                            criu_problem,
+                            cpu_flags,
+                            systemd,
+                        });
+                    }
+                }
+                if let Reply::Status(status) = status {
+                    self.reconcile(domain, &guest, status).await;
+                }
+            }
+            Err(e) => tracing::warn!(%domain, error = %e, "the helper does not tell its state"),
+        }
+    }
+
+    /// Brings the guest in line: leftovers of moves nobody knows are removed, enabled features
+    /// that do not run are started.
+    async fn reconcile(&self, domain: &str, guest: &Guest, status: GuestStatus) {
+        for m in &status.moves {
+            if lock(&self.outgoing).contains_key(&m.id) || self.incoming.get(&m.id).is_some() {
+                continue;
+            }
+            // Unknown to the journal: never committed here, never READY here.
+            let call = match m.state {
+                GuestMoveState::Copying | GuestMoveState::Frozen => Call::Release {
+                    id: m.id.clone(),
+                    feature: m.feature.clone(),
+                    commit: false,
+                },
+                GuestMoveState::Receiving | GuestMoveState::Ready => {
+                    Call::Discard { id: m.id.clone() }
+                }
+                GuestMoveState::Running => continue,
+            };
+            tracing::warn!(%domain, id = %m.id, state = ?m.state, "removing what a forgotten move left");
+            if let Err(e) = guest.call(call, Duration::from_secs(60)).await {
+                tracing::warn!(%domain, id = %m.id, error = %e, "leftovers of a move not removed");
+            }
+        }
+        let running: BTreeSet<&FeatureName> = status
+            .features
+            .iter()
+            .filter(|f| f.running)
+            .map(|f| &f.feature)
+            .collect();
+        let mut start = Vec::new();
+        {
+            let mut instances = lock(&self.instances);
+            let Some(i) = instances.get_mut(domain) else {
+                return;
+            };
+            for (name, f) in &mut i.features {
+                let runs = running.contains(name);
+                let managed = f.record.spec.managed().is_some();
+                f.running = Some(runs || !managed);
+                if managed && !runs && f.record.enabled && f.moving.is_none() {
+                    start.push(name.clone());
+                }
+            }
+        }
+        for feature in start {
+            tracing::info!(%domain, %feature, "starting an enabled feature that does not run");
+            match guest
+                .call(
+                    Call::Start {
+                        feature: feature.clone(),
+                    },
+                    SHORT,
+                )
+                .await
+            {
+                Ok(_) => self.set_running(domain, &feature, true),
+                Err(e) => tracing::error!(%domain, %feature, error = %e, "feature not started"),
+            }
+        }
+    }
+
+    pub(super) fn set_running(&self, domain: &str, feature: &FeatureName, runs: bool) {
+        let mut instances = lock(&self.instances);
+        if let Some(f) = instances
+            .get_mut(domain)
+            .and_then(|i| i.features.get_mut(feature))
+        {
+            f.running = Some(runs);
+        }
+    }
+
+    fn set_helper(&self, domain: &str, helper: HelperState) {
+        let mut instances = lock(&self.instances);
+        if let Some(i) = instances.get_mut(domain) {
+            if matches!(helper, HelperState::Absent { .. }) {
+                i.capabilities = None;
+                for f in i.features.values_mut() {
+                    f.running = None;
+                }
+            }
+            i.helper = helper;
+        }
+    }
+}
+
+/// Follows libvirt's events and the hook's notices, and looks at the list from time to time.
+pub(super) async fn follow_hypervisor(
+    daemon: Arc<Daemon>,
+    mut events: mpsc::Receiver<HypervisorEvent>,
+    mut hook: mpsc::Receiver<HookNotice>,
+) {
+    let mut tick = tokio::time::interval(RECONCILE);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(HypervisorEvent::Lifecycle { domain, change, .. }) => {
+                    tracing::info!(%domain, ?change, "domain event");
+                    daemon.emit(ApiEvent::Instance { domain, what: format!("{change:?}").to_lowercase() });
+                }
+                Some(HypervisorEvent::AgentConnected { domain, connected }) => {
+                    tracing::debug!(%domain, connected, "guest agent");
+                }
+                Some(HypervisorEvent::Lost) => tracing::warn!("connection to libvirt lost"),
+                Some(HypervisorEvent::Reconnected) => tracing::info!("connected to libvirt again"),
+                None => return,
+            },
+            Some(notice) = hook.recv() => tracing::debug!(?notice, "hook"),
+            _ = tick.tick() => {}
+        }
+        // Several at once need one look only.
+        while events.try_recv().is_ok() || hook.try_recv().is_ok() {}
+        daemon.refresh_domains().await;
+    }
+}
+
+/// Follows the helpers of all guests.
+pub(super) async fn follow_guests(
+    daemon: Arc<Daemon>,
+    mut events: mpsc::Receiver<(String, GuestEvent)>,
+) {
+    while let Some((domain, event)) = events.recv().await {
+        match event {
+            GuestEvent::Connected { version, boot_id } => {
+                tracing::info!(%domain, %version, %boot_id, "helper connected");
+                daemon.set_helper(&domain, HelperState::Connected { version });
+                daemon.emit(ApiEvent::Instance {
+                    domain: domain.clone(),
+                    what: "helper connected".into(),
+                });
+                // A slow guest must not hold up the others' events.
+                let daemon = Arc::clone(&daemon);
+                tokio::spawn(async move { daemon.greet(&domain).await });
+            }
+            GuestEvent::Lost { reason } => {
+                tracing::warn!(%domain, %reason, "helper lost");
+                daemon.set_helper(
+                    &domain,
+                    HelperState::Absent {
+                        reason: reason.clone(),
+                    },
+                );
+                daemon.emit(ApiEvent::Instance {
+                    domain,
+                    what: format!("helper lost: {reason}"),
+                });
+            }
+            GuestEvent::Meter(frame) => daemon.meter(&domain, frame),
+            GuestEvent::Exited { feature, status } => {
+                tracing::warn!(%domain, %feature, %status, "feature ended by itself");
+                daemon.set_running(&domain, &feature, false);
+                daemon.emit(ApiEvent::Feature {
+                    domain,
+                    feature,
+                    what: format!("exited: {status}"),
+                });
+            }
+            GuestEvent::Progress {
+                id,
+                round,
+                sent,
+                total,
+            } => {
+                tracing::trace!(%domain, %id, round, sent, total, "round");
+            }
+        }
+    }
+}

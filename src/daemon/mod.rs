@@ -1,0 +1,199 @@
+//! The daemon (wiring): owns what the edges and the pure core share, and ties them together.
+//!
+//! - [`instance`]: instances and features at run time
+//! - [`lifecycle`]: libvirt's events, helpers coming and going, recovery
+//! - [`metering`]: meter frames to usage, history and breaches
+//! - [`placement`]: host state, plans, automatic moves, the affinity model
+//! - [`moves`]: beginning, committing and ending moves; the journal
+//! - [`serve_api`], [`serve_peer`]: what users and peers may ask
+
+pub mod clock;
+pub mod instance;
+mod lifecycle;
+mod metering;
+mod moves;
+mod placement;
+mod serve_api;
+mod serve_peer;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc};
+
+use crate::affinity::Affinity;
+use crate::api::ApiEvent;
+use crate::config::Config;
+use crate::dbus::DbusError;
+use crate::driver::source::Handle;
+use crate::driver::target;
+use crate::guest::{Guest, GuestEvent};
+use crate::history::{History, HistoryError};
+use crate::host::HostState;
+use crate::hypervisor::{Hypervisor, HypervisorError, HypervisorEvent};
+use crate::peer::{PeerError, PeerEvent, Peers};
+use crate::store::{Store, StoreError};
+use crate::wire::guest::MoveId;
+
+use instance::Instance;
+use placement::HostRuntime;
+
+/// Why the daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// libvirt.
+    #[error("libvirt")]
+    Hypervisor(#[from] HypervisorError),
+    /// History.
+    #[error("history")]
+    History(#[from] HistoryError),
+    /// Registry and journal.
+    #[error("registry and journal")]
+    Store(#[from] StoreError),
+    /// Peers.
+    #[error("peers")]
+    Peer(#[from] PeerError),
+    /// D-Bus.
+    #[error("D-Bus")]
+    Dbus(#[from] DbusError),
+    /// The hook's socket.
+    #[error("hook socket")]
+    Hook(#[from] crate::hypervisor::hook::HookError),
+}
+
+/// The daemon's shared state. Locks are held for a few instructions only, never across an await.
+pub struct Daemon {
+    /// Configuration.
+    pub config: Config,
+    hypervisor: Hypervisor,
+    store: Arc<Store>,
+    history: History,
+    peers: OnceLock<Peers>,
+    events: broadcast::Sender<ApiEvent>,
+    guest_events: mpsc::Sender<(String, GuestEvent)>,
+    instances: Mutex<BTreeMap<String, Instance>>,
+    peer_states: Mutex<BTreeMap<String, HostState>>,
+    host: Mutex<HostRuntime>,
+    affinity: Mutex<Affinity>,
+    outgoing: Mutex<BTreeMap<MoveId, Handle>>,
+    /// Incoming moves.
+    pub incoming: target::Moves,
+    /// Serialises what changes the registry or begins a move.
+    changes: tokio::sync::Mutex<()>,
+}
+
+impl std::fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Daemon")
+            .field("host", &self.config.host.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A lock whose holder panicked still guards plain data: go on with it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Daemon {
+    /// Publishes an event to `org.drover1` and whoever listens.
+    pub fn emit(&self, event: ApiEvent) {
+        // No listener is fine.
+        let _ = self.events.send(event);
+    }
+
+    /// The connection to a domain's helper, when it is up.
+    pub fn guest(&self, domain: &str) -> Option<Guest> {
+        let instances = lock(&self.instances);
+        instances
+            .get(domain)?
+            .guest
+            .clone()
+            .filter(Guest::connected)
+    }
+
+    /// Peers, once they are started and if any are configured.
+    pub fn peers(&self) -> Option<&Peers> {
+        self.peers.get()
+    }
+
+    /// Whether libvirt knows for sure that the domain does not run.
+    pub fn domain_is_gone(&self, domain: &str) -> bool {
+        lock(&self.instances)
+            .get(domain)
+            .is_none_or(|i| !i.info.running)
+    }
+
+    /// This host's name.
+    pub fn name(&self) -> &str {
+        &self.config.host.name
+    }
+}
+
+/// Runs the daemon until `stop` resolves.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
+    let history = History::open(&config.history.dir, config.history.keep_hours)?;
+    let store = Arc::new(Store::open(&config.history.state_dir)?);
+    let (hv_events, hv_inbox) = mpsc::channel::<HypervisorEvent>(1024);
+    let hypervisor = Hypervisor::connect(
+        &config.libvirt.uri,
+        config.libvirt.agent_timeout_s,
+        hv_events,
+    )
+    .await?;
+    let hook = crate::hypervisor::hook::listen(&config.libvirt.hook_socket)?;
+    let (guest_events, guest_inbox) = mpsc::channel(1024);
+    let host = HostRuntime::new(&config, &hypervisor).await;
+    let affinity = placement::load_affinity(&config, &store);
+    let daemon = Arc::new(Daemon {
+        hypervisor,
+        store,
+        history,
+        peers: OnceLock::new(),
+        events: broadcast::channel(1024).0,
+        guest_events,
+        instances: Mutex::default(),
+        peer_states: Mutex::default(),
+        host: Mutex::new(host),
+        affinity: Mutex::new(affinity),
+        outgoing: Mutex::default(),
+        incoming: target::Moves::default(),
+        changes: tokio::sync::Mutex::new(()),
+        config,
+    });
+    daemon.load_registry()?;
+    daemon.refresh_domains().await;
+
+    let mut tasks = tokio::task::JoinSet::new();
+    if let Some(section) = daemon.config.peer.clone() {
+        let (peer_events, peer_inbox) = mpsc::channel::<PeerEvent>(256);
+        let service = Arc::new(serve_peer::Service(Arc::clone(&daemon)));
+        let peers = Peers::start(&section, daemon.name(), service, peer_events).await?;
+        let _ = daemon.peers.set(peers);
+        tasks.spawn(placement::follow_peers(Arc::clone(&daemon), peer_inbox));
+    }
+    // Before any guest is greeted, so that nothing of a move in the journal is mistaken for a
+    // leftover, and no feature that left is started anew.
+    daemon.recover_moves().await?;
+    tasks.spawn(lifecycle::follow_guests(Arc::clone(&daemon), guest_inbox));
+    tasks.spawn(lifecycle::follow_hypervisor(
+        Arc::clone(&daemon),
+        hv_inbox,
+        hook,
+    ));
+    tasks.spawn(metering::host_meter(Arc::clone(&daemon)));
+    tasks.spawn(placement::breaches(Arc::clone(&daemon)));
+    tasks.spawn(placement::training(Arc::clone(&daemon)));
+    let api: Arc<dyn crate::api::Api> = Arc::new(serve_api::Service(Arc::clone(&daemon)));
+    let service = crate::dbus::serve(api, daemon.name(), None).await?;
+    tracing::info!(host = daemon.name(), "droverd is ready");
+    stop.await;
+    tracing::info!("stopping");
+    drop(service);
+    tasks.shutdown().await;
+    placement::save_affinity(&daemon);
+    // What was metered is durable already; this only ends the writer.
+    let _ = tokio::time::timeout(Duration::from_secs(5), daemon.history.clone().close()).await;
+    Ok(())
+}

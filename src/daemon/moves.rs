@@ -1,0 +1,435 @@
+//! Beginning, committing and ending moves: everything that touches registry and journal.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::affinity::Demand;
+use crate::api::{ApiError, ApiEvent, Destination, Job, JobResult};
+use crate::driver::source::{self, Begin};
+use crate::driver::target;
+use crate::feature::FeatureName;
+use crate::moving::record::{SourceRecord, TargetPhase, TargetRecord};
+use crate::moving::source::Event;
+use crate::store::{Change, FeatureRecord, Side};
+use crate::wire::guest::MoveId;
+use crate::wire::peer::Verdict;
+
+use super::instance::Feature;
+use super::{Daemon, DaemonError, clock, lock};
+
+/// Share of the mean by which the expected demand of a feature is rounded up.
+const DEMAND_MARGIN: f64 = 1.1;
+
+impl Daemon {
+    /// What a feature is expected to use on a target: the mean of its recent use, with a margin.
+    pub fn demand(&self, domain: &str, feature: &FeatureName) -> Demand {
+        let instances = lock(&self.instances);
+        let Some(f) = instances.get(domain).and_then(|i| i.features.get(feature)) else {
+            return Demand::default();
+        };
+        let last: Vec<_> = f.recent.iter().rev().take(5).collect();
+        let mean = |get: fn(&crate::usage::Usage) -> Option<f64>| {
+            let values: Vec<f64> = last.iter().filter_map(|u| get(u)).collect();
+            let n = values.len().max(1) as f64;
+            values.iter().sum::<f64>() / n * DEMAND_MARGIN
+        };
+        Demand {
+            cpus: mean(|u| u.cpu_percent) / 100.0,
+            memory_mib: mean(|u| u.memory_mib),
+            net_bps: mean(|u| Some(u.net_rx_bps? + u.net_tx_bps?)),
+            disk_bps: mean(|u| Some(u.disk_read_bps? + u.disk_write_bps?)),
+        }
+    }
+
+    /// Begins a move to a checked destination. The record is durable before anything changes.
+    pub async fn begin_move(
+        self: &Arc<Self>,
+        domain: &str,
+        feature: &FeatureName,
+        to_host: &str,
+        to_domain: &str,
+        cause: String,
+    ) -> Result<Job, ApiError> {
+        let _guard = self.changes.lock().await;
+        let id: MoveId = uuid::Uuid::new_v4().to_string();
+        let record = {
+            let mut instances = lock(&self.instances);
+            let instance = instances
+                .get_mut(domain)
+                .ok_or_else(|| ApiError::NotFound(format!("no domain '{domain}' on this host")))?;
+            let uuid = instance.info.uuid.clone();
+            let f = instance.features.get_mut(feature).ok_or_else(|| {
+                ApiError::NotFound(format!("no feature '{feature}' in domain '{domain}'"))
+            })?;
+            if let Some(other) = &f.moving {
+                return Err(ApiError::Busy(format!(
+                    "feature '{feature}' is being moved already (move {other}); see 'drover jobinfo'"
+                )));
+            }
+            if !f.record.enabled || f.running != Some(true) {
+                return Err(ApiError::Refused(format!(
+                    "feature '{feature}' does not run; enable it first"
+                )));
+            }
+            f.moving = Some(id.clone());
+            SourceRecord {
+                id: id.clone(),
+                spec: f.record.spec.clone(),
+                domain: domain.to_owned(),
+                domain_uuid: uuid,
+                from_host: self.name().to_owned(),
+                to_host: to_host.to_owned(),
+                to_domain: to_domain.to_owned(),
+                stream: stream_of(&id),
+                cause,
+                started_ms: clock::now_ms(),
+                committed: false,
+            }
+        };
+        if let Err(e) = self.put_source(&record).await {
+            self.set_moving(domain, feature, None);
+            return Err(ApiError::Failed(format!(
+                "the journal cannot be written: {e}"
+            )));
+        }
+        tracing::info!(%id, %domain, %feature, %to_host, %to_domain, cause = %record.cause, "move begins");
+        let handle = source::spawn(self, record, Begin::Fresh);
+        let job = handle.job.borrow().clone();
+        lock(&self.outgoing).insert(id, handle);
+        Ok(job)
+    }
+
+    fn set_moving(&self, domain: &str, feature: &FeatureName, id: Option<MoveId>) {
+        let mut instances = lock(&self.instances);
+        if let Some(f) = instances
+            .get_mut(domain)
+            .and_then(|i| i.features.get_mut(feature))
+        {
+            f.moving = id;
+        }
+    }
+
+    async fn write(&self, changes: Vec<Change>) -> Result<(), String> {
+        let store = Arc::clone(&self.store);
+        match tokio::task::spawn_blocking(move || store.transaction(changes)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(e.to_string()),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    async fn put_source(&self, record: &SourceRecord) -> Result<(), String> {
+        let bytes = serde_json::to_vec(record).map_err(|e| e.to_string())?;
+        self.write(vec![Change::PutMove {
+            side: Side::Source,
+            id: record.id.clone(),
+            record: bytes,
+        }])
+        .await
+    }
+
+    /// Writes a target's record durably.
+    pub async fn put_target(&self, record: &TargetRecord) -> Result<(), String> {
+        let bytes = serde_json::to_vec(record).map_err(|e| e.to_string())?;
+        self.write(vec![Change::PutMove {
+            side: Side::Target,
+            id: record.id.clone(),
+            record: bytes,
+        }])
+        .await
+    }
+
+    /// Writes the one durable commit record and takes the feature out of the registry, in one
+    /// transaction. When writing fails, the record is read back to learn what holds.
+    pub async fn commit_move(&self, record: &SourceRecord) -> Event {
+        let committed = SourceRecord {
+            committed: true,
+            ..record.clone()
+        };
+        let bytes = match serde_json::to_vec(&committed) {
+            Ok(b) => b,
+            Err(e) => return Event::Failed(e.to_string()),
+        };
+        let changes = vec![
+            Change::PutMove {
+                side: Side::Source,
+                id: record.id.clone(),
+                record: bytes,
+            },
+            Change::RemoveFeature {
+                domain_uuid: record.domain_uuid.clone(),
+                name: record.spec.name.clone(),
+            },
+        ];
+        match self.write(changes).await {
+            Ok(()) => Event::Committed,
+            Err(reason) => loop {
+                match self.source_record(&record.id).await {
+                    Ok(Some(r)) if r.committed => return Event::Committed,
+                    Ok(_) => {
+                        return Event::Failed(format!("the commit cannot be recorded: {reason}"));
+                    }
+                    Err(e) => {
+                        // Neither yes nor no: the feature stays frozen until the journal answers.
+                        tracing::error!(id = %record.id, error = %e,
+                            "the journal cannot be read while committing; trying again");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                }
+            },
+        }
+    }
+
+    async fn source_record(&self, id: &str) -> Result<Option<SourceRecord>, String> {
+        let store = Arc::clone(&self.store);
+        let moves = tokio::task::spawn_blocking(move || store.moves(Side::Source))
+            .await
+            .map_err(|e| e.to_string())?
+            .map_err(|e| e.to_string())?;
+        match moves.into_iter().find(|(i, _)| i == id) {
+            Some((_, bytes)) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|e| e.to_string()),
+            None => Ok(None),
+        }
+    }
+
+    /// What a target in doubt is told. Only a durable commit record makes `Committed`, and only
+    /// the absence of the move makes `Aborted`.
+    pub async fn verdict(&self, from: &str, id: &str) -> Verdict {
+        match self.source_record(id).await {
+            Ok(Some(r)) if r.to_host != from => Verdict::Pending,
+            Ok(Some(r)) if r.committed => Verdict::Committed,
+            Ok(Some(_)) => {
+                let outgoing = lock(&self.outgoing);
+                let aborting = outgoing
+                    .get(id)
+                    .is_some_and(|h| h.job.borrow().state == "aborting");
+                if aborting {
+                    Verdict::Aborted
+                } else {
+                    Verdict::Pending
+                }
+            }
+            Ok(None) => Verdict::Aborted,
+            Err(e) => {
+                tracing::error!(%id, error = %e, "the journal cannot be read");
+                Verdict::Pending
+            }
+        }
+    }
+
+    /// Records the end of a move and tells everyone.
+    pub async fn move_ended(self: &Arc<Self>, record: &SourceRecord, job: &Job) {
+        let changes = vec![
+            Change::PutJob(Box::new(job.clone())),
+            Change::RemoveMove {
+                side: Side::Source,
+                id: record.id.clone(),
+            },
+        ];
+        if let Err(e) = self.write(changes).await {
+            tracing::error!(id = %record.id, error = %e, "the end of a move cannot be recorded");
+        }
+        let feature = &record.spec.name;
+        if job.result == Some(JobResult::Done) {
+            self.send_history(record).await;
+            let mut instances = lock(&self.instances);
+            if let Some(i) = instances.get_mut(&record.domain) {
+                i.features.remove(feature);
+            }
+        } else {
+            self.set_moving(&record.domain, feature, None);
+        }
+        let reason = job.reason.as_deref().unwrap_or("");
+        match job.result {
+            Some(JobResult::Done) => tracing::info!(id = %record.id, %feature,
+                to = %record.to_host, rounds = job.rounds, bytes = job.bytes_sent,
+                freeze_ms = job.freeze_ms, "move done"),
+            _ => {
+                tracing::warn!(id = %record.id, %feature, to = %record.to_host, result = ?job.result,
+                reason, "move not done; the feature goes on here")
+            }
+        }
+        if job.result == Some(JobResult::Done) {
+            self.emit(ApiEvent::Feature {
+                domain: record.domain.clone(),
+                feature: feature.clone(),
+                what: "left".into(),
+            });
+        }
+        self.emit(ApiEvent::Move { job: job.clone() });
+        lock(&self.outgoing).remove(&record.id);
+        self.define(&record.domain).await;
+    }
+
+    /// Gives the feature's history to its new host, so that it goes on there.
+    async fn send_history(&self, record: &SourceRecord) {
+        /// Longest wait for one call.
+        const TIMEOUT: Duration = Duration::from_secs(30);
+        let Some(peers) = self.peers() else { return };
+        let key = super::metering::series(&record.spec);
+        let points = match self.history.range(&key, 0, i64::MAX, usize::MAX).await {
+            Ok(p) => p,
+            Err(e) => {
+                tracing::warn!(id = %record.id, error = %e, "history of a moved feature not read");
+                return;
+            }
+        };
+        let mut tries = 0;
+        while let Err(e) = peers
+            .import_history(&record.to_host, &record.id, &points, TIMEOUT)
+            .await
+        {
+            tries += 1;
+            if tries == 3 {
+                tracing::warn!(id = %record.id, error = %e,
+                    "history of a moved feature not handed over; it stays readable here");
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Registers a feature that arrived, in one transaction with the move's record.
+    pub async fn adopt(&self, record: &mut TargetRecord) {
+        record.phase = TargetPhase::Running;
+        let feature = FeatureRecord {
+            domain: record.domain.clone(),
+            spec: record.spec.clone(),
+            enabled: true,
+            moved_at_ms: clock::now_ms(),
+        };
+        let bytes = serde_json::to_vec(record).unwrap_or_default();
+        let changes = vec![
+            Change::PutFeature {
+                domain_uuid: record.domain_uuid.clone(),
+                record: Box::new(feature.clone()),
+            },
+            Change::PutMove {
+                side: Side::Target,
+                id: record.id.clone(),
+                record: bytes,
+            },
+        ];
+        while let Err(e) = self.write(changes.clone()).await {
+            tracing::error!(id = %record.id, error = %e,
+                "a feature that arrived cannot be registered; trying again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        {
+            let mut instances = lock(&self.instances);
+            if let Some(i) = instances.get_mut(&record.domain) {
+                let mut f = Feature::new(feature);
+                f.running = Some(true);
+                i.features.insert(record.spec.name.clone(), f);
+            }
+        }
+        tracing::info!(id = %record.id, feature = %record.spec.name, from = %record.from_host,
+            domain = %record.domain, "feature arrived");
+        self.emit(ApiEvent::Feature {
+            domain: record.domain.clone(),
+            feature: record.spec.name.clone(),
+            what: "arrived".into(),
+        });
+        self.unreserve(&record.id);
+        let domain = record.domain.clone();
+        self.define(&domain).await;
+    }
+
+    /// Forgets an incoming move that was discarded.
+    pub async fn forget_target(&self, record: &TargetRecord) {
+        if let Err(e) = self
+            .write(vec![Change::RemoveMove {
+                side: Side::Target,
+                id: record.id.clone(),
+            }])
+            .await
+        {
+            tracing::error!(id = %record.id, error = %e, "a discarded move cannot be forgotten");
+        }
+        self.unreserve(&record.id);
+        self.define(&record.domain).await;
+    }
+
+    /// Takes up what the journal holds after a restart.
+    pub async fn recover_moves(self: &Arc<Self>) -> Result<(), DaemonError> {
+        for (id, bytes) in self.store.moves(Side::Source)? {
+            let Ok(record) = serde_json::from_slice::<SourceRecord>(&bytes) else {
+                tracing::error!(%id, "a move's record is not readable; left in the journal");
+                continue;
+            };
+            tracing::warn!(%id, committed = record.committed, "move found in the journal");
+            self.set_moving(&record.domain, &record.spec.name, Some(id.clone()));
+            let handle = source::spawn(self, record, Begin::Recovered);
+            lock(&self.outgoing).insert(id, handle);
+        }
+        for (id, bytes) in self.store.moves(Side::Target)? {
+            let Ok(record) = serde_json::from_slice::<TargetRecord>(&bytes) else {
+                tracing::error!(%id, "an incoming move's record is not readable; left in the journal");
+                continue;
+            };
+            if record.phase == TargetPhase::Running {
+                if self.arrived_long_ago(&record) {
+                    self.store.remove_move(Side::Target, &id)?;
+                    continue;
+                }
+            } else {
+                self.reserve(&record);
+            }
+            target::recover(self, record).await;
+        }
+        Ok(())
+    }
+
+    /// Whether nobody will ask about an arrival any more: its feature left again, or a day passed.
+    fn arrived_long_ago(&self, record: &TargetRecord) -> bool {
+        const DAY_MS: i64 = 86_400_000;
+        let instances = lock(&self.instances);
+        let here = instances
+            .get(&record.domain)
+            .and_then(|i| i.features.get(&record.spec.name));
+        here.is_none_or(|f| clock::now_ms() - f.record.moved_at_ms > DAY_MS)
+    }
+
+    /// Chooses the destination of a move by hand and begins it.
+    pub async fn migrate_by_hand(
+        self: &Arc<Self>,
+        domain: &str,
+        feature: &FeatureName,
+        to: Destination,
+    ) -> Result<Job, ApiError> {
+        let plan = self.plan_for(domain, feature, crate::decision::Cause::Manual { to })?;
+        let Some(chosen) = plan.chosen.and_then(|i| plan.candidates.get(i)) else {
+            let why: Vec<String> = plan
+                .candidates
+                .iter()
+                .filter(|c| !c.refusals.is_empty())
+                .map(|c| {
+                    let at = if c.domain.is_empty() {
+                        c.host.clone()
+                    } else {
+                        format!("{}/{}", c.host, c.domain)
+                    };
+                    format!("{at}: {}", c.refusals.join(", "))
+                })
+                .collect();
+            return Err(ApiError::Refused(format!(
+                "{} ({})",
+                plan.reason,
+                why.join("; ")
+            )));
+        };
+        let (host, target) = (chosen.host.clone(), chosen.domain.clone());
+        self.emit(ApiEvent::Decision { plan });
+        self.begin_move(domain, feature, &host, &target, "manual".into())
+            .await
+    }
+}
+
+/// A stream number from a move's id: its first eight hexadecimal digits.
+fn stream_of(id: &str) -> u32 {
+    u32::from_str_radix(id.get(..8).unwrap_or("1"), 16)
+        .unwrap_or(1)
+        .max(1)
+}

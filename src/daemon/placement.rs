@@ -1,0 +1,462 @@
+//! Choosing hosts: this host's state for peers, plans, automatic moves on a breach, and the
+//! affinity model that is trained beside all that.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use crate::affinity::{Affinity, Observation, ScoreInput, Settings, UsageWindow};
+use crate::api::{ApiError, ApiEvent, ModelInfo, Plan};
+use crate::config::Config;
+use crate::decision::{self, Ask, BreachCause, Cause, Policy, View};
+use crate::driver::target;
+use crate::feature::FeatureName;
+use crate::history::SeriesKey;
+use crate::host::{HostCapabilities, HostLoad, HostState};
+use crate::hypervisor::Hypervisor;
+use crate::moving::record::TargetRecord;
+use crate::peer::PeerEvent;
+use crate::store::Store;
+use crate::usage::Usage;
+use crate::wire::guest::MoveId;
+
+use super::{Daemon, clock, lock};
+
+/// Samples over which a host's load is averaged.
+const LOAD_SAMPLES: usize = 5;
+/// Pause between decisions for a breach that lasts.
+const DECIDE_AGAIN_MS: i64 = 15_000;
+/// Age after which a peer's state is too old to choose it, milliseconds.
+const STALE_MS: i64 = 15_000;
+/// Key of the affinity's rows and model in the store.
+const AFFINITY_KEY: &str = "affinity";
+/// Rows asked of a peer at a time.
+const ROWS: u32 = 500;
+
+/// What this host is and how busy it is.
+#[derive(Debug)]
+pub(super) struct HostRuntime {
+    capabilities: HostCapabilities,
+    loads: VecDeque<HostLoad>,
+    reserved: BTreeMap<MoveId, (String, f64, f64)>,
+}
+
+impl HostRuntime {
+    /// Capabilities from libvirt, with the configuration's overrides.
+    pub(super) async fn new(config: &Config, hypervisor: &Hypervisor) -> Self {
+        let found = match hypervisor.capabilities().await {
+            Ok(c) => Some(c),
+            Err(e) => {
+                tracing::warn!(error = %e, "libvirt does not tell the host's capabilities");
+                None
+            }
+        };
+        let host = &config.host;
+        let capabilities = HostCapabilities {
+            cpu_model: found
+                .as_ref()
+                .map(|c| c.cpu_model.clone())
+                .unwrap_or_default(),
+            cpus: host.cpus.or(found.as_ref().map(|c| c.cpus)).unwrap_or(1.0),
+            memory_mib: host
+                .memory_mib
+                .or(found.as_ref().map(|c| c.memory_mib))
+                .unwrap_or(1024.0),
+            network_mbps: host.network_mbps,
+            storage: host.storage,
+            virt_type: found.map(|c| c.virt_type).unwrap_or_default(),
+        };
+        Self {
+            capabilities,
+            loads: VecDeque::new(),
+            reserved: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a sample of load.
+    pub(super) fn push(&mut self, load: HostLoad) {
+        if self.loads.len() == LOAD_SAMPLES {
+            self.loads.pop_front();
+        }
+        self.loads.push_back(load);
+    }
+
+    fn load(&self) -> HostLoad {
+        let n = self.loads.len().max(1) as f64;
+        let mean = |get: fn(&HostLoad) -> f64| self.loads.iter().map(get).sum::<f64>() / n;
+        HostLoad {
+            cpus_used: mean(|l| l.cpus_used),
+            memory_used_mib: mean(|l| l.memory_used_mib),
+            net_bps: mean(|l| l.net_bps),
+            disk_bps: mean(|l| l.disk_bps),
+            stall_percent: mean(|l| l.stall_percent),
+        }
+    }
+}
+
+/// The affinity with what an earlier run learned.
+pub(super) fn load_affinity(config: &Config, store: &Store) -> Affinity {
+    let m = &config.model;
+    let settings = Settings {
+        horizon_s: m.horizon_s,
+        reservoir: m.reservoir,
+        rows_min: m.rows_min,
+        rows_full: m.rows_full,
+        ..Settings::default()
+    };
+    match store.get(AFFINITY_KEY) {
+        Ok(Some(bytes)) => match Affinity::from_bytes(settings.clone(), &bytes) {
+            Ok(a) => return a,
+            Err(e) => tracing::warn!(error = %e, "affinity begins anew"),
+        },
+        Ok(None) => {}
+        Err(e) => tracing::warn!(error = %e, "affinity not read; it begins anew"),
+    }
+    Affinity::new(settings)
+}
+
+/// Writes what was learned.
+pub(super) fn save_affinity(daemon: &Daemon) {
+    let bytes = lock(&daemon.affinity).to_bytes();
+    if let Err(e) = daemon.store.put(AFFINITY_KEY, &bytes) {
+        tracing::error!(error = %e, "what the affinity learned cannot be written");
+    }
+}
+
+/// Rows of this host after a time (milliseconds since the epoch), as JSON.
+pub(super) fn rows_after(affinity: &Affinity, me: &str, after: u64, limit: usize) -> String {
+    let after = i64::try_from(after).unwrap_or(i64::MAX);
+    let batch = affinity.reservoir().since(Some(me), after, limit);
+    serde_json::to_string(&batch).unwrap_or_default()
+}
+
+impl Daemon {
+    /// This host as peers see it now.
+    pub(super) fn host_state_now(&self) -> HostState {
+        let instances = lock(&self.instances)
+            .values()
+            .map(super::instance::Instance::state)
+            .collect();
+        let host = lock(&self.host);
+        HostState {
+            name: self.name().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            at_ms: clock::now_ms(),
+            capabilities: host.capabilities.clone(),
+            load: host.load(),
+            accepts: true,
+            reserved_cpus: host.reserved.values().map(|r| r.1).sum(),
+            reserved_memory_mib: host.reserved.values().map(|r| r.2).sum(),
+            instances,
+        }
+    }
+
+    /// Reserves what an incoming move needs.
+    pub(super) fn reserve(&self, record: &TargetRecord) {
+        lock(&self.host).reserved.insert(
+            record.id.clone(),
+            (record.domain.clone(), record.cpus, record.memory_mib),
+        );
+    }
+
+    /// Frees a reservation.
+    pub(super) fn unreserve(&self, id: &str) {
+        lock(&self.host).reserved.remove(id);
+    }
+
+    /// MiB reserved in a domain.
+    pub(super) fn reserved_in(&self, domain: &str) -> f64 {
+        lock(&self.host)
+            .reserved
+            .values()
+            .filter(|r| r.0 == domain)
+            .map(|r| r.2)
+            .sum()
+    }
+
+    fn view(&self) -> View {
+        let mut hosts = vec![self.host_state_now()];
+        hosts.extend(lock(&self.peer_states).values().cloned());
+        let groups = match self.peers() {
+            Some(p) => p
+                .names()
+                .into_iter()
+                .map(|n| (n.clone(), p.groups(&n)))
+                .collect(),
+            None => BTreeMap::new(),
+        };
+        View {
+            me: self.name().to_owned(),
+            now_ms: clock::now_ms(),
+            hosts,
+            stale_after_ms: STALE_MS,
+            groups,
+            model: self.model_info(),
+        }
+    }
+
+    fn policy(&self) -> Policy {
+        let d = &self.config.decision;
+        Policy {
+            automatic: d.automatic,
+            reserve: d.reserve,
+            min_gain: d.min_gain,
+            cooldown_ms: (d.cooldown_s * 1000.0) as i64,
+            weights: decision::Weights {
+                affinity: d.weights.affinity,
+                balance: d.weights.balance,
+            },
+        }
+    }
+
+    /// The model in use; without one, the rows collected so far.
+    fn model_info(&self) -> ModelInfo {
+        let affinity = lock(&self.affinity);
+        let mut info = affinity.info();
+        if info.rows == 0 {
+            info.rows = affinity.reservoir().len() as u64;
+        }
+        info
+    }
+
+    /// The breach under way of a feature, if there is one.
+    pub(super) fn breach_of(&self, domain: &str, feature: &FeatureName) -> Option<BreachCause> {
+        lock(&self.instances)
+            .get(domain)?
+            .features
+            .get(feature)?
+            .breach()
+    }
+
+    /// What would be done with a feature, and why.
+    pub(super) fn plan_for(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        cause: Cause,
+    ) -> Result<Plan, ApiError> {
+        let (recent, moved_at, automatic) = {
+            let instances = lock(&self.instances);
+            let instance = instances.get(domain).ok_or_else(|| {
+                ApiError::NotFound(format!(
+                    "no domain '{domain}' on host '{}'; 'virsh list --all' shows them",
+                    self.name()
+                ))
+            })?;
+            let f = instance.features.get(feature).ok_or_else(|| {
+                ApiError::NotFound(format!(
+                    "no feature '{feature}' in domain '{domain}'; 'drover list' shows them"
+                ))
+            })?;
+            let recent: Vec<Usage> = f.recent.iter().copied().collect();
+            (recent, f.record.moved_at_ms, f.record.spec.automatic)
+        };
+        let window = UsageWindow::of(&recent);
+        let demand = self.demand(domain, feature);
+        let view = self.view();
+        let mut policy = self.policy();
+        policy.automatic &= automatic;
+        let ask = Ask {
+            domain,
+            feature,
+            cause,
+            expected: demand,
+            last_moved_ms: (moved_at > 0).then_some(moved_at),
+        };
+        let affinity = lock(&self.affinity);
+        Ok(decision::decide(&view, &policy, &ask, &|host, instance| {
+            affinity.score(&ScoreInput {
+                host,
+                instance,
+                feature,
+                window: &window,
+                demand,
+            })
+        }))
+    }
+
+    /// Feeds the affinity with what was just measured.
+    pub(super) fn learn(&self, domain: &str, points: &[(SeriesKey, Usage)]) {
+        let host = self.host_state_now();
+        let steal_percent = (host.load.stall_percent > 0.0).then_some(host.load.stall_percent);
+        let mut affinity = lock(&self.affinity);
+        for (key, usage) in points {
+            affinity.observe(&Observation {
+                host: &host,
+                domain,
+                feature: &key.feature,
+                usage,
+                steal_percent,
+            });
+        }
+    }
+
+    /// Decides for one feature in breach, and acts.
+    async fn decide(self: &Arc<Self>, domain: &str, feature: &FeatureName, breach: BreachCause) {
+        let what = breach.text.clone();
+        let plan = match self.plan_for(domain, feature, Cause::Breach(breach)) {
+            Ok(p) => p,
+            Err(e) => {
+                tracing::debug!(%domain, %feature, error = %e, "no decision");
+                return;
+            }
+        };
+        let chosen = plan.chosen.and_then(|i| plan.candidates.get(i)).cloned();
+        let why: Vec<String> = plan
+            .candidates
+            .iter()
+            .filter(|c| !c.refusals.is_empty())
+            .map(|c| format!("{}/{}: {}", c.host, c.domain, c.refusals.join(", ")))
+            .collect();
+        if plan.outcome == "no_eligible_host" {
+            tracing::warn!(%domain, %feature, outcome = %plan.outcome, reason = %plan.reason, ?why, "decision");
+        } else {
+            tracing::info!(%domain, %feature, outcome = %plan.outcome, reason = %plan.reason, ?why, "decision");
+        }
+        self.emit(ApiEvent::Decision { plan });
+        if let Some(c) = chosen
+            && let Err(e) = self
+                .begin_move(domain, feature, &c.host, &c.domain, what)
+                .await
+        {
+            tracing::warn!(%domain, %feature, error = %e, "decided, but the move did not begin");
+        }
+    }
+
+    /// Features in breach whose last decision is long enough ago.
+    fn due(&self) -> Vec<(String, FeatureName, BreachCause)> {
+        let now = clock::now_ms();
+        let mut due = Vec::new();
+        for (domain, i) in lock(&self.instances).iter_mut() {
+            for (name, f) in &mut i.features {
+                let Some(breach) = f.breach() else {
+                    f.decided_ms = 0;
+                    continue;
+                };
+                let idle = f.moving.is_none() && f.record.enabled;
+                if idle && now - f.decided_ms >= DECIDE_AGAIN_MS {
+                    f.decided_ms = now;
+                    due.push((domain.clone(), name.clone(), breach));
+                }
+            }
+        }
+        due
+    }
+
+    async fn fetch_rows(&self, seen: &mut BTreeMap<String, u64>) {
+        let Some(peers) = self.peers() else { return };
+        for host in peers.names() {
+            let after = seen.get(&host).copied().unwrap_or(0);
+            let Ok(text) = peers.rows(&host, after, ROWS).await else {
+                continue;
+            };
+            let batch: crate::affinity::Batch = match serde_json::from_str(&text) {
+                Ok(b) => b,
+                Err(e) => {
+                    tracing::warn!(%host, error = %e, "a peer's affinity rows are not readable");
+                    continue;
+                }
+            };
+            let newest = batch.rows.iter().map(|r| r.at_ms).max();
+            match lock(&self.affinity).merge(batch, clock::now_ms()) {
+                Ok(n) => tracing::debug!(%host, rows = n, "affinity rows of a peer"),
+                Err(e) => tracing::warn!(%host, error = %e, "a peer's affinity rows are refused"),
+            }
+            if let Some(at) = newest.and_then(|at| u64::try_from(at).ok()) {
+                seen.insert(host, at);
+            }
+        }
+    }
+}
+
+/// Decides for features in breach.
+pub(super) async fn breaches(daemon: Arc<Daemon>) {
+    let mut tick = tokio::time::interval(Duration::from_millis(500));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        for (domain, feature, breach) in daemon.due() {
+            daemon.decide(&domain, &feature, breach).await;
+        }
+    }
+}
+
+/// Trains the model off the main path, within its time budget, on rows of all hosts.
+pub(super) async fn training(daemon: Arc<Daemon>) {
+    let every = Duration::from_secs(daemon.config.model.train_every_s.max(1));
+    let budget = Duration::from_secs_f64(daemon.config.model.budget_s.max(0.1));
+    let mut seen = BTreeMap::new();
+    loop {
+        tokio::time::sleep(every).await;
+        daemon.fetch_rows(&mut seen).await;
+        let snapshot = lock(&daemon.affinity).snapshot();
+        let now_ms = clock::now_ms();
+        let trained = tokio::task::spawn_blocking(move || {
+            let until = Instant::now() + budget;
+            snapshot.train(now_ms, &mut || Instant::now() < until)
+        })
+        .await;
+        match trained {
+            Ok(Ok(trained)) => {
+                let error = trained.error;
+                let won = lock(&daemon.affinity).adopt(trained);
+                tracing::info!(won, error, info = ?daemon.model_info(), "affinity model trained");
+            }
+            Ok(Err(e)) => tracing::debug!(error = %e, "affinity model not trained"),
+            Err(e) => tracing::error!(error = %e, "training ended abnormally"),
+        }
+        let daemon = Arc::clone(&daemon);
+        let _ = tokio::task::spawn_blocking(move || save_affinity(&daemon)).await;
+    }
+}
+
+/// Follows peers: their state, and their loss.
+pub(super) async fn follow_peers(daemon: Arc<Daemon>, mut events: mpsc::Receiver<PeerEvent>) {
+    while let Some(event) = events.recv().await {
+        match event {
+            PeerEvent::Up { host, version } => {
+                tracing::info!(%host, %version, "peer connected");
+                daemon.emit(ApiEvent::Peer {
+                    host,
+                    what: format!("connected, version {version}"),
+                });
+            }
+            PeerEvent::Down { host, reason } => {
+                tracing::warn!(%host, %reason, "peer lost");
+                lock(&daemon.peer_states).remove(&host);
+                daemon.peer_lost(&host, &reason).await;
+                daemon.emit(ApiEvent::Peer {
+                    host,
+                    what: format!("lost: {reason}"),
+                });
+            }
+            PeerEvent::State(mut state) => {
+                // Ages are counted by this host's clock.
+                state.at_ms = clock::now_ms();
+                lock(&daemon.peer_states).insert(state.name.clone(), state);
+            }
+        }
+    }
+}
+
+impl Daemon {
+    /// Moves to or from a lost peer end, unless they are committed.
+    async fn peer_lost(self: &Arc<Self>, host: &str, reason: &str) {
+        let handles: Vec<_> = lock(&self.outgoing)
+            .values()
+            .filter(|h| h.job.borrow().to_host == host)
+            .map(|h| h.events.clone())
+            .collect();
+        for events in handles {
+            let lost = format!("host {host} was lost: {reason}");
+            let _ = events
+                .send(crate::moving::source::Event::Failed(lost))
+                .await;
+        }
+        let (daemon, host) = (Arc::clone(self), host.to_owned());
+        // Waits for each move's lock, which a guest's slow step may hold.
+        tokio::spawn(async move { target::source_lost(&daemon, &host).await });
+    }
+}

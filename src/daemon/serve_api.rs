@@ -1,0 +1,434 @@
+//! What users may ask: the daemon behind `org.drover1`.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::api::{Api, ApiError, ApiEvent, Changed, Destination, FeatureRow, Job, Plan, Result};
+use crate::decision::Cause;
+use crate::feature::{FeatureName, FeatureSpec, Threshold};
+use crate::guest::{GuestError, install, remove};
+use crate::host::{HelperState, HostState};
+use crate::moving::source::Event;
+use crate::store::FeatureRecord;
+use crate::usage::Usage;
+use crate::wire::guest::Call;
+
+use super::instance::Feature;
+use super::{Daemon, lock};
+
+/// Longest wait for a helper's small steps.
+const SHORT: Duration = Duration::from_secs(30);
+/// The helper's binary on this host.
+const HELPER: &str = "/usr/lib/drover/drover-guest";
+/// Ended jobs shown.
+const JOBS: usize = 100;
+
+/// The daemon as its users see it.
+pub struct Service(pub Arc<Daemon>);
+
+impl Service {
+    fn record(&self, domain: &str, feature: &FeatureName) -> Result<(String, FeatureRecord)> {
+        let instances = lock(&self.0.instances);
+        let instance = instances.get(domain).ok_or_else(|| {
+            ApiError::NotFound(format!(
+                "no domain '{domain}' on host '{}'; 'virsh list --all' shows them",
+                self.0.name()
+            ))
+        })?;
+        let f = instance.features.get(feature).ok_or_else(|| {
+            ApiError::NotFound(format!(
+                "no feature '{feature}' in domain '{domain}'; 'drover list' shows them"
+            ))
+        })?;
+        if let Some(id) = &f.moving {
+            return Err(ApiError::Busy(format!(
+                "feature '{feature}' is being moved (move {id}); wait, or cancel with 'drover jobabort {id}'"
+            )));
+        }
+        Ok((instance.info.uuid.clone(), f.record.clone()))
+    }
+
+    async fn save(&self, uuid: String, record: FeatureRecord) -> Result<()> {
+        let store = Arc::clone(&self.0.store);
+        let written = tokio::task::spawn_blocking(move || store.put_feature(&uuid, &record));
+        match written.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) => Err(ApiError::Failed(format!(
+                "the registry cannot be written: {e}"
+            ))),
+            Err(e) => Err(ApiError::Failed(e.to_string())),
+        }
+    }
+
+    async fn helper(&self, domain: &str, call: Call) -> Result<()> {
+        let guest = self.0.guest(domain).ok_or_else(|| {
+            ApiError::Refused(format!(
+                "the helper in domain '{domain}' is not connected; install it with 'drover guest install {domain}'"
+            ))
+        })?;
+        match guest.call(call, SHORT).await {
+            Ok(_) => Ok(()),
+            Err(e @ GuestError::Timeout { .. }) => Err(ApiError::Timeout(e.to_string())),
+            Err(e) => Err(ApiError::Failed(e.to_string())),
+        }
+    }
+
+    fn changed(&self, domain: &str, feature: &FeatureName, what: &str) {
+        tracing::info!(%domain, %feature, what, "feature changed");
+        self.0.emit(ApiEvent::Feature {
+            domain: domain.to_owned(),
+            feature: feature.clone(),
+            what: what.to_owned(),
+        });
+    }
+}
+
+#[async_trait::async_trait]
+impl Api for Service {
+    async fn hosts(&self) -> Vec<HostState> {
+        let mut all = vec![self.0.host_state_now()];
+        all.extend(lock(&self.0.peer_states).values().cloned());
+        all
+    }
+
+    async fn features(&self) -> Vec<FeatureRow> {
+        let instances = lock(&self.0.instances);
+        let host = self.0.name();
+        let mut rows = Vec::new();
+        for (domain, i) in instances.iter() {
+            for f in i.features.values() {
+                rows.push(FeatureRow {
+                    host: host.to_owned(),
+                    domain: domain.clone(),
+                    spec: f.record.spec.clone(),
+                    status: f.status(),
+                    usage: f.recent.back().copied(),
+                    breach: f.breach().map(|b| b.text),
+                });
+            }
+        }
+        rows
+    }
+
+    async fn register(&self, domain: &str, spec: FeatureSpec) -> Result<Changed> {
+        spec.validate()
+            .map_err(|e| ApiError::Invalid(e.to_string()))?;
+        let _guard = self.0.changes.lock().await;
+        let uuid = {
+            let instances = lock(&self.0.instances);
+            let instance = instances.get(domain).ok_or_else(|| {
+                ApiError::NotFound(format!(
+                    "no domain '{domain}' on host '{}'; 'virsh list --all' shows them",
+                    self.0.name()
+                ))
+            })?;
+            if let Some(f) = instance.features.get(&spec.name) {
+                if f.record.spec == spec {
+                    return Ok(Changed::Already);
+                }
+                if f.record.enabled {
+                    return Err(ApiError::Refused(format!(
+                        "feature '{}' is enabled with another definition; disable it first",
+                        spec.name
+                    )));
+                }
+            }
+            let elsewhere = instances
+                .iter()
+                .find(|(d, i)| d.as_str() != domain && i.features.contains_key(&spec.name));
+            if let Some((d, _)) = elsewhere {
+                return Err(ApiError::Refused(format!(
+                    "domain '{d}' has a feature '{}' already; names are unique in a cluster",
+                    spec.name
+                )));
+            }
+            instance.info.uuid.clone()
+        };
+        let peers: Vec<HostState> = lock(&self.0.peer_states).values().cloned().collect();
+        for p in &peers {
+            for i in &p.instances {
+                if i.features.iter().any(|f| f.spec.name == spec.name) {
+                    return Err(ApiError::Refused(format!(
+                        "domain '{}' on host '{}' has a feature '{}' already; names are unique in a cluster",
+                        i.domain, p.name, spec.name
+                    )));
+                }
+            }
+        }
+        let name = spec.name.clone();
+        let record = FeatureRecord {
+            domain: domain.to_owned(),
+            spec,
+            enabled: false,
+            moved_at_ms: 0,
+        };
+        self.save(uuid, record.clone()).await?;
+        if let Some(i) = lock(&self.0.instances).get_mut(domain) {
+            i.features.insert(name.clone(), Feature::new(record));
+        }
+        self.0.define(domain).await;
+        self.changed(domain, &name, "registered");
+        Ok(Changed::Done)
+    }
+
+    async fn deregister(&self, domain: &str, feature: &FeatureName) -> Result<Changed> {
+        let _guard = self.0.changes.lock().await;
+        let (uuid, record) = self.record(domain, feature)?;
+        if record.spec.managed().is_some() && record.enabled {
+            self.helper(
+                domain,
+                Call::Stop {
+                    feature: feature.clone(),
+                },
+            )
+            .await?;
+        }
+        let (store, name) = (Arc::clone(&self.0.store), feature.clone());
+        tokio::task::spawn_blocking(move || store.remove_feature(&uuid, &name))
+            .await
+            .map_err(|e| ApiError::Failed(e.to_string()))?
+            .map_err(|e| ApiError::Failed(format!("the registry cannot be written: {e}")))?;
+        if let Some(i) = lock(&self.0.instances).get_mut(domain) {
+            i.features.remove(feature);
+        }
+        self.0.define(domain).await;
+        self.changed(domain, feature, "deregistered");
+        Ok(Changed::Done)
+    }
+
+    async fn set_enabled(&self, domain: &str, feature: &FeatureName, on: bool) -> Result<Changed> {
+        let _guard = self.0.changes.lock().await;
+        let (uuid, mut record) = self.record(domain, feature)?;
+        let already = record.enabled == on;
+        let managed = record.spec.managed().is_some();
+        if on && managed {
+            self.0.define(domain).await;
+            self.helper(
+                domain,
+                Call::Start {
+                    feature: feature.clone(),
+                },
+            )
+            .await?;
+        } else if !on && managed {
+            self.helper(
+                domain,
+                Call::Stop {
+                    feature: feature.clone(),
+                },
+            )
+            .await?;
+        }
+        record.enabled = on;
+        if !already {
+            self.save(uuid, record).await?;
+        }
+        {
+            let mut instances = lock(&self.0.instances);
+            if let Some(f) = instances
+                .get_mut(domain)
+                .and_then(|i| i.features.get_mut(feature))
+            {
+                f.record.enabled = on;
+                f.running = Some(on);
+                if !on {
+                    f.watch = crate::threshold::Watch::new(&f.record.spec.thresholds);
+                }
+            }
+        }
+        if already {
+            return Ok(Changed::Already);
+        }
+        self.changed(domain, feature, if on { "enabled" } else { "disabled" });
+        Ok(Changed::Done)
+    }
+
+    async fn set_thresholds(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        thresholds: Vec<Threshold>,
+    ) -> Result<Changed> {
+        let _guard = self.0.changes.lock().await;
+        let (uuid, mut record) = self.record(domain, feature)?;
+        if record.spec.thresholds == thresholds {
+            return Ok(Changed::Already);
+        }
+        record.spec.thresholds = thresholds;
+        record
+            .spec
+            .validate()
+            .map_err(|e| ApiError::Invalid(e.to_string()))?;
+        self.save(uuid, record.clone()).await?;
+        if let Some(f) = lock(&self.0.instances)
+            .get_mut(domain)
+            .and_then(|i| i.features.get_mut(feature))
+        {
+            f.record.spec = record.spec;
+        }
+        self.0.rewatch(domain, feature);
+        self.changed(domain, feature, "thresholds");
+        Ok(Changed::Done)
+    }
+
+    async fn history(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        since_ms: i64,
+        until_ms: i64,
+        limit: usize,
+    ) -> Result<Vec<Usage>> {
+        let spec = {
+            let instances = lock(&self.0.instances);
+            instances
+                .get(domain)
+                .and_then(|i| i.features.get(feature))
+                .map(|f| f.record.spec.clone())
+                .ok_or_else(|| {
+                    ApiError::NotFound(format!(
+                        "no feature '{feature}' in domain '{domain}'; 'drover list' shows them"
+                    ))
+                })?
+        };
+        let key = super::metering::series(&spec);
+        self.0
+            .history
+            .range(&key, since_ms, until_ms, limit)
+            .await
+            .map_err(|e| ApiError::Failed(format!("history: {e}")))
+    }
+
+    async fn plan(&self, domain: &str, feature: &FeatureName) -> Result<Plan> {
+        let breach = self.0.breach_of(domain, feature);
+        self.0.plan_for(domain, feature, Cause::Preview { breach })
+    }
+
+    async fn migrate(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Job> {
+        self.0.migrate_by_hand(domain, feature, to).await
+    }
+
+    async fn job(&self, id: &str) -> Result<Job> {
+        if let Some(h) = lock(&self.0.outgoing).get(id) {
+            return Ok(h.job.borrow().clone());
+        }
+        self.jobs()
+            .await
+            .into_iter()
+            .find(|j| j.id == id)
+            .ok_or_else(|| {
+                ApiError::NotFound(format!("no move {id} from host '{}'", self.0.name()))
+            })
+    }
+
+    async fn jobs(&self) -> Vec<Job> {
+        let mut jobs: Vec<Job> = lock(&self.0.outgoing)
+            .values()
+            .map(|h| h.job.borrow().clone())
+            .collect();
+        let store = Arc::clone(&self.0.store);
+        match tokio::task::spawn_blocking(move || store.jobs(JOBS)).await {
+            Ok(Ok(ended)) => {
+                for j in ended {
+                    if !jobs.iter().any(|o| o.id == j.id) {
+                        jobs.push(j);
+                    }
+                }
+            }
+            Ok(Err(e)) => tracing::error!(error = %e, "ended moves cannot be read"),
+            Err(e) => tracing::error!(error = %e, "ended moves cannot be read"),
+        }
+        jobs.sort_by_key(|j| std::cmp::Reverse(j.started_ms));
+        jobs
+    }
+
+    async fn abort(&self, id: &str) -> Result<()> {
+        let handle = lock(&self.0.outgoing).get(id).cloned();
+        let Some(handle) = handle else {
+            let job = self.job(id).await?;
+            return Err(ApiError::Refused(format!(
+                "move {id} has ended already ({})",
+                job.result.map_or("unknown", |_| "see 'drover jobinfo'")
+            )));
+        };
+        if !*handle.can_cancel.borrow() {
+            return Err(ApiError::Refused(format!(
+                "move {id} is past the point where it can be cancelled"
+            )));
+        }
+        handle
+            .events
+            .send(Event::Cancel)
+            .await
+            .map_err(|_| ApiError::Refused(format!("move {id} has just ended")))
+    }
+
+    async fn guest_install(&self, domain: &str) -> Result<String> {
+        self.running(domain)?;
+        let progress = |what: &str| {
+            tracing::info!(%domain, what, "installing the helper");
+            self.0.emit(ApiEvent::Instance {
+                domain: domain.to_owned(),
+                what: format!("installing: {what}"),
+            });
+        };
+        install(&self.0.hypervisor, domain, Path::new(HELPER), &progress)
+            .await
+            .map_err(|e| ApiError::Failed(format!("installing into '{domain}': {e}")))?;
+        self.0.connect_guest(domain).await;
+        for _ in 0..120 {
+            let state = lock(&self.0.instances)
+                .get(domain)
+                .map(|i| (i.helper.clone(), i.capabilities.is_some()));
+            if let Some((HelperState::Connected { version }, true)) = state {
+                return Ok(format!("helper {version} runs in domain '{domain}'"));
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        Err(ApiError::Timeout(format!(
+            "the helper was installed in '{domain}' but does not answer; 'systemctl status drover-guest' in the guest tells why"
+        )))
+    }
+
+    async fn guest_remove(&self, domain: &str) -> Result<String> {
+        self.running(domain)?;
+        let enabled = lock(&self.0.instances).get(domain).map_or(0, |i| {
+            i.features.values().filter(|f| f.record.enabled).count()
+        });
+        if enabled > 0 {
+            return Err(ApiError::Refused(format!(
+                "{enabled} features are enabled in domain '{domain}'; disable or move them first"
+            )));
+        }
+        if let Some(i) = lock(&self.0.instances).get_mut(domain)
+            && let Some(g) = i.guest.take()
+        {
+            g.close();
+        }
+        let progress = |what: &str| tracing::info!(%domain, what, "removing the helper");
+        remove(&self.0.hypervisor, domain, &progress)
+            .await
+            .map_err(|e| ApiError::Failed(format!("removing from '{domain}': {e}")))?;
+        Ok(format!("helper removed from domain '{domain}'"))
+    }
+
+    fn events(&self) -> tokio::sync::broadcast::Receiver<ApiEvent> {
+        self.0.events.subscribe()
+    }
+}
+
+impl Service {
+    fn running(&self, domain: &str) -> Result<()> {
+        match lock(&self.0.instances).get(domain) {
+            None => Err(ApiError::NotFound(format!(
+                "no domain '{domain}' on host '{}'; 'virsh list --all' shows them",
+                self.0.name()
+            ))),
+            Some(i) if !i.info.running => Err(ApiError::Refused(format!(
+                "domain '{domain}' does not run; start it with 'virsh start {domain}'"
+            ))),
+            Some(_) => Ok(()),
+        }
+    }
+}

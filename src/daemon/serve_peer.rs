@@ -1,0 +1,208 @@
+//! What peers may ask. Every answer depends on the authenticated name of the peer: it can offer
+//! only features of groups allowed for it, and touch only moves of its own.
+
+use std::sync::Arc;
+
+use crate::api::ApiEvent;
+use crate::driver::target;
+use crate::feature::FeatureSpec;
+use crate::host::HostState;
+use crate::moving::record::{TargetPhase, TargetRecord};
+use crate::peer::{BulkReceiver, PeerRefusal, PeerService, RefusalKind};
+use crate::usage::Usage;
+use crate::wire::guest::valid_move_id;
+use crate::wire::peer::{Offer, PROTOCOL, TargetStatus, Verdict};
+
+use super::{Daemon, lock};
+
+/// Rows that one answer carries at most.
+const MAX_ROWS: usize = 1_000;
+
+/// The daemon as its peers see it.
+pub struct Service(pub Arc<Daemon>);
+
+fn refuse(kind: RefusalKind, message: impl Into<String>) -> PeerRefusal {
+    PeerRefusal::new(kind, message)
+}
+
+fn failed(message: impl Into<String>) -> PeerRefusal {
+    refuse(RefusalKind::Failed, message)
+}
+
+impl Service {
+    /// A move of this peer, or a refusal that does not tell whether another peer has it.
+    async fn own(&self, from: &str, id: &str) -> Result<FeatureSpec, PeerRefusal> {
+        let unknown = || {
+            refuse(
+                RefusalKind::NotFound,
+                format!("no move {id} from {from} here"),
+            )
+        };
+        let slot = self.0.incoming.get(id).ok_or_else(unknown)?;
+        let incoming = slot.lock().await;
+        if incoming.record.from_host == from {
+            Ok(incoming.record.spec.clone())
+        } else {
+            Err(unknown())
+        }
+    }
+
+    fn check(&self, from: &str, offer: &Offer) -> Result<TargetRecord, PeerRefusal> {
+        let refused = |m: String| Err(refuse(RefusalKind::Refused, m));
+        if offer.protocol != PROTOCOL {
+            return refused(format!(
+                "protocol {} is not spoken here, only {PROTOCOL}; upgrade the older host",
+                offer.protocol
+            ));
+        }
+        if !valid_move_id(&offer.id) {
+            return Err(refuse(RefusalKind::Invalid, "invalid move id"));
+        }
+        if let Err(e) = offer.spec.validate() {
+            return Err(refuse(RefusalKind::Invalid, e.to_string()));
+        }
+        let groups = self.0.peers().map(|p| p.groups(from)).unwrap_or_default();
+        if !groups.contains(&offer.spec.group) {
+            return refused(format!(
+                "group '{}' is not allowed from host '{from}' here (peer.hosts.groups)",
+                offer.spec.group
+            ));
+        }
+        if !offer.cpus.is_finite() || !offer.memory_mib.is_finite() {
+            return Err(refuse(RefusalKind::Invalid, "invalid demand"));
+        }
+        let state = self.0.host_state_now();
+        let Some(instance) = state.instances.iter().find(|i| i.domain == offer.to_domain) else {
+            return Err(refuse(
+                RefusalKind::NotFound,
+                format!("no domain '{}' on host '{}'", offer.to_domain, state.name),
+            ));
+        };
+        if state
+            .instances
+            .iter()
+            .any(|i| i.features.iter().any(|f| f.spec.name == offer.spec.name))
+        {
+            return refused(format!(
+                "host '{}' has a feature '{}' already",
+                state.name, offer.spec.name
+            ));
+        }
+        // Reserved capacity counts, so that two sources cannot fill the same room.
+        if let Some(available) = instance.memory_available_mib {
+            let reserved: f64 = self.0.reserved_in(&offer.to_domain);
+            if offer.memory_mib + reserved > available {
+                return refused(format!(
+                    "domain '{}' has {available:.0} MiB available and {reserved:.0} MiB reserved; {:.0} MiB are needed",
+                    offer.to_domain, offer.memory_mib
+                ));
+            }
+        }
+        Ok(TargetRecord {
+            id: offer.id.clone(),
+            spec: offer.spec.clone(),
+            from_host: from.to_owned(),
+            domain: offer.to_domain.clone(),
+            domain_uuid: instance.uuid.clone(),
+            stream: offer.stream,
+            cpus: offer.cpus.max(0.0),
+            memory_mib: offer.memory_mib.max(0.0),
+            phase: TargetPhase::Receiving,
+        })
+    }
+}
+
+#[async_trait::async_trait]
+impl PeerService for Service {
+    async fn host_state(&self, _from: &str) -> HostState {
+        self.0.host_state_now()
+    }
+
+    async fn offer(&self, from: &str, offer: Offer) -> Result<(), PeerRefusal> {
+        let record = {
+            let _guard = self.0.changes.lock().await;
+            if self.0.incoming.get(&offer.id).is_some() {
+                return Err(refuse(RefusalKind::Busy, "this move was offered already"));
+            }
+            let record = self.check(from, &offer)?;
+            self.0.reserve(&record);
+            record
+        };
+        let id = record.id.clone();
+        tracing::info!(%id, %from, feature = %record.spec.name, domain = %record.domain, "move offered");
+        self.0.emit(ApiEvent::Feature {
+            domain: record.domain.clone(),
+            feature: record.spec.name.clone(),
+            what: format!("arriving from {from}"),
+        });
+        let result = target::accept(&self.0, record, offer.files).await;
+        if result.is_err() {
+            self.0.unreserve(&id);
+        }
+        result.map_err(|m| refuse(RefusalKind::Refused, m))
+    }
+
+    async fn await_round(&self, from: &str, id: &str, round: u16) -> Result<(), PeerRefusal> {
+        self.own(from, id).await?;
+        target::await_round(&self.0, id, round)
+            .await
+            .map_err(failed)
+    }
+
+    async fn restore(&self, from: &str, id: &str, round: u16) -> Result<TargetStatus, PeerRefusal> {
+        self.own(from, id).await?;
+        target::restore(&self.0, id, round).await.map_err(failed)
+    }
+
+    async fn resume(&self, from: &str, id: &str) -> Result<TargetStatus, PeerRefusal> {
+        self.own(from, id).await?;
+        target::resume(&self.0, id).await.map_err(failed)
+    }
+
+    async fn discard(&self, from: &str, id: &str, reason: &str) -> Result<(), PeerRefusal> {
+        if self.own(from, id).await.is_err() {
+            // Nothing here: as asked.
+            return Ok(());
+        }
+        target::discard(&self.0, id, reason).await.map_err(failed)
+    }
+
+    async fn status(&self, from: &str, id: &str) -> TargetStatus {
+        match self.own(from, id).await {
+            Ok(_) => target::status(&self.0, id).await,
+            Err(_) => TargetStatus::Unknown,
+        }
+    }
+
+    async fn verdict(&self, from: &str, id: &str) -> Verdict {
+        self.0.verdict(from, id).await
+    }
+
+    async fn import_history(
+        &self,
+        from: &str,
+        id: &str,
+        points: Vec<Usage>,
+    ) -> Result<(), PeerRefusal> {
+        let spec = self.own(from, id).await?;
+        let key = super::metering::series(&spec);
+        self.0
+            .history
+            .import(&key, points)
+            .await
+            .map(|_| ())
+            .map_err(|e| failed(e.to_string()))
+    }
+
+    async fn rows(&self, _from: &str, after: u64, limit: u32) -> String {
+        let limit = (limit as usize).min(MAX_ROWS);
+        let affinity = lock(&self.0.affinity);
+        super::placement::rows_after(&affinity, self.0.name(), after, limit)
+    }
+
+    async fn bulk(&self, from: &str, id: &str, incoming: BulkReceiver) {
+        if self.own(from, id).await.is_ok() {
+            target::bulk(&self.0, id, incoming).await;
+        }
+    }
+}

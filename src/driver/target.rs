@@ -1,0 +1,459 @@
+//! Target's driver: answers the source's requests one at a time per move, and settles moves in
+//! doubt by asking the source.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+
+use crate::daemon::Daemon;
+use crate::guest::{Guest, GuestError};
+use crate::moving::record::{TargetPhase, TargetRecord};
+use crate::moving::target::{Action, Event, State, Target};
+use crate::peer::BulkReceiver;
+use crate::wire::guest::{Call, MoveId, Reply};
+use crate::wire::peer::{TargetStatus, Verdict};
+
+/// Longest wait for a guest's small steps.
+const SHORT: Duration = Duration::from_secs(30);
+/// How long a move may be READY without a word of the source before it is asked.
+const DOUBT_AFTER: Duration = Duration::from_secs(5);
+/// Pause between questions, and between attempts that failed.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// One incoming move.
+pub struct Incoming {
+    /// Its record as last written.
+    pub record: TargetRecord,
+    machine: Target,
+    restore_ms: u64,
+    resume_ms: u64,
+    failure: Option<String>,
+}
+
+/// A move's lock: one owner at a time.
+pub type Slot = Arc<Mutex<Incoming>>;
+
+/// All incoming moves of this host.
+#[derive(Default)]
+pub struct Moves {
+    slots: std::sync::Mutex<HashMap<MoveId, Slot>>,
+}
+
+impl Moves {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<MoveId, Slot>> {
+        self.slots
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+    /// A move by its id.
+    pub fn get(&self, id: &str) -> Option<Slot> {
+        self.lock().get(id).cloned()
+    }
+    fn all(&self) -> Vec<Slot> {
+        self.lock().values().cloned().collect()
+    }
+    fn insert(&self, id: MoveId, slot: Slot) {
+        self.lock().insert(id, slot);
+    }
+    fn remove(&self, id: &str) {
+        self.lock().remove(id);
+    }
+}
+
+impl Incoming {
+    fn status(&self) -> TargetStatus {
+        match self.machine.state() {
+            State::Offered | State::Receiving | State::Restoring | State::Recording => {
+                TargetStatus::Receiving
+            }
+            State::Ready | State::Resuming => TargetStatus::Ready {
+                restore_ms: self.restore_ms,
+            },
+            State::Running => TargetStatus::Running {
+                resume_ms: self.resume_ms,
+            },
+            State::Discarding | State::Gone => TargetStatus::Failed {
+                reason: self.failure.clone().unwrap_or_else(|| "discarded".into()),
+            },
+        }
+    }
+}
+
+fn guest(daemon: &Daemon, record: &TargetRecord) -> Result<Guest, String> {
+    daemon
+        .guest(&record.domain)
+        .ok_or_else(|| format!("the helper in domain '{}' is not connected", record.domain))
+}
+
+async fn call(
+    daemon: &Daemon,
+    record: &TargetRecord,
+    call: Call,
+    timeout: Duration,
+) -> Result<Reply, String> {
+    let guest = guest(daemon, record)?;
+    guest
+        .call(call, timeout)
+        .await
+        .map_err(|e: GuestError| e.to_string())
+}
+
+/// Accepts a checked offer: records it and has the guest prepare. `files` are the digests that
+/// the guest compares.
+pub async fn accept(
+    daemon: &Arc<Daemon>,
+    record: TargetRecord,
+    files: Vec<crate::wire::guest::FileDigest>,
+) -> Result<(), String> {
+    let id = record.id.clone();
+    daemon.put_target(&record).await?;
+    let receive = Call::Receive {
+        id: id.clone(),
+        spec: record.spec.clone(),
+        stream: record.stream,
+        files,
+    };
+    let slot = Arc::new(Mutex::new(Incoming {
+        record: record.clone(),
+        machine: Target::new(),
+        restore_ms: 0,
+        resume_ms: 0,
+        failure: None,
+    }));
+    let mut incoming = slot.lock().await;
+    daemon.incoming.insert(id, Arc::clone(&slot));
+    match call(daemon, &record, receive, SHORT).await {
+        Ok(_) => {
+            let _ = incoming.machine.step(Event::Prepared);
+            Ok(())
+        }
+        Err(reason) => {
+            fail(daemon, &mut incoming, reason.clone()).await;
+            Err(reason)
+        }
+    }
+}
+
+/// Relays an incoming bulk connection into the guest until it ends.
+pub async fn bulk(daemon: &Arc<Daemon>, id: &str, mut from: BulkReceiver) {
+    let Some(slot) = daemon.incoming.get(id) else {
+        return;
+    };
+    let record = slot.lock().await.record.clone();
+    let reason = loop {
+        let message = match from.next().await {
+            Ok(Some(m)) => m,
+            Ok(None) => break "the source closed the bulk connection".to_owned(),
+            Err(e) => break format!("bulk connection from {}: {e}", record.from_host),
+        };
+        if message.stream != record.stream {
+            break format!("{} sent data of another stream", record.from_host);
+        }
+        let guest = match guest(daemon, &record) {
+            Ok(g) => g,
+            Err(e) => break e,
+        };
+        if let Err(e) = guest.bulk_send(&message, SHORT).await {
+            break e.to_string();
+        }
+    };
+    tracing::debug!(%id, %reason, "bulk connection ended");
+    let mut incoming = slot.lock().await;
+    let before = incoming.machine.state();
+    if let Ok(actions) = incoming.machine.step(Event::SourceLost) {
+        if incoming.machine.state() != before {
+            tracing::warn!(%id, %reason, "incoming move given up");
+            incoming.failure = Some(reason);
+        }
+        settle(daemon, &mut incoming, actions).await;
+    }
+}
+
+/// Waits until a round is complete in the guest. Does not hold the move's lock, so that a
+/// discard is not held up.
+pub async fn await_round(daemon: &Daemon, id: &str, round: u16) -> Result<(), String> {
+    let slot = daemon.incoming.get(id).ok_or("no such move here")?;
+    let record = slot.lock().await.record.clone();
+    let timeout = Duration::from_secs(daemon.config.moves.step_timeout_s);
+    call(
+        daemon,
+        &record,
+        Call::AwaitRound {
+            id: id.to_owned(),
+            round,
+        },
+        timeout,
+    )
+    .await?;
+    Ok(())
+}
+
+/// Restores up to the gate, records READY.
+pub async fn restore(daemon: &Arc<Daemon>, id: &str, round: u16) -> Result<TargetStatus, String> {
+    let slot = daemon.incoming.get(id).ok_or("no such move here")?;
+    let mut incoming = slot.lock().await;
+    incoming
+        .machine
+        .step(Event::RestoreAsked)
+        .map_err(|e| e.to_string())?;
+    let record = incoming.record.clone();
+    let timeout = Duration::from_secs(daemon.config.moves.restore_timeout_s);
+    let answer = call(
+        daemon,
+        &record,
+        Call::Restore {
+            id: id.to_owned(),
+            round,
+        },
+        timeout,
+    )
+    .await;
+    match answer {
+        Ok(Reply::Ready { restore_ms }) => {
+            incoming.restore_ms = restore_ms;
+            let _ = incoming.machine.step(Event::Restored);
+            incoming.record.phase = TargetPhase::Ready;
+            if let Err(reason) = daemon.put_target(&incoming.record).await {
+                fail(daemon, &mut incoming, reason).await;
+            } else {
+                let _ = incoming.machine.step(Event::ReadyRecorded);
+                watch_doubt(daemon, id);
+            }
+        }
+        Ok(other) => {
+            fail(
+                daemon,
+                &mut incoming,
+                format!("unexpected answer {other:?}"),
+            )
+            .await
+        }
+        Err(reason) => fail(daemon, &mut incoming, reason).await,
+    }
+    Ok(incoming.status())
+}
+
+/// The source has committed: resume.
+pub async fn resume(daemon: &Arc<Daemon>, id: &str) -> Result<TargetStatus, String> {
+    let slot = daemon.incoming.get(id).ok_or("no such move here")?;
+    let mut incoming = slot.lock().await;
+    let actions = incoming
+        .machine
+        .step(Event::ResumeAsked)
+        .map_err(|e| e.to_string())?;
+    settle(daemon, &mut incoming, actions).await;
+    Ok(incoming.status())
+}
+
+/// The source gave up before the commit.
+pub async fn discard(daemon: &Arc<Daemon>, id: &str, reason: &str) -> Result<(), String> {
+    let Some(slot) = daemon.incoming.get(id) else {
+        return Ok(());
+    };
+    let mut incoming = slot.lock().await;
+    let actions = incoming
+        .machine
+        .step(Event::DiscardAsked)
+        .map_err(|e| e.to_string())?;
+    incoming.failure.get_or_insert_with(|| reason.to_owned());
+    settle(daemon, &mut incoming, actions).await;
+    Ok(())
+}
+
+/// Where a move stands here.
+pub async fn status(daemon: &Daemon, id: &str) -> TargetStatus {
+    match daemon.incoming.get(id) {
+        Some(slot) => slot.lock().await.status(),
+        None => TargetStatus::Unknown,
+    }
+}
+
+/// A source's daemon went away: moves that are not READY are given up.
+pub async fn source_lost(daemon: &Arc<Daemon>, host: &str) {
+    for slot in daemon.incoming.all() {
+        let mut incoming = slot.lock().await;
+        if incoming.record.from_host != host {
+            continue;
+        }
+        let before = incoming.machine.state();
+        if let Ok(actions) = incoming.machine.step(Event::SourceLost) {
+            if incoming.machine.state() != before {
+                incoming.failure = Some(format!("host {host} was lost"));
+            }
+            settle(daemon, &mut incoming, actions).await;
+        }
+    }
+}
+
+/// Takes up what the journal says after a restart.
+pub async fn recover(daemon: &Arc<Daemon>, record: TargetRecord) {
+    let id = record.id.clone();
+    let (machine, actions) = Target::recovered(record.phase);
+    tracing::info!(%id, feature = %record.spec.name, state = ?machine.state(),
+        "incoming move found in the journal");
+    let slot = Arc::new(Mutex::new(Incoming {
+        record,
+        machine,
+        restore_ms: 0,
+        resume_ms: 0,
+        failure: Some("droverd was restarted before the feature was ready".into()),
+    }));
+    daemon.incoming.insert(id, Arc::clone(&slot));
+    let mut incoming = slot.lock().await;
+    settle(daemon, &mut incoming, actions).await;
+}
+
+async fn fail(daemon: &Arc<Daemon>, incoming: &mut Incoming, reason: String) {
+    tracing::warn!(id = %incoming.record.id, %reason, "incoming move failed");
+    incoming.failure = Some(reason);
+    if let Ok(actions) = incoming.machine.step(Event::Failed) {
+        settle(daemon, incoming, actions).await;
+    }
+}
+
+/// Performs actions and what follows from them. Attempts that must be repeated go on in a task
+/// of their own, so that the caller gets its answer.
+async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<Action>) {
+    while let Some(action) = actions.pop() {
+        let id = incoming.record.id.clone();
+        let event = match action {
+            Action::Resume { again: true } | Action::Discard { again: true } => {
+                retry_later(daemon, id, action);
+                continue;
+            }
+            Action::Resume { again: false } => match try_resume(daemon, incoming).await {
+                Ok(()) => Event::Resumed,
+                Err(reason) => {
+                    tracing::error!(%id, %reason, "committed, but resuming failed; trying again");
+                    Event::ResumeFailed
+                }
+            },
+            Action::Discard { again: false } => {
+                if try_discard(daemon, incoming).await {
+                    Event::Discarded
+                } else {
+                    Event::DiscardFailed
+                }
+            }
+            Action::Adopt => {
+                daemon.adopt(&mut incoming.record).await;
+                continue;
+            }
+            Action::AskVerdict => {
+                watch_doubt(daemon, &id);
+                continue;
+            }
+            Action::Forget => {
+                daemon.forget_target(&incoming.record).await;
+                // Kept for a while so that a late question gets its answer.
+                let (daemon, id) = (Arc::clone(daemon), id);
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_secs(60)).await;
+                    daemon.incoming.remove(&id);
+                });
+                continue;
+            }
+            // Performed where the request is answered.
+            Action::Restore | Action::RecordReady => continue,
+        };
+        if let Ok(more) = incoming.machine.step(event) {
+            actions.extend(more);
+        }
+    }
+}
+
+async fn try_resume(daemon: &Daemon, incoming: &mut Incoming) -> Result<(), String> {
+    let id = incoming.record.id.clone();
+    let timeout = Duration::from_secs(daemon.config.moves.restore_timeout_s);
+    match call(daemon, &incoming.record, Call::Resume { id }, timeout).await? {
+        Reply::Running { resume_ms, .. } => {
+            incoming.resume_ms = resume_ms;
+            Ok(())
+        }
+        other => Err(format!("unexpected answer {other:?}")),
+    }
+}
+
+async fn try_discard(daemon: &Daemon, incoming: &Incoming) -> bool {
+    let record = &incoming.record;
+    if daemon.domain_is_gone(&record.domain) {
+        return true;
+    }
+    match call(
+        daemon,
+        record,
+        Call::Discard {
+            id: record.id.clone(),
+        },
+        SHORT,
+    )
+    .await
+    {
+        Ok(_) => true,
+        Err(reason) => {
+            tracing::warn!(id = %record.id, %reason, "cleaning up in the guest failed; trying again");
+            false
+        }
+    }
+}
+
+fn retry_later(daemon: &Arc<Daemon>, id: MoveId, action: Action) {
+    let daemon = Arc::clone(daemon);
+    tokio::spawn(async move {
+        tokio::time::sleep(PAUSE).await;
+        let Some(slot) = daemon.incoming.get(&id) else {
+            return;
+        };
+        let mut incoming = slot.lock().await;
+        let once = match action {
+            Action::Resume { .. } => Action::Resume { again: false },
+            _ => Action::Discard { again: false },
+        };
+        settle(&daemon, &mut incoming, vec![once]).await;
+    });
+}
+
+/// While a move is READY and the source is silent: ask it, until there is an answer.
+fn watch_doubt(daemon: &Arc<Daemon>, id: &str) {
+    let (daemon, id) = (Arc::clone(daemon), id.to_owned());
+    tokio::spawn(async move {
+        tokio::time::sleep(DOUBT_AFTER).await;
+        loop {
+            let Some(slot) = daemon.incoming.get(&id) else {
+                return;
+            };
+            let host = {
+                let incoming = slot.lock().await;
+                if incoming.machine.state() != State::Ready {
+                    return;
+                }
+                incoming.record.from_host.clone()
+            };
+            let verdict = match daemon.peers() {
+                Some(peers) => peers.verdict(&host, &id).await,
+                None => return,
+            };
+            let event = match verdict {
+                Ok(Verdict::Committed) => Some(Event::ResumeAsked),
+                Ok(Verdict::Aborted) => Some(Event::DiscardAsked),
+                Ok(Verdict::Pending) => None,
+                Err(e) => {
+                    tracing::warn!(%id, %host, error = %e,
+                        "in doubt about a move and the source does not answer; asking again");
+                    None
+                }
+            };
+            if let Some(event) = event {
+                tracing::info!(%id, %host, ?event, "the source settled a move in doubt");
+                let mut incoming = slot.lock().await;
+                if let Ok(actions) = incoming.machine.step(event) {
+                    settle(&daemon, &mut incoming, actions).await;
+                }
+                return;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    });
+}

@@ -1,0 +1,106 @@
+"""The cluster of the tests, and what they ask of it again and again."""
+
+import unittest
+
+from cluster_api import TOOLS, Client, Cluster, Events, redis, wait_until
+
+CLUSTER = Cluster("test", extra_toml="""
+[model]
+train_every_s = 10
+horizon_s = 6.0
+rows_min = 20
+rows_full = 400
+
+[moves]
+step_timeout_s = 60
+""")
+GUESTS = {"h1": "g1", "h2": "g2", "h3": "g3"}
+
+
+def prepare(n):
+    """Helper and load program in one guest."""
+    CLUSTER.drover(f"h{n}", "guest", "install", f"g{n}", timeout=180)
+    CLUSTER.push(f"g{n}", TOOLS / "drover-load", "/usr/local/bin/drover-load")
+
+
+def traces(guest, feature):
+    """What a feature has in a guest: processes, units, namespaces, files of moves, and rules
+    that criu or the gate left in its namespace."""
+    script = f"""
+    cgroup=/sys/fs/cgroup/drover.slice/drover-{feature}.service
+    [ -s $cgroup/cgroup.procs ] && echo processes
+    [ -e /run/systemd/system/drover-{feature}.service ] && echo unit
+    [ -e /run/netns/drover-{feature} ] && echo netns
+    [ -e /run/drover/features/{feature}.pid ] && echo pid
+    [ -n "$(ls /run/drover/moves 2>/dev/null)" ] && echo move-files
+    ip -br link 2>/dev/null | grep -q '^drv\\|^mv' && echo interface
+    [ "$(cat $cgroup/cgroup.freeze 2>/dev/null)" = 1 ] && echo frozen
+    if [ -e /run/netns/drover-{feature} ]; then
+        ip netns exec drover-{feature} nft list tables | grep -qi 'criu\\|gate' && echo rules
+    fi
+    pgrep -x criu >/dev/null && echo criu
+    true
+    """
+    _, out, _ = CLUSTER.guest(guest, "sh", "-c", script)
+    return set(out.split())
+
+
+RUNNING = {"processes", "unit", "netns", "pid"}
+
+
+class FeatureCase(unittest.TestCase):
+    """A redis feature on g1 with a client outside, made anew for each test."""
+
+    FEATURE, ADDRESS = "cache", "10.88.0.220"
+    KEYS = 20_000
+    SPEC = {"automatic": False}
+
+    def setUp(self):
+        self.clients, self.events = [], []
+        CLUSTER.define("h1", "g1", redis(self.FEATURE, self.ADDRESS, **self.SPEC))
+        CLUSTER.drover("h1", "enable", "g1", self.FEATURE)
+        self.fill(self.KEYS)
+
+    def tearDown(self):
+        for c in self.clients:
+            c.process.kill()
+            c.process.wait()
+        for e in self.events:
+            e.stop()
+        for host, domain, _ in CLUSTER.hosts_of(self.FEATURE):
+            CLUSTER.drover(host, "disable", domain, self.FEATURE)
+            CLUSTER.drover(host, "undefine", domain, self.FEATURE)
+
+    def fill(self, keys):
+        address = f"{self.ADDRESS}:6379"
+        wait_until(lambda: CLUSTER.exec("client", TOOLS / "drover-counter", "fill", address,
+                                        "--keys", str(keys), "--bytes", "1000",
+                                        check=False)[0] == 0, 60, "redis answers")
+
+    def client(self, mode="count", *args):
+        c = Client(CLUSTER, mode, f"{self.ADDRESS}:6379", *args)
+        self.clients.append(c)
+        return c
+
+    def watch(self, host):
+        e = Events(CLUSTER, host)
+        self.events.append(e)
+        return e
+
+    def good(self, client, at_least=100):
+        """The client lost nothing and never had to connect again."""
+        report = client.stop()
+        self.assertEqual((report["errors"], report["skipped"]), (0, 0), report)
+        self.assertGreater(report["replies"], at_least, report)
+        return report
+
+    def only_at(self, host):
+        """The feature is at exactly one place: registered, running, and no trace elsewhere."""
+        place = [(host, GUESTS[host], "running")]
+        wait_until(lambda: CLUSTER.hosts_of(self.FEATURE) == place, 60,
+                   f"{self.FEATURE} runs only on {host}: {CLUSTER.hosts_of(self.FEATURE)}")
+        for h, guest in GUESTS.items():
+            want = RUNNING if h == host else set()
+            found = wait_until(lambda g=guest, w=want: traces(g, self.FEATURE) == w and "same",
+                               60, f"{guest} has {want or 'nothing'}: {traces(guest, self.FEATURE)}")
+            self.assertEqual(found, "same")

@@ -1,0 +1,174 @@
+"""What scenarios and cluster tests share: the cluster's commands, `drover` on its hosts."""
+
+import json
+import os
+import pathlib
+import subprocess
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CLUSTER = ROOT / "vagrant" / "cluster"
+TOOLS = ROOT / "target" / "x86_64-unknown-linux-gnu" / "release"
+
+
+class Failed(Exception):
+    """A command failed; its output is in the message."""
+
+
+def run(*args, check=True, timeout=120, env=None, stdin=None):
+    """Runs a command; returns (exit code, stdout, stderr)."""
+    done = subprocess.run([str(a) for a in args], capture_output=True, text=True, timeout=timeout,
+                          env=env, input=stdin)
+    if check and done.returncode != 0:
+        raise Failed(f"{' '.join(str(a) for a in args)}: exit code {done.returncode}\n"
+                     f"{done.stdout}{done.stderr}")
+    return done.returncode, done.stdout, done.stderr
+
+
+class Cluster:
+    """A namespace cluster, named so that it meets no other."""
+
+    def __init__(self, name, hosts=3, extra_toml=None):
+        self.name, self.hosts, self.extra_toml = name, hosts, extra_toml
+        self.env = dict(os.environ, DROVER_CLUSTER=name, DROVER_STAGE=str(ROOT / "target" / "stage"))
+
+    def call(self, *args, **kw):
+        return run(CLUSTER, *args, env=self.env, **kw)
+
+    def up(self):
+        if self.extra_toml:
+            path = ROOT / "target" / f"{self.name}.toml"
+            path.write_text(self.extra_toml)
+            self.env["DROVER_EXTRA_TOML"] = str(path)
+        self.call("up", "--hosts", str(self.hosts), timeout=900)
+
+    def down(self):
+        self.call("down", timeout=120)
+
+    def exec(self, host, *args, **kw):
+        return self.call("exec", host, *args, **kw)
+
+    def guest(self, guest, *args, timeout=60, **kw):
+        return self.call("guest-exec", "--timeout", str(timeout), guest, *args,
+                         timeout=timeout + 30, **kw)
+
+    def push(self, guest, local, remote, mode="0755"):
+        self.call("guest-push", guest, str(local), remote, mode)
+
+    def drover(self, host, *args, check=True, timeout=120):
+        """`drover ARGS` on a host; its text."""
+        code, out, err = self.exec(host, "drover", *args, check=check, timeout=timeout)
+        return out if check else (code, out, err)
+
+    def drover_json(self, host, *args, timeout=120):
+        return json.loads(self.drover(host, "--format", "json", *args, timeout=timeout))
+
+    def popen(self, where, *args, **kw):
+        """A process in a host's or the client's namespaces."""
+        return subprocess.Popen([str(CLUSTER), "exec", where, *[str(a) for a in args]],
+                                env=self.env, text=True, **kw)
+
+    def define(self, host, domain, spec):
+        """Registers a feature given as a dict, from a file on the host."""
+        path = f"/tmp/{spec['name']}.json"
+        self.exec(host, "tee", path, stdin=json.dumps(spec))
+        self.drover(host, "define", path, "--domain", domain)
+
+    def hosts_of(self, feature):
+        """Hosts whose droverd lists the feature, with its domain and status."""
+        found = []
+        for n in range(1, self.hosts + 1):
+            for row in self.drover_json(f"h{n}", "list"):
+                if row["spec"]["name"] == feature:
+                    found.append((f"h{n}", row["domain"], row["status"]))
+        return found
+
+    def processes(self, guest, pattern):
+        """Processes of a guest whose command line matches, by pgrep."""
+        code, out, _ = self.guest(guest, "pgrep", "-f", pattern, check=False)
+        return out.split() if code == 0 else []
+
+
+class Events:
+    """`drover event --format json` on one host, collected by a thread."""
+
+    def __init__(self, cluster, host, show=None):
+        self.seen, self.show = [], show
+        self.process = cluster.popen(host, "drover", "--format", "json", "event",
+                                     stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            self.seen.append(event)
+            if self.show:
+                self.show(event)
+
+    def wait(self, want, timeout, what):
+        """The first event for which `want` is true, from the beginning."""
+        end = time.monotonic() + timeout
+        at = 0
+        while time.monotonic() < end:
+            while at < len(self.seen):
+                if want(self.seen[at]):
+                    return self.seen[at]
+                at += 1
+            time.sleep(0.1)
+        raise Failed(f"no event within {timeout} s: {what}")
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+class Client:
+    """drover-counter in the client's network namespace."""
+
+    def __init__(self, cluster, mode, address, *args):
+        self.out = ROOT / "target" / f"{cluster.name}-{mode}.json"
+        self.out.unlink(missing_ok=True)
+        # The client lives outside the hosts: same file system, other network.
+        self.process = cluster.popen("client", TOOLS / "drover-counter", mode, address, "--out",
+                                     self.out, *args, stdout=subprocess.DEVNULL)
+
+    def stop(self):
+        """Ends it and gives its report."""
+        self.process.terminate()
+        self.process.wait(timeout=90)
+        return json.loads(self.out.read_text())
+
+
+def wait_until(test, timeout, what, pause=0.5):
+    """Waits until `test()` is true; gives its value."""
+    end = time.monotonic() + timeout
+    while True:
+        value = test()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise Failed(f"not within {timeout} s: {what}")
+        time.sleep(pause)
+
+
+def redis(name, address, **more):
+    """A redis feature that keeps its data in memory."""
+    workload = {
+        "kind": "managed",
+        "exec": ["/usr/bin/redis-server", "--port", "6379", "--bind", "*", "--protected-mode", "no",
+                 "--save", "", "--appendonly", "no"],
+        "address": f"{address}/24",
+    }
+    workload.update(more.pop("workload", {}))
+    return {"name": name, "workload": workload, **more}
+
+
+def load_feature(name, address, quota, *args):
+    """A feature of known load: drover-load in the guest."""
+    return {"name": name, "automatic": False, "workload": {
+        "kind": "managed", "exec": ["/usr/local/bin/drover-load", *args],
+        "address": f"{address}/24", "cpu_quota_percent": quota}}
