@@ -2,7 +2,7 @@
 //! around it (see `worker`). Any error or panic here means: drop it and open it anew; all state in
 //! memory comes from the database.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -126,6 +126,19 @@ impl Partition {
         for (series, point) in head {
             self.next_id = self.next_id.max(series.saturating_add(1));
             self.add_to_head(series, point);
+        }
+        let named: HashSet<u32> = self.ids.values().copied().collect();
+        let with_points: BTreeSet<u32> = self
+            .sealed_to
+            .keys()
+            .chain(self.head.keys())
+            .copied()
+            .collect();
+        for id in with_points.iter().filter(|id| !named.contains(id)) {
+            self.problems.report(format!(
+                "history partition {}: the name of series {id} is lost, its points are left out",
+                self.name
+            ));
         }
         Ok(())
     }
