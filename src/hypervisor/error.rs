@@ -25,7 +25,7 @@ pub enum HypervisorError {
     #[error("no domain '{0}' on this host")]
     NoDomain(String),
     /// The domain is there but does not run.
-    #[error("domain '{0}' does not run; start it first")]
+    #[error("domain '{0}' does not run; start or resume it first")]
     NotRunning(String),
     /// The guest agent cannot be used.
     #[error("guest agent of domain '{domain}': {problem}: {message}")]
