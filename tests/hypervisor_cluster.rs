@@ -128,8 +128,8 @@ async fn a_real_guest() {
     if let Some(binary) = std::env::var_os("DROVER_TEST_HOOK") {
         hook(&mut events, Path::new(&binary)).await;
     }
-    install_and_talk(&hv, &domain).await;
     persistent_ports(&hv).await;
+    install_and_talk(&hv, &domain).await;
     if let Ok(command) = std::env::var("DROVER_TEST_RESTART") {
         restart(&hv, &mut events, &domain, &command).await;
     }
@@ -442,29 +442,42 @@ async fn install_and_talk(hv: &Hypervisor, domain: &str) {
     guest::remove(hv, domain, &progress).await.unwrap();
 }
 
-/// A defined domain gets the ports in its definition too, also when it has no virtio-serial
-/// controller yet, and loses them again.
+/// A defined domain gets the ports in its definition too, and loses them again. One without a
+/// virtio-serial controller gets them with its next start.
 async fn persistent_ports(hv: &Hypervisor) {
     const XML: &str = "<domain type='qemu'><name>plain</name><memory unit='MiB'>32</memory>\
         <os><type arch='x86_64'>hvm</type></os></domain>";
     let conn = virt::connect::Connect::open(Some("qemu:///system")).unwrap();
     let d = conn.define_domain_xml(XML).unwrap();
-    d.create().unwrap();
     let defined = || {
         let xml = d.xml_desc(virt_sys::VIR_DOMAIN_XML_INACTIVE).unwrap();
         xml.matches("name='org.drover.").count()
     };
-    let plugged = hv.ensure_channels("plain").await;
-    eprintln!("{plugged:?}");
-    let in_definition = defined();
+    let mut seen = Vec::new();
+    d.create().unwrap();
+    seen.push((hv.ensure_channels("plain").await, defined()));
+    d.destroy().unwrap();
+    d.create().unwrap();
+    seen.push((hv.ensure_channels("plain").await, defined()));
     let removed = hv.remove_channels("plain").await;
     let left = (hv.channels("plain").await, defined());
+    // Now it has a controller.
+    seen.push((hv.ensure_channels("plain").await, defined()));
     d.destroy().unwrap();
+    let when_off = (hv.remove_channels("plain").await, defined());
     d.undefine().unwrap();
-    assert!(plugged.unwrap().control.is_absolute());
-    assert_eq!(in_definition, 2);
+    eprintln!("{seen:?}");
+    assert!(matches!(
+        seen[0],
+        (Err(HypervisorError::NoController(_)), 2)
+    ));
+    for again in &seen[1..] {
+        assert!(matches!(again, (Ok(c), 2) if c.control.is_absolute()));
+    }
     removed.unwrap();
     assert_eq!((left.0.unwrap(), left.1), (None, 0));
+    when_off.0.unwrap();
+    assert_eq!(when_off.1, 0);
 }
 
 /// 32 MiB to the guest and back.

@@ -27,6 +27,13 @@ pub enum HypervisorError {
     /// The domain is there but does not run.
     #[error("domain '{0}' does not run; start or resume it first")]
     NotRunning(String),
+    /// The running domain has nothing to plug a port into.
+    #[error(
+        "domain '{0}' has no virtio-serial controller, and libvirt cannot add one to a running \
+         domain: shut it down and start it again (its persistent definition, if it has one, \
+         has the ports now; otherwise add <controller type='virtio-serial'/> first)"
+    )]
+    NoController(String),
     /// The guest agent cannot be used.
     #[error("guest agent of domain '{domain}': {problem}: {message}")]
     Agent {
