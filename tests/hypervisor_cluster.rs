@@ -128,6 +128,7 @@ async fn a_real_guest() {
     if let Some(binary) = std::env::var_os("DROVER_TEST_HOOK") {
         hook(&mut events, Path::new(&binary)).await;
     }
+    persistent_ports(&hv).await;
     install_and_talk(&hv, &domain).await;
     if let Ok(command) = std::env::var("DROVER_TEST_RESTART") {
         restart(&hv, &mut events, &domain, &command).await;
@@ -389,6 +390,25 @@ async fn install_and_talk(hv: &Hypervisor, domain: &str) {
         bulk_echo(&helper).await;
     }
 
+    if real.is_some() {
+        let meter = Call::Meter { interval_ms: 500 };
+        assert_eq!(helper.call(meter, LONG).await.unwrap(), Reply::Done);
+        let mut frames = Vec::new();
+        while frames.len() < 2 {
+            if let GuestEvent::Meter(frame) = next(&mut events).await {
+                frames.push(frame);
+            }
+        }
+        eprintln!("{:?}", frames[1].guest);
+        assert!(frames[1].at_ns > frames[0].at_ns && frames[1].guest.cpus >= 1);
+    }
+    // A new daemon takes over from one that died.
+    drop(helper);
+    let channels = hv.channels(domain).await.unwrap().unwrap();
+    let (tx, mut events) = mpsc::channel(256);
+    let helper = Guest::spawn(domain, channels, tx);
+    connected(&mut events).await;
+
     // An upgrade: the file of a running program is replaced, the unit restarted. The session of
     // the old helper ends by its silence.
     guest::install(hv, domain, &second, &progress)
@@ -397,6 +417,8 @@ async fn install_and_talk(hv: &Hypervisor, domain: &str) {
     assert!(matches!(next(&mut events).await, GuestEvent::Lost { .. }));
     let version = connected(&mut events).await;
     assert!(real.is_some() || version == "two", "{version}");
+    helper.reconnect();
+    connected(&mut events).await;
     helper.call(Call::Status, LONG).await.unwrap();
 
     guest::remove(hv, domain, &progress).await.unwrap();
@@ -418,6 +440,44 @@ async fn install_and_talk(hv: &Hypervisor, domain: &str) {
     );
     // Removing twice is fine.
     guest::remove(hv, domain, &progress).await.unwrap();
+}
+
+/// A defined domain gets the ports in its definition too, and loses them again. One without a
+/// virtio-serial controller gets them with its next start.
+async fn persistent_ports(hv: &Hypervisor) {
+    const XML: &str = "<domain type='qemu'><name>plain</name><memory unit='MiB'>32</memory>\
+        <os><type arch='x86_64'>hvm</type></os></domain>";
+    let conn = virt::connect::Connect::open(Some("qemu:///system")).unwrap();
+    let d = conn.define_domain_xml(XML).unwrap();
+    let defined = || {
+        let xml = d.xml_desc(virt_sys::VIR_DOMAIN_XML_INACTIVE).unwrap();
+        xml.matches("name='org.drover.").count()
+    };
+    let mut seen = Vec::new();
+    d.create().unwrap();
+    seen.push((hv.ensure_channels("plain").await, defined()));
+    d.destroy().unwrap();
+    d.create().unwrap();
+    seen.push((hv.ensure_channels("plain").await, defined()));
+    let removed = hv.remove_channels("plain").await;
+    let left = (hv.channels("plain").await, defined());
+    // Now it has a controller.
+    seen.push((hv.ensure_channels("plain").await, defined()));
+    d.destroy().unwrap();
+    let when_off = (hv.remove_channels("plain").await, defined());
+    d.undefine().unwrap();
+    eprintln!("{seen:?}");
+    assert!(matches!(
+        seen[0],
+        (Err(HypervisorError::NoController(_)), 2)
+    ));
+    for again in &seen[1..] {
+        assert!(matches!(again, (Ok(c), 2) if c.control.is_absolute()));
+    }
+    removed.unwrap();
+    assert_eq!((left.0.unwrap(), left.1), (None, 0));
+    when_off.0.unwrap();
+    assert_eq!(when_off.1, 0);
 }
 
 /// 32 MiB to the guest and back.

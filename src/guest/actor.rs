@@ -59,7 +59,17 @@ pub(super) async fn run(
         let mut pause = PAUSE.0;
         loop {
             let mut since = None;
-            let end = session(&shared, &channels, &events, patience, &mut since).await;
+            let end = tokio::select! {
+                end = session(&shared, &channels, &events, patience, &mut since) => end,
+                () = shared.nudged() => {
+                    // The session's tasks died with it; its callers must not wait.
+                    if let Ok(session) = shared.current() {
+                        session.end();
+                    }
+                    pause = Duration::ZERO;
+                    End::new("connecting anew")
+                }
+            };
             shared.closed(&end.reason);
             let was_connected = since.is_some();
             if end.offence {
@@ -83,8 +93,16 @@ pub(super) async fn run(
             if since.is_some_and(|t: Instant| t.elapsed() > HELLO) {
                 pause = PAUSE.0;
             }
-            sleep(if end.offence { PENALTY } else { pause }).await;
-            pause = (pause * 2).min(PAUSE.1);
+            if end.offence {
+                // Nothing cuts this one short.
+                sleep(PENALTY).await;
+            } else {
+                tokio::select! {
+                    () = sleep(pause) => {}
+                    () = shared.nudged() => {}
+                }
+            }
+            pause = (pause * 2).clamp(PAUSE.0, PAUSE.1);
         }
     };
     tokio::select! {

@@ -7,6 +7,8 @@ use crate::wire::guest::{Event, GuestStatus, Message, Preflight, Reply};
 pub(super) const EVENTS_PER_S: f64 = 200.0;
 /// Bytes per second on the control port.
 pub(super) const BYTES_PER_S: f64 = (4 << 20) as f64;
+/// Bytes per second on the bulk port that nobody wants, before the port is read more slowly.
+pub(super) const UNWANTED_BYTES_PER_S: f64 = (32 << 20) as f64;
 /// Seconds' worth that may come at once.
 const BURST_S: f64 = 2.0;
 /// Most features in a meter frame or a status.

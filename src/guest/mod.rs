@@ -247,6 +247,13 @@ impl Guest {
             })
     }
 
+    /// Drops the connection, if there is one, and connects anew at once. For moments at which the
+    /// helper is known to be another one (it was installed or upgraded, the domain was resumed):
+    /// that a helper was restarted shows by itself only as silence, after a quarter of a minute.
+    pub fn reconnect(&self) {
+        self.0.shared.nudge();
+    }
+
     /// Ends the connection for good; calls under way fail.
     pub fn close(&self) {
         self.0.stop.send_replace(true);

@@ -1,6 +1,7 @@
 //! Readers and writers of the two ports. Each returns why it ended, in words.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -10,13 +11,15 @@ use super::GuestEvent;
 use super::limits::{self, Bucket};
 use super::session::{BulkFrame, Session};
 use crate::wire::bulk;
-use crate::wire::frame::{Decoder, Kind};
+use crate::wire::frame::{Decoder, Frame, Kind};
 use crate::wire::guest::{Event, Message, valid_move_id};
 
 /// Bytes read from a port at a time.
 const READ: usize = 256 << 10;
 /// Bytes that frames are gathered to before a write: virtio-serial wants large writes.
 const GATHER: usize = 512 << 10;
+/// Pause before more is read from a bulk port that is full of what nobody wants.
+const SLOW: Duration = Duration::from_millis(100);
 
 /// Why a session ended.
 #[derive(Debug)]
@@ -162,7 +165,10 @@ pub(super) async fn read_bulk(
     session: Arc<Session>,
     domain: String,
 ) -> End {
+    let start = Instant::now();
+    let mut unwanted = Bucket::new(limits::UNWANTED_BYTES_PER_S, 0.0);
     let mut decoder = Decoder::new();
+    let mut skipped = 0;
     let mut buf = vec![0; READ];
     loop {
         let n = match port.read(&mut buf).await {
@@ -171,27 +177,44 @@ pub(super) async fn read_bulk(
             Err(e) => return End::new(format!("bulk port: {e}")),
         };
         decoder.push(&buf[..n]);
+        let mut waste = 0;
         while let Some(f) = decoder.next() {
-            if f.kind != Kind::Bulk || f.session != session.number() {
-                continue;
+            if !forward(&f, &session, &domain).await {
+                waste += f.payload.len() as u64;
             }
-            match bulk::Message::decode(&f.payload) {
-                Ok(message) => {
-                    let stream = message.stream;
-                    let Some(to) = session.subscriber(stream) else {
-                        continue;
-                    };
-                    if to.send(message).await.is_err() {
-                        session.unsubscribe(Some(stream));
-                    }
-                }
-                Err(e) => {
-                    let stream = f.payload.get(1..5).and_then(|b| b.try_into().ok());
-                    let stream = stream.map(u32::from_le_bytes);
-                    tracing::warn!(domain, stream, error = %e, "bulk stream of the guest ended");
-                    session.unsubscribe(stream);
-                }
+        }
+        waste += decoder.skipped() - skipped;
+        skipped = decoder.skipped();
+        if !unwanted.take(waste as f64, start.elapsed().as_secs_f64()) {
+            // It costs this guest's own transfers their speed, and the host little.
+            tokio::time::sleep(SLOW).await;
+        }
+    }
+}
+
+/// Hands a frame of the bulk port to its subscriber; false when nobody wants it.
+async fn forward(f: &Frame, session: &Session, domain: &str) -> bool {
+    if f.kind != Kind::Bulk || f.session != session.number() {
+        return false;
+    }
+    match bulk::Message::decode(&f.payload) {
+        Ok(message) => {
+            let stream = message.stream;
+            let Some(to) = session.subscriber(stream) else {
+                return false;
+            };
+            let taken = to.send(message).await.is_ok();
+            if !taken {
+                session.unsubscribe(Some(stream));
             }
+            taken
+        }
+        Err(e) => {
+            let stream = f.payload.get(1..5).and_then(|b| b.try_into().ok());
+            let stream = stream.map(u32::from_le_bytes);
+            tracing::warn!(domain, stream, error = %e, "bulk stream of the guest ended");
+            session.unsubscribe(stream);
+            false
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{GuestError, call_name};
 use crate::wire::bulk;
@@ -26,6 +26,7 @@ const CONTROL_FRAMES: usize = 16;
 pub(super) struct Shared {
     domain: String,
     state: Mutex<Result<Arc<Session>, String>>,
+    nudge: Notify,
 }
 
 impl Shared {
@@ -33,6 +34,7 @@ impl Shared {
         Self {
             domain: domain.to_owned(),
             state: Mutex::new(Err("not connected yet".into())),
+            nudge: Notify::new(),
         }
     }
 
@@ -49,6 +51,16 @@ impl Shared {
                 domain: self.domain.clone(),
                 reason,
             })
+    }
+
+    /// Asks for a new connection at once.
+    pub fn nudge(&self) {
+        self.nudge.notify_one();
+    }
+
+    /// Waits until a new connection is asked for.
+    pub async fn nudged(&self) {
+        self.nudge.notified().await;
     }
 
     /// A session is open.

@@ -333,6 +333,68 @@ async fn a_subscriber_that_does_not_read_holds_the_guest_back() {
 }
 
 #[tokio::test]
+async fn reconnecting_on_demand() {
+    let mut stage = Stage::new();
+    let (mut control, _bulk, first) = stage.connect().await;
+    let guest = stage.guest.clone();
+    let call = tokio::spawn(async move { guest.call(Call::Status, LONG).await });
+    control.request().await;
+    stage.guest.reconnect();
+    assert!(matches!(call.await.unwrap(), Err(GuestError::Lost { .. })));
+    assert!(control.is_closed().await);
+    assert!(matches!(stage.event().await, GuestEvent::Lost { .. }));
+    let (_control, _bulk, second) = stage.connect().await;
+    assert_ne!(first, second);
+}
+
+#[tokio::test]
+async fn damaged_frames_do_no_harm() {
+    let mut stage = Stage::new();
+    let (mut control, mut port, session) = stage.connect().await;
+    let mut stream = stage.guest.bulk_subscribe(1).await;
+    let event = serde_json::to_vec(&Message::Event {
+        event: Event::Meter(MeterFrame::default()),
+    })
+    .unwrap();
+    let mut good = Vec::new();
+    frame::encode(Kind::Control, session, &event, &mut good).unwrap();
+    let mut payload = Vec::new();
+    data(1, 100).encode(&mut payload);
+    frame::encode(Kind::Bulk, session, &payload, &mut good).unwrap();
+    // Every byte damaged in turn, on both ports, with good frames between; small lengths only,
+    // so that a lying one cannot swallow the rest.
+    let mut seed = 1u32;
+    for at in 0..good.len() {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let mut bad = good.clone();
+        if !(12..16).contains(&(at % 184)) {
+            bad[at] ^= (seed >> 24) as u8 | 1;
+        }
+        let part = &bad[..good.len() / 2];
+        control.stream.write_all(part).await.unwrap();
+        port.stream.write_all(&bad).await.unwrap();
+        while stream.try_recv().is_ok() {}
+        tokio::time::sleep(Duration::from_millis(8)).await;
+    }
+    // Enough to complete whatever a damaged length announced.
+    let padding = vec![0; frame::MAX_PAYLOAD + 1];
+    control.stream.write_all(&padding).await.unwrap();
+    control
+        .say(
+            session,
+            &Message::Event {
+                event: Event::Meter(MeterFrame {
+                    at_ns: 42,
+                    ..MeterFrame::default()
+                }),
+            },
+        )
+        .await;
+    while !matches!(stage.event().await, GuestEvent::Meter(f) if f.at_ns == 42) {}
+    assert!(stage.guest.connected());
+}
+
+#[tokio::test]
 async fn close_and_drop_end_it() {
     for explicit in [true, false] {
         let mut stage = Stage::new();

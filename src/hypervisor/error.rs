@@ -25,8 +25,15 @@ pub enum HypervisorError {
     #[error("no domain '{0}' on this host")]
     NoDomain(String),
     /// The domain is there but does not run.
-    #[error("domain '{0}' does not run; start it first")]
+    #[error("domain '{0}' does not run; start or resume it first")]
     NotRunning(String),
+    /// The running domain has nothing to plug a port into.
+    #[error(
+        "domain '{0}' has no virtio-serial controller, and libvirt cannot add one to a running \
+         domain: shut it down and start it again (its persistent definition, if it has one, \
+         has the ports now; otherwise add <controller type='virtio-serial'/> first)"
+    )]
+    NoController(String),
     /// The guest agent cannot be used.
     #[error("guest agent of domain '{domain}': {problem}: {message}")]
     Agent {

@@ -190,6 +190,7 @@ impl Hypervisor {
 
     /// Plugs in the helper's ports where they are missing: in the running domain, and in its
     /// persistent definition when it has one. The domain must run.
+    /// [`HypervisorError::NoController`] when it must be started anew first.
     pub async fn ensure_channels(&self, domain: &str) -> Result<Channels, HypervisorError> {
         const WHAT: &str = "plugging in the helper's ports";
         self.on_domain(WHAT, domain, CHANGE, |d| {
@@ -208,11 +209,16 @@ impl Hypervisor {
                 }
                 Ok(())
             };
-            plug(&live_channels(d)?, virt_sys::VIR_DOMAIN_AFFECT_LIVE)?;
+            // The definition first: it can take the ports in any case.
             if d.is_persistent().map_err(failed)? {
                 let defined = read_channels(d, virt_sys::VIR_DOMAIN_XML_INACTIVE)?;
                 plug(&defined, virt_sys::VIR_DOMAIN_AFFECT_CONFIG)?;
             }
+            let live = live_channels(d)?;
+            if both(&live).is_none() && !read(d, 0, xml::has_controller)? {
+                return Err(HypervisorError::NoController(name));
+            }
+            plug(&live, virt_sys::VIR_DOMAIN_AFFECT_LIVE)?;
             both(&live_channels(d)?).ok_or_else(|| HypervisorError::Answer {
                 what: WHAT.into(),
                 message: "the ports are plugged in, but the XML names no sockets".into(),
@@ -280,10 +286,19 @@ fn live_channels(d: &Domain) -> Result<Vec<Channel>, HypervisorError> {
 }
 
 fn read_channels(d: &Domain, flags: u32) -> Result<Vec<Channel>, HypervisorError> {
+    read(d, flags, xml::channels)
+}
+
+/// Takes something out of the domain's XML.
+fn read<T>(
+    d: &Domain,
+    flags: u32,
+    take: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, HypervisorError> {
     let text = d
         .xml_desc(flags)
         .map_err(|e| HypervisorError::from_virt("domain XML", None, &e))?;
-    xml::channels(&text).map_err(|message| HypervisorError::Answer {
+    take(&text).map_err(|message| HypervisorError::Answer {
         what: "domain XML".into(),
         message,
     })

@@ -40,6 +40,15 @@ pub(super) fn channels(xml: &str) -> Result<Vec<Channel>, String> {
         .collect())
 }
 
+/// Whether a domain has a controller that channels can be plugged into.
+pub(super) fn has_controller(xml: &str) -> Result<bool, String> {
+    let doc = Document::parse(xml).map_err(|e| e.to_string())?;
+    Ok(child(doc.root_element(), "devices").is_some_and(|d| {
+        d.children()
+            .any(|n| n.has_tag_name("controller") && n.attribute("type") == Some("virtio-serial"))
+    }))
+}
+
 /// The element for a new channel; libvirt chooses the socket.
 pub(super) fn channel_xml(name: &str) -> String {
     format!(
@@ -106,6 +115,15 @@ mod tests {
     fn a_new_channel_is_read_back() {
         let xml = format!("<domain><devices>{}</devices></domain>", channel_xml("n"));
         assert_eq!(channels(&xml).unwrap()[0].name, "n");
+    }
+
+    #[test]
+    fn a_controller_for_channels() {
+        let with =
+            |kind| format!("<domain><devices><controller type='{kind}'/></devices></domain>");
+        assert_eq!(has_controller(&with("virtio-serial")), Ok(true));
+        assert_eq!(has_controller(&with("usb")), Ok(false));
+        assert_eq!(has_controller("<domain/>"), Ok(false));
     }
 
     #[test]
