@@ -380,6 +380,38 @@ mod tests {
     }
 
     #[test]
+    fn a_forged_model_neither_panics_nor_loops() {
+        let rows = synthetic(200, 8);
+        let refs: Vec<&Row> = rows.iter().collect();
+        let p = Params {
+            trees: 2,
+            depth: 3,
+            ..Params::default()
+        };
+        let bytes = Model::fit(&refs, &[], &p, 0, &mut || true)
+            .unwrap()
+            .to_bytes();
+        let end = bytes.len() - 4;
+        let mut refused = 0;
+        for i in 14..end {
+            for flip in [1, 0x80, 0xff] {
+                let mut b = bytes.clone();
+                b[i] ^= flip;
+                let crc = crc32fast::hash(&b[..end]);
+                b[end..].copy_from_slice(&crc.to_le_bytes());
+                match Model::from_bytes(&b) {
+                    Ok(m) => {
+                        let _ = m.predict(&rows[0].x);
+                        m.explain(&rows[0].x);
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+        assert!(refused > end / 4, "{refused} of {}", 3 * end);
+    }
+
+    #[test]
     fn traps_become_errors() {
         let (rows, m) = fit(300, 6);
         let mut x = rows[0].x;
