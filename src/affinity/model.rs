@@ -5,7 +5,7 @@
 //! Hence: rows of a fixed width are checked before every call; labels are standardised; calls
 //! are made under `catch_unwind`; trees are trained in chunks that start from the predictions
 //! so far (the result is that of one training); the sampling is ours and deterministic; trees
-//! pass through [`super::trees`], which checks them.
+//! pass through the `trees` module, which checks them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
