@@ -5,7 +5,7 @@
 //! Hence: rows of a fixed width are checked before every call; labels are standardised; calls
 //! are made under `catch_unwind`; trees are trained in chunks that start from the predictions
 //! so far (the result is that of one training); the sampling is ours and deterministic; trees
-//! pass through [`super::trees`], which checks them.
+//! pass through the `trees` module, which checks them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -377,6 +377,38 @@ mod tests {
         let (a, b) = refs.split_at(300);
         let m = Model::fit(a, b, &p, 0, &mut || true).unwrap();
         assert!(m.trees() <= 50, "{}", m.trees());
+    }
+
+    #[test]
+    fn a_forged_model_neither_panics_nor_loops() {
+        let rows = synthetic(200, 8);
+        let refs: Vec<&Row> = rows.iter().collect();
+        let p = Params {
+            trees: 2,
+            depth: 3,
+            ..Params::default()
+        };
+        let bytes = Model::fit(&refs, &[], &p, 0, &mut || true)
+            .unwrap()
+            .to_bytes();
+        let end = bytes.len() - 4;
+        let mut refused = 0;
+        for i in 14..end {
+            for flip in [1, 0x80, 0xff] {
+                let mut b = bytes.clone();
+                b[i] ^= flip;
+                let crc = crc32fast::hash(&b[..end]);
+                b[end..].copy_from_slice(&crc.to_le_bytes());
+                match Model::from_bytes(&b) {
+                    Ok(m) => {
+                        let _ = m.predict(&rows[0].x);
+                        m.explain(&rows[0].x);
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+        assert!(refused > end / 4, "{refused} of {}", 3 * end);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! uniform sample over months would predict the past. A row's chance halves with every half-life
 //! rather than dropping to nothing, so that what a host did under a rare load is not forgotten
 //! with the first quiet day. Which rows stay depends on nothing but the rows (a row's rank is
-//! computed from its key, see [`rank`]): peers that saw the same rows keep the same ones, in
+//! computed from its key alone): peers that saw the same rows keep the same ones, in
 //! whatever order they came, and a row that was dropped stays out when it is offered again.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn noise_wins_nothing() {
+    fn noise_is_not_learnt_and_few_rows_are_refused() {
         let mut rows = synthetic(400, 3);
         let mut random = super::super::tests::Random(9);
         for r in &mut rows {

@@ -1,4 +1,4 @@
-//! Thresholds: their text form ([`parse`], [`format`]) and their evaluation over usage points
+//! Thresholds: their text form ([`parse`], [`format()`]) and their evaluation over usage points
 //! ([`Watch`]).
 //!
 //! A threshold is written `RESOURCE > LIMIT UNIT [for DURATION UNIT]`, for instance

@@ -6,7 +6,7 @@ use crate::usage::MIB;
 const EXAMPLES: &str = "write it like 'cpu > 80 % for 10 s', 'memory > 512 MiB for 1 min' or \
                         'net_tx > 10 MiB/s for 30 s'";
 
-/// Sizes in bytes; the larger binary ones first, as [`format`] tries them in this order.
+/// Sizes in bytes; the binary ones first, which win in [`format()`] among equally short texts.
 const SIZES: [(&str, f64); 7] = [
     ("GiB", 1_073_741_824.0),
     ("MiB", 1_048_576.0),

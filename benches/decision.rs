@@ -1,0 +1,193 @@
+//! How long a decision over 1,000 hosts takes, with the headroom score and with a trained model,
+//! and how long a training takes.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use drover::affinity::{
+    Affinity, Batch, Row, SCHEMA_HASH, ScoreInput, Settings, UsageWindow, WIDTH,
+};
+use drover::api::ModelInfo;
+use drover::decision::{Ask, BreachCause, Cause, Demand, Policy, View, decide};
+use drover::feature::{FeatureName, FeatureSpec, Managed, Resource, Workload};
+use drover::host::{
+    FeatureState, FeatureStatus, GuestCapabilities, HelperState, HostCapabilities, HostLoad,
+    HostState, InstanceState, StorageKind,
+};
+
+fn feature(name: &str, address: &str) -> FeatureState {
+    FeatureState {
+        spec: FeatureSpec {
+            name: name.parse().unwrap(),
+            group: "default".into(),
+            workload: Workload::Managed(Managed {
+                exec: vec!["/bin/true".into()],
+                address: address.parse().unwrap(),
+                gateway: None,
+                uplink: "eth0".into(),
+                cpu_quota_percent: None,
+                memory_max_mib: None,
+                environment: BTreeMap::new(),
+            }),
+            thresholds: Vec::new(),
+            automatic: true,
+            downtime_ms: 1000,
+        },
+        status: FeatureStatus::Running,
+        usage: None,
+    }
+}
+
+/// `n` hosts of 64 CPUs, with 10 guests of 2 features each.
+fn view(n: usize) -> View {
+    let hosts: Vec<HostState> = (0..n)
+        .map(|h| HostState {
+            name: format!("host{h:04}"),
+            version: "1".into(),
+            at_ms: 0,
+            capabilities: HostCapabilities {
+                cpu_model: "Skylake".into(),
+                cpus: 64.0,
+                memory_mib: 262_144.0,
+                network_mbps: 25_000.0,
+                storage: StorageKind::Nvme,
+                virt_type: "kvm".into(),
+            },
+            load: HostLoad {
+                cpus_used: if h == 0 { 60.0 } else { (h % 50) as f64 },
+                memory_used_mib: 1000.0 * (h % 100) as f64,
+                stall_percent: if h == 0 { 60.0 } else { 0.0 },
+                ..HostLoad::default()
+            },
+            accepts: true,
+            reserved_cpus: 0.0,
+            reserved_memory_mib: 0.0,
+            instances: (0..10)
+                .map(|g| InstanceState {
+                    domain: format!("guest{g}"),
+                    uuid: format!("{h}-{g}"),
+                    running: true,
+                    vcpus: 4.0,
+                    memory_mib: 8192.0,
+                    memory_available_mib: Some(4096.0),
+                    cpus_used: 0.2 * ((h + g) % 10) as f64,
+                    helper: HelperState::Connected {
+                        version: "1".into(),
+                    },
+                    capabilities: Some(GuestCapabilities {
+                        kernel: "6.12.0".into(),
+                        criu: "4.0".into(),
+                        criu_problem: String::new(),
+                        cpu_flags: "abc".into(),
+                        systemd: "257".into(),
+                    }),
+                    features: (0..2)
+                        .map(|f| {
+                            let address = format!("10.{}.{}.{}/8", h / 250, h % 250, 2 * g + f);
+                            feature(&format!("f{h}-{g}-{f}"), &address)
+                        })
+                        .collect(),
+                })
+                .collect(),
+        })
+        .collect();
+    View {
+        me: "host0000".into(),
+        now_ms: 1000,
+        groups: hosts
+            .iter()
+            .map(|h| (h.name.clone(), vec!["default".into()]))
+            .collect(),
+        hosts,
+        stale_after_ms: 10_000,
+        model: ModelInfo::default(),
+    }
+}
+
+fn rows(n: i64) -> Vec<Row> {
+    let mut state = 7u64;
+    let mut unit = move || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    (0..n)
+        .map(|at_ms| {
+            let mut x = [0.0; WIDTH];
+            x.fill_with(&mut unit);
+            let y = (0.9 - 0.5 * x[27] * x[28] - 0.2 * x[14] + 0.05 * unit()).clamp(0.0, 1.0);
+            Row {
+                at_ms,
+                host: "h".into(),
+                feature: "f".into(),
+                x,
+                y,
+            }
+        })
+        .collect()
+}
+
+fn affinity(n: i64) -> Affinity {
+    let mut a = Affinity::new(Settings::default());
+    let batch = Batch {
+        schema: SCHEMA_HASH,
+        rows: rows(n),
+    };
+    a.merge(batch, n).unwrap();
+    a
+}
+
+fn bench(c: &mut Criterion) {
+    let view = view(1000);
+    let name: FeatureName = "f0-0-0".parse().unwrap();
+    let demand = Demand {
+        cpus: 0.8,
+        memory_mib: 200.0,
+        net_bps: 1e6,
+        disk_bps: 1e6,
+    };
+    let window = UsageWindow::default();
+    let ask = Ask {
+        domain: "guest0",
+        feature: &name,
+        cause: Cause::Breach(BreachCause {
+            resource: Resource::Cpu,
+            text: "cpu is 93.0 %, limit 'cpu > 80 % for 10 s'".into(),
+        }),
+        expected: demand,
+        last_moved_ms: None,
+    };
+    let headroom = affinity(0);
+    let mut trained = affinity(2500);
+    assert!(trained.train(1, &mut || true).unwrap());
+    for (label, a) in [("headroom", &headroom), ("gbdt", &trained)] {
+        let score = |host: &HostState, instance: &InstanceState| {
+            a.score(&ScoreInput {
+                host,
+                instance,
+                feature: &name,
+                window: &window,
+                demand,
+            })
+        };
+        assert_eq!(
+            decide(&view, &Policy::default(), &ask, &score).outcome,
+            "move"
+        );
+        c.bench_function(&format!("decide/1000 hosts, 10000 guests/{label}"), |b| {
+            b.iter(|| decide(black_box(&view), &Policy::default(), &ask, &score));
+        });
+    }
+    let mut group = c.benchmark_group("train");
+    group.sample_size(10);
+    let snapshot = affinity(20_000).snapshot();
+    group.bench_function("20000 rows", |b| {
+        b.iter(|| snapshot.train(1, &mut || true).unwrap());
+    });
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);
