@@ -71,10 +71,10 @@ fn run_to_end(name: &FeatureName, restore: Option<Restore>) -> Result<i32, RunEr
         .managed()
         .ok_or_else(|| RunError::NotManaged(name.clone()))?;
     let log = open_log(name).map_err(system("make its log FIFO"))?;
-    if restore.is_none() {
-        netns::create(name, managed, true)?;
-    } else if !netns::exists(name) {
-        netns::create(name, managed, false)?;
+    // The daemon made it before, outside of this unit's CPU limit, unless the unit was started
+    // by hand.
+    if !netns::ready(name) {
+        netns::create(name, managed, restore.is_none())?;
     }
     let signals = block_signals().map_err(system("block signals"))?;
     let child = match restore {
