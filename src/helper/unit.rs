@@ -125,6 +125,7 @@ fn text(name: &FeatureName, managed: &Managed, restore: Option<&str>) -> String 
     let _ = write!(
         unit,
         "\nExecStopPost={helper} cleanup {name}\nSlice=drover.slice\nRestart=no\n\
+         OOMPolicy=continue\n\
          KillMode=mixed\nTimeoutStopSec=5\nDelegate=no\nCPUAccounting=yes\n\
          MemoryAccounting=yes\nIOAccounting=yes\nTasksAccounting=yes\n"
     );
