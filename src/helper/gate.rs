@@ -299,7 +299,7 @@ fn to_gate(criu: &mut Criu, id: &str, round: u16) -> Result<(), GateError> {
         opts: Opts {
             tcp_established: Some(true),
             file_locks: Some(true),
-            log_level: Some(2),
+            log_level: Some(4),
             notify_scripts: Some(true),
             rst_sibling: Some(true),
             manage_cgroups_mode: Some(CGROUPS_IGNORE),

@@ -208,6 +208,8 @@ impl Moves {
         if let Err(e) = mount_images() {
             tracing::warn!("no tmpfs of its own for images ({e}); they share that of /run");
         }
+        // criu's first run in a guest takes long; it is not to be part of a move.
+        std::thread::spawn(criu::probed);
         Self {
             send,
             sources: Mutex::default(),

@@ -31,7 +31,7 @@ pub fn check(spec: &FeatureSpec) -> Preflight {
         ));
         return found;
     }
-    let (version, problem) = criu::probe();
+    let (version, problem) = criu::probed();
     if version.is_empty() {
         found
             .problems

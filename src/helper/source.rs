@@ -48,7 +48,7 @@ pub struct Ask<'a> {
 
 #[derive(Debug, Default)]
 struct Inner {
-    // Started ahead and waiting for its request.
+    // Has served rounds and waits for the next request.
     prepared: Option<Criu>,
     // At its gate.
     held: Option<Criu>,
@@ -95,7 +95,8 @@ impl Source {
             return Err(e.into());
         }
         let dump_ms = begin.elapsed().as_millis() as u64;
-        criu.wait_end(CRIU_END);
+        // It now waits for the next round's request, or the last one's.
+        inner.prepared = Some(criu);
         let image = std::fs::read(paths::move_dir(ask.id).join("stats-dump"));
         let took = image
             .ok()
@@ -113,8 +114,6 @@ impl Source {
             dump_ms,
             send_ms: sending.elapsed().as_millis() as u64,
         };
-        // The next round's criu starts while the host decides.
-        inner.prepared = Criu::spawn(Some(&paths::netns(ask.feature)), Some(ask.id)).ok();
         tracing::debug!("move {} round {}: {stats:?}", ask.id, ask.round);
         Ok(stats)
     }

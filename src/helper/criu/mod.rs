@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -26,6 +27,8 @@ use rpc::{Kind, Opts, Request, Response};
 
 /// Where criu is.
 pub const PROGRAM: &str = "/usr/sbin/criu";
+/// What criu knows of the kernel, kept between its runs.
+const KERNEL_DATA: &str = "/run/criu.kdat";
 /// cgroup of criu's own processes, one directory per move below it: neither the helper's unit
 /// nor a feature's limits touch them.
 const CGROUP: &str = "/sys/fs/cgroup/drover-criu";
@@ -368,6 +371,22 @@ pub fn probe() -> (String, String) {
         }
         Err(e) => format!("criu check cannot be run: {e}"),
     };
+    (version, problem)
+}
+
+/// [`probe`], run once as long as its result is good. It also makes criu look at the kernel and
+/// keep what it found in `/run/criu.kdat`: doing that inside a feature's network namespace hangs
+/// criu 4.1.1.
+pub fn probed() -> (String, String) {
+    static GOOD: Mutex<Option<String>> = Mutex::new(None);
+    let mut good = GOOD.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(version) = good.as_ref()
+        && Path::new(KERNEL_DATA).exists()
+    {
+        return (version.clone(), String::new());
+    }
+    let (version, problem) = probe();
+    *good = problem.is_empty().then(|| version.clone());
     (version, problem)
 }
 
