@@ -75,15 +75,16 @@ pub fn define(specs: &[FeatureSpec]) -> Result<(), Failure> {
 pub fn start(name: &FeatureName, moves: &[GuestMove]) -> Result<(), Failure> {
     not_moving(name, moves)?;
     let spec = features::get(name)?;
-    if spec.managed().is_none() {
-        return Err(UnitError::NotManaged(name.clone()).into());
-    }
+    let managed = spec
+        .managed()
+        .ok_or_else(|| UnitError::NotManaged(name.clone()))?;
     if unit::running(name) && features::pid(name).is_some() {
         return Ok(());
     }
     drop_exit(name);
-    unit::install(name, &spec, None)?;
-    let started = unit::start(name)
+    let started = unit::install(name, &spec, None)
+        .and_then(|()| Ok(netns::create(name, managed, true)?))
+        .and_then(|()| unit::start(name))
         .map_err(Failure::from)
         .and_then(|()| wait_for_process(name));
     if started.is_err() {

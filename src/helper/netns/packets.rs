@@ -1,5 +1,5 @@
-//! What `netns` does without running a command: interface flags, gratuitous ARP, removal of an
-//! nftables table. All of it works on the calling thread's network namespace.
+//! What `netns` does without running a command: interface flags, gratuitous ARP, removal of
+//! interfaces and nftables tables. All of it works on the calling thread's network namespace.
 
 use std::io::{self, Read};
 use std::net::Ipv4Addr;
@@ -109,9 +109,34 @@ fn arp_frame(operation: u8, mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
 
 /// Removes an nftables table of family inet with all that is in it; its absence is fine.
 pub fn delete_table(table: &str) -> io::Result<()> {
-    let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER)?;
+    match request(libc::NETLINK_NETFILTER, &delete_table_batch(table)) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes an interface; its absence is fine.
+pub fn delete_link(interface: &str) -> io::Result<()> {
+    let Ok(index) = nix::net::if_::if_nametoindex(interface) else {
+        return Ok(());
+    };
+    // struct ifinfomsg: family, padding, type, index, flags, change.
+    let mut body = vec![0_u8; 16];
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    let mut out = Vec::new();
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
+    message(&mut out, libc::RTM_DELLINK, flags, 1, &body);
+    match request(libc::NETLINK_ROUTE, &out) {
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        other => other,
+    }
+}
+
+/// Sends messages to the kernel and waits for the one acknowledgement they ask for.
+fn request(protocol: i32, messages: &[u8]) -> io::Result<()> {
+    let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, protocol)?;
     let limit = libc::timeval {
-        tv_sec: 2,
+        tv_sec: 5,
         tv_usec: 0,
     };
     // SAFETY: the pointers are to locals that outlive the calls, with their true sizes.
@@ -126,8 +151,7 @@ pub fn delete_table(table: &str) -> io::Result<()> {
             at,
             size,
         );
-        let batch = delete_table_batch(table);
-        if libc::send(fd.as_raw_fd(), batch.as_ptr().cast(), batch.len(), 0) < 0 {
+        if libc::send(fd.as_raw_fd(), messages.as_ptr().cast(), messages.len(), 0) < 0 {
             return Err(io::Error::last_os_error());
         }
     }
@@ -136,21 +160,21 @@ pub fn delete_table(table: &str) -> io::Result<()> {
     let n = file.read(&mut reply)?;
     match netlink_error(&reply[..n]) {
         Some(0) => Ok(()),
-        Some(e) if e == -libc::ENOENT => Ok(()),
         Some(e) => Err(io::Error::from_raw_os_error(-e)),
-        None => Err(io::Error::other("unexpected answer from nfnetlink")),
+        None => Err(io::Error::other("unexpected answer from the kernel")),
     }
 }
 
+fn message(out: &mut Vec<u8>, kind: u16, flags: i32, seq: u32, body: &[u8]) {
+    out.extend_from_slice(&(16 + body.len() as u32).to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(&(flags as u16).to_ne_bytes());
+    out.extend_from_slice(&seq.to_ne_bytes());
+    out.extend_from_slice(&0_u32.to_ne_bytes());
+    out.extend_from_slice(body);
+}
+
 fn delete_table_batch(table: &str) -> Vec<u8> {
-    fn message(out: &mut Vec<u8>, kind: u16, flags: i32, seq: u32, body: &[u8]) {
-        out.extend_from_slice(&(16 + body.len() as u32).to_ne_bytes());
-        out.extend_from_slice(&kind.to_ne_bytes());
-        out.extend_from_slice(&(flags as u16).to_ne_bytes());
-        out.extend_from_slice(&seq.to_ne_bytes());
-        out.extend_from_slice(&0_u32.to_ne_bytes());
-        out.extend_from_slice(body);
-    }
     let [hi, lo] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
     let mut body = vec![NFPROTO_INET, 0, 0, 0];
     body.extend_from_slice(&(4 + table.len() as u16 + 1).to_ne_bytes());
