@@ -2,9 +2,11 @@
 //! is the main process of a managed feature's unit.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use drover::feature::FeatureName;
-use drover::helper::{daemon, log, run, unit};
+use drover::helper::moves::Moves;
+use drover::helper::{daemon, features, gate, log, run, unit};
 use drover::wire::guest::valid_move_id;
 
 const USAGE: &str = "usage: drover-guest daemon
@@ -28,14 +30,16 @@ fn main() -> ExitCode {
 fn dispatch(args: &[&str]) -> anyhow::Result<ExitCode> {
     match args {
         ["daemon"] => {
-            daemon::run(|_bulk| std::sync::Arc::new(NoMoves))?;
+            daemon::run(|bulk| Arc::new(Moves::new(Arc::new(move |m| bulk.send(m)))))?;
             Ok(ExitCode::SUCCESS)
         }
         ["run", name] => Ok(status(run::run(&FeatureName::new(name)?, None)?)),
         ["run", name, "--restore", id] => {
             anyhow::ensure!(valid_move_id(id), "'{id}' is not a move's identifier");
-            // moves: replace by `&|name| gate::restore(name, id).map_err(|e| e.to_string())`
-            let restore: run::Restore = &|_| Err("this helper cannot restore".to_owned());
+            let restore: run::Restore = &|name| {
+                let spec = features::get(name).map_err(|e| e.to_string())?;
+                gate::restore(name, &spec, id).map_err(|e| e.to_string())
+            };
             Ok(status(run::run(&FeatureName::new(name)?, Some(restore))?))
         }
         ["cleanup", name] => {
@@ -59,24 +63,4 @@ fn dispatch(args: &[&str]) -> anyhow::Result<ExitCode> {
 
 fn status(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
-}
-
-/// moves: replaced by `moves::Moves`.
-struct NoMoves;
-
-impl daemon::MoveSide for NoMoves {
-    fn handle(
-        &self,
-        _: drover::wire::guest::Call,
-        _: &(dyn Fn(drover::wire::guest::Event) + Sync),
-    ) -> drover::wire::guest::Reply {
-        drover::wire::guest::Reply::Error {
-            kind: drover::wire::guest::ErrorKind::Refused,
-            message: "this helper cannot move features".to_owned(),
-        }
-    }
-    fn bulk(&self, _: drover::wire::bulk::Message) {}
-    fn status(&self) -> Vec<drover::wire::guest::GuestMove> {
-        Vec::new()
-    }
 }

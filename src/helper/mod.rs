@@ -16,6 +16,7 @@ pub mod images;
 pub mod lifecycle;
 pub mod log;
 pub mod meter;
+pub mod moves;
 pub mod netns;
 pub mod paths;
 pub mod port;

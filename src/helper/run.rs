@@ -77,6 +77,7 @@ fn run_to_end(name: &FeatureName, restore: Option<Restore>) -> Result<i32, RunEr
         netns::create(name, managed, restore.is_none())?;
     }
     let signals = block_signals().map_err(system("block signals"))?;
+    fs::create_dir_all(paths::workload_cgroup(name)).map_err(system("make a cgroup"))?;
     let child = match restore {
         None => start(name, managed)?,
         Some(restore) => restore(name).map_err(|e| RunError::Restore(name.clone(), e))?,
@@ -170,6 +171,7 @@ struct Workload {
     arguments: Vec<CString>,
     environment: Vec<CString>,
     network: File,
+    cgroup: File,
     log: std::path::PathBuf,
 }
 
@@ -197,11 +199,16 @@ impl Workload {
         }
         let network = File::open(paths::netns(name))
             .map_err(|e| RunError::System(name.clone(), "open its network namespace", e))?;
+        let cgroup = OpenOptions::new()
+            .write(true)
+            .open(paths::workload_cgroup(name).join("cgroup.procs"))
+            .map_err(|e| RunError::System(name.clone(), "open its cgroup", e))?;
         Ok(Self {
             program,
             arguments,
             environment,
             network,
+            cgroup,
             log: features::log_fifo(name),
         })
     }
@@ -210,6 +217,9 @@ impl Workload {
     fn become_it(&self, report: &OwnedFd) -> Result<Never, String> {
         let at = |what: &'static str| move |e: Errno| format!("cannot {what}: {}", e.desc());
         let io = |what: &'static str| move |e: io::Error| format!("cannot {what}: {e}");
+        (&self.cgroup)
+            .write_all(b"0")
+            .map_err(io("enter its cgroup"))?;
         nix::unistd::setsid().map_err(at("start a session"))?;
         setns(&self.network, CloneFlags::CLONE_NEWNET).map_err(at("enter its network"))?;
         nix::unistd::chdir("/").map_err(at("change to /"))?;

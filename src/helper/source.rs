@@ -1,1 +1,592 @@
-//! Source of the helper.
+//! Source side of a move: pre-copy rounds, the freeze at criu's gate, its two ends.
+//!
+//! What holds the feature during the freeze, so that no single death lets go of it:
+//! - criu holds the tasks stopped and their TCP sockets in repair mode (silent);
+//! - the cgroup freezer holds the tasks too: should criu end, they stay where they are;
+//! - the gate of the network namespace drops all packets: nothing is acknowledged that the
+//!   images do not have, and no FIN or RST leaves when the copy here is killed.
+
+use std::fs::DirBuilder;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+
+use super::bulk::{self, Sender, Sent};
+use super::criu::rpc::{CGROUPS_IGNORE, Kind, NETWORK_LOCK_SKIP, Opts};
+use super::criu::{self, Criu, CriuError, Incoming, Job, stats};
+use super::moves::{self, Failure, Record, Side, lock};
+use super::{cgroup, features, netns, paths, unit};
+use crate::feature::FeatureName;
+use crate::wire::guest::{ErrorKind, Event, RoundStats};
+
+/// Longest wait for criu between two steps of a dump.
+const CRIU_STEP: Duration = Duration::from_secs(120);
+/// Longest wait for criu to end after its last answer.
+const CRIU_END: Duration = Duration::from_secs(30);
+/// Longest wait for the freezer.
+const FREEZER: Duration = Duration::from_secs(10);
+/// Longest wait for the workload to accept the connections that are complete already.
+const DRAIN: Duration = Duration::from_millis(250);
+
+/// What a request names.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// Move.
+    pub id: &'a str,
+    /// Feature.
+    pub feature: &'a FeatureName,
+    /// Bulk stream.
+    pub stream: u32,
+    /// Round.
+    pub round: u16,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    // Has served rounds and waits for the next request.
+    prepared: Option<Criu>,
+    // At its gate.
+    held: Option<Criu>,
+    // Whether page tracking is unbroken since the last complete round.
+    tracked: bool,
+}
+
+/// The source side of one move.
+#[derive(Debug, Default)]
+pub struct Source {
+    cancel: AtomicBool,
+    inner: Mutex<Inner>,
+}
+
+/// Has criu freed from a failed conversation: its socket closes, it resumes the tasks by itself.
+fn let_go(criu: Criu, id: &str) {
+    drop(criu);
+    if !criu::wait_none(id, CRIU_END) {
+        tracing::error!("criu of move {id} does not end; look at its process in the guest");
+    }
+}
+
+impl Source {
+    /// A pre-copy round.
+    pub fn pre_dump(
+        &self,
+        ask: &Ask<'_>,
+        send: &bulk::Send,
+        events: &dyn Fn(Event),
+    ) -> Result<RoundStats, Failure> {
+        let mut inner = lock(&self.inner);
+        let (mut record, pid) = Self::begin(ask, &mut inner)?;
+        let begin = Instant::now();
+        let mut criu = match inner.prepared.take() {
+            Some(c) => c,
+            None => Criu::spawn(&paths::netns(ask.feature), &criu::cgroup(ask.id))?,
+        };
+        let end = Self::pre_dump_by(&mut criu, ask, pid, inner.tracked);
+        // Whatever happens until the round is sent, the pages it took are taken.
+        inner.tracked = false;
+        if let Err(e) = end {
+            let_go(criu, ask.id);
+            let _ = moves::remove_tree(&paths::round_dir(ask.id, ask.round));
+            return Err(e.into());
+        }
+        let dump_ms = begin.elapsed().as_millis() as u64;
+        // It now waits for the next round's request, or the last one's.
+        inner.prepared = Some(criu);
+        let image = std::fs::read(paths::move_dir(ask.id).join("stats-dump"));
+        let took = image
+            .ok()
+            .and_then(|b| stats::parse(&b))
+            .unwrap_or_default();
+        let sending = Instant::now();
+        let sent = self.send(ask, &mut record, send, events)?;
+        inner.tracked = true;
+        let stats = RoundStats {
+            bytes: sent.bytes,
+            files: sent.files,
+            pages_written: took.pages_written,
+            pages_skipped: took.pages_skipped,
+            frozen_ms: u64::from(took.frozen_us) / 1000,
+            dump_ms,
+            send_ms: sending.elapsed().as_millis() as u64,
+        };
+        tracing::debug!("move {} round {}: {stats:?}", ask.id, ask.round);
+        Ok(stats)
+    }
+
+    fn pre_dump_by(
+        criu: &mut Criu,
+        ask: &Ask<'_>,
+        pid: i32,
+        tracked: bool,
+    ) -> Result<(), CriuError> {
+        Self::request(criu, Kind::PreDump, ask, pid, tracked)?;
+        loop {
+            match criu.next(CRIU_STEP)? {
+                Incoming::Step(_) => criu.answer(true)?,
+                Incoming::Done(_) => return Ok(()),
+            }
+        }
+    }
+
+    fn request(
+        criu: &mut Criu,
+        kind: Kind,
+        ask: &Ask<'_>,
+        pid: i32,
+        tracked: bool,
+    ) -> Result<(), CriuError> {
+        // Without an unbroken chain the round carries all pages; the target's link to the round
+        // before does no harm then.
+        let parent = tracked.then(|| format!("../{}", ask.round - 1));
+        let dump = kind == Kind::Dump;
+        criu.request(Job {
+            kind,
+            images: &paths::round_dir(ask.id, ask.round),
+            work: &paths::move_dir(ask.id),
+            log: "dump.log",
+            opts: Opts {
+                pid: Some(pid),
+                tcp_established: dump.then_some(true),
+                file_locks: dump.then_some(true),
+                log_level: Some(2),
+                notify_scripts: Some(true),
+                parent_img: parent,
+                track_mem: Some(true),
+                manage_cgroups_mode: Some(CGROUPS_IGNORE),
+                network_lock: Some(NETWORK_LOCK_SKIP),
+                ..Opts::default()
+            },
+        })
+    }
+
+    /// The last round: leaves the feature held at the gate.
+    pub fn freeze(
+        &self,
+        ask: &Ask<'_>,
+        send: &bulk::Send,
+        events: &dyn Fn(Event),
+    ) -> Result<RoundStats, Failure> {
+        let mut inner = lock(&self.inner);
+        let (mut record, pid) = Self::begin(ask, &mut inner)?;
+        record.decided = true;
+        record.save(ask.id)?;
+        match self.freeze_by(&mut inner, ask, &mut record, pid, send, events) {
+            Ok(stats) => {
+                tracing::debug!("move {} frozen: {stats:?}", ask.id);
+                Ok(stats)
+            }
+            Err(e) => {
+                if let Err(thaw) = thaw(&mut inner, ask.id, ask.feature) {
+                    tracing::error!("feature {} is not thawed: {thaw}", ask.feature);
+                    return Err(e);
+                }
+                inner.tracked = false;
+                let _ = moves::remove_tree(&paths::round_dir(ask.id, ask.round));
+                record.decided = false;
+                record.save(ask.id)?;
+                Err(e)
+            }
+        }
+    }
+
+    fn freeze_by(
+        &self,
+        inner: &mut Inner,
+        ask: &Ask<'_>,
+        record: &mut Record,
+        pid: i32,
+        send: &bulk::Send,
+        events: &dyn Fn(Event),
+    ) -> Result<RoundStats, Failure> {
+        let mut criu = match inner.prepared.take() {
+            Some(c) => c,
+            None => Criu::spawn(&paths::netns(ask.feature), &criu::cgroup(ask.id))?,
+        };
+        let begin = Instant::now();
+        netns::gate(ask.feature)?;
+        let gated = begin.elapsed();
+        drain(pid, DRAIN);
+        let drained = begin.elapsed();
+        let tracked = inner.tracked;
+        let criu = inner.held.insert({
+            Self::request(&mut criu, Kind::Dump, ask, pid, tracked)?;
+            criu
+        });
+        loop {
+            match criu.next(CRIU_STEP)? {
+                Incoming::Step(s) if s == "post-dump" => break,
+                Incoming::Step(_) => criu.answer(true)?,
+                Incoming::Done(_) => {
+                    return Err(Failure::new(
+                        ErrorKind::Criu,
+                        "criu dumped without stopping at its gate",
+                    ));
+                }
+            }
+        }
+        let dumped = begin.elapsed();
+        cgroup::freeze(&paths::workload_cgroup(ask.feature), true, FREEZER)?;
+        tracing::debug!(
+            "move {}: gate closed after {gated:?}, drained {drained:?}, dumped {dumped:?}, \
+             freezer {:?}",
+            ask.id,
+            begin.elapsed()
+        );
+        let (pages_written, pages_skipped) = pages(&paths::round_dir(ask.id, ask.round));
+        let sending = Instant::now();
+        let sent = self.send(ask, record, send, events)?;
+        Ok(RoundStats {
+            bytes: sent.bytes,
+            files: sent.files,
+            pages_written,
+            pages_skipped,
+            frozen_ms: dumped.as_millis() as u64,
+            dump_ms: dumped.saturating_sub(drained).as_millis() as u64,
+            send_ms: sending.elapsed().as_millis() as u64,
+        })
+    }
+
+    /// Ends the move here, see [`crate::wire::guest::Call::Release`].
+    pub fn release(&self, id: &str, feature: &FeatureName, commit: bool) -> Result<(), Failure> {
+        // Whoever still sends a round ends at the next piece.
+        self.cancel.store(true, Ordering::Relaxed);
+        let mut inner = lock(&self.inner);
+        drop(inner.prepared.take());
+        let record = Record::load(id);
+        if let Some(r) = &record
+            && r.feature != *feature
+        {
+            return Err(Failure::new(
+                ErrorKind::Invalid,
+                format!(
+                    "move {id} is about feature '{}', not '{feature}'",
+                    r.feature
+                ),
+            ));
+        }
+        let frozen = record.is_some_and(|r| r.decided);
+        match (frozen, commit) {
+            (true, true) => bury(&mut inner, id, feature)?,
+            (true, false) => thaw(&mut inner, id, feature)?,
+            (false, true) if Record::load(id).is_some() => {
+                return Err(Failure::new(
+                    ErrorKind::Invalid,
+                    format!("feature '{feature}' is not frozen by move {id}; nothing to commit"),
+                ));
+            }
+            (false, _) => {}
+        }
+        if !criu::wait_none(id, CRIU_END) {
+            return Err(Failure::new(
+                ErrorKind::Criu,
+                format!("criu of move {id} does not end; it holds feature '{feature}'"),
+            ));
+        }
+        moves::remove_dir(id)?;
+        Ok(())
+    }
+
+    /// What both kinds of rounds begin with: checks, the record, the round's directory.
+    fn begin(ask: &Ask<'_>, inner: &mut Inner) -> Result<(Record, i32), Failure> {
+        let invalid = |why: String| Failure::new(ErrorKind::Invalid, why);
+        let spec = features::get(ask.feature)?;
+        if spec.managed().is_none() {
+            return Err(Failure::new(
+                ErrorKind::Refused,
+                format!(
+                    "feature '{}' is not run by Drover, so it cannot move",
+                    ask.feature
+                ),
+            ));
+        }
+        let pid = features::pid(ask.feature)
+            .filter(|p| Path::new(&format!("/proc/{p}")).exists())
+            .ok_or_else(|| {
+                Failure::new(
+                    ErrorKind::NotFound,
+                    format!("feature '{}' does not run here", ask.feature),
+                )
+            })?;
+        let other = moves::recorded()
+            .into_iter()
+            .find(|(id, r)| id != ask.id && r.feature == *ask.feature && r.side == Side::Source);
+        if let Some((id, _)) = other {
+            return Err(invalid(format!(
+                "feature '{}' is part of move {id} already; release that first",
+                ask.feature
+            )));
+        }
+        let record = match Record::load(ask.id) {
+            Some(r) if r.side == Side::Source && r.feature == *ask.feature && !r.decided => r,
+            Some(_) => {
+                return Err(invalid(format!(
+                    "move {} is not in a state for another round of '{}'",
+                    ask.id, ask.feature
+                )));
+            }
+            None => Record {
+                feature: ask.feature.clone(),
+                side: Side::Source,
+                stream: ask.stream,
+                round: 0,
+                file: 0,
+                decided: false,
+            },
+        };
+        if record.round.checked_add(1) != Some(ask.round) || record.stream != ask.stream {
+            return Err(invalid(format!(
+                "round {} of stream {} does not follow round {} of stream {}",
+                ask.round, ask.stream, record.round, record.stream
+            )));
+        }
+        inner.tracked &= record.round > 0;
+        record.save(ask.id)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(paths::round_dir(ask.id, ask.round))?;
+        Ok((record, pid))
+    }
+
+    fn send(
+        &self,
+        ask: &Ask<'_>,
+        record: &mut Record,
+        send: &bulk::Send,
+        events: &dyn Fn(Event),
+    ) -> Result<Sent, Failure> {
+        let sender = Sender {
+            send,
+            stream: ask.stream,
+            cancel: &self.cancel,
+        };
+        let progress = |sent, total| {
+            events(Event::Progress {
+                id: ask.id.to_owned(),
+                round: ask.round,
+                sent,
+                total,
+            });
+        };
+        let dir = paths::round_dir(ask.id, ask.round);
+        let sent = sender
+            .round(&dir, ask.round, &mut record.file, &progress)
+            .map_err(|e| {
+                Failure::new(
+                    ErrorKind::Failed,
+                    format!("round {} of move {} was not sent: {e}", ask.round, ask.id),
+                )
+            })?;
+        record.round = ask.round;
+        record.save(ask.id)?;
+        Ok(sent)
+    }
+}
+
+/// Lets the feature go on here.
+fn thaw(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failure> {
+    if let Some(mut criu) = inner.held.take() {
+        // criu answers "failed" by design: its gate was not passed.
+        if criu.answer(false).is_ok() {
+            match criu.next(CRIU_STEP) {
+                Err(CriuError::Failed { .. }) => {}
+                other => tracing::warn!("move {id}: criu said {other:?} to the release"),
+            }
+        }
+        criu.wait_end(CRIU_END);
+    }
+    // Also of a helper before this one: criu ends by itself when its peer is gone.
+    if !criu::wait_none(id, CRIU_END) {
+        return Err(Failure::new(
+            ErrorKind::Criu,
+            format!("criu of move {id} does not end; feature '{feature}' stays frozen"),
+        ));
+    }
+    let dir = paths::workload_cgroup(feature);
+    // Only a criu that died by force leaves sockets in repair mode.
+    let silent = end_repair(&cgroup::processes(&dir));
+    if silent > 0 {
+        tracing::warn!("feature {feature}: woke {silent} TCP sockets that criu left silent");
+    }
+    let spec = features::get(feature)?;
+    if let Some(m) = spec.managed() {
+        netns::announce(feature, m)?;
+    }
+    if cgroup::populated(&dir) {
+        cgroup::freeze(&dir, false, FREEZER)?;
+    }
+    Ok(())
+}
+
+/// Kills the copy here, silently, and removes all of the feature.
+fn bury(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failure> {
+    // Closed since the freeze began, unless somebody meddled: closing it again costs little, and
+    // a FIN that leaves would cut the connections that the target serves by now.
+    if netns::exists(feature) {
+        netns::gate(feature)?;
+    }
+    if let Some(mut criu) = inner.held.take() {
+        if criu.answer(true).is_ok() {
+            match criu.next(CRIU_STEP) {
+                Ok(Incoming::Done(_)) => {}
+                other => tracing::warn!("move {id}: criu said {other:?} to the commit"),
+            }
+        }
+        criu.wait_end(CRIU_END);
+    }
+    let workload = paths::workload_cgroup(feature);
+    if workload.exists() {
+        std::fs::write(workload.join("cgroup.kill"), "1")?;
+        let until = Instant::now() + FREEZER;
+        while cgroup::populated(&workload) {
+            if Instant::now() > until {
+                return Err(Failure::new(
+                    ErrorKind::Failed,
+                    format!("the processes of feature '{feature}' do not end after the commit"),
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+    unit::remove(feature)?;
+    features::remove(feature)?;
+    Ok(())
+}
+
+/// Pages (in the round, left to earlier rounds) of a round that is still unsent.
+fn pages(dir: &Path) -> (u64, u64) {
+    let mut sum = (0, 0);
+    for e in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = e.file_name();
+        if name.to_string_lossy().starts_with("pagemap-")
+            && let Some((here, before)) = std::fs::read(e.path())
+                .ok()
+                .and_then(|b| stats::count_pages(&b))
+        {
+            sum = (sum.0 + here, sum.1 + before);
+        }
+    }
+    sum
+}
+
+/// Waits until no listening socket of the namespace of `pid` holds a connection that was not
+/// accepted yet: criu cannot carry those. New ones are dropped at the gate already.
+fn drain(pid: i32, timeout: Duration) {
+    let until = Instant::now() + timeout;
+    let waiting = || {
+        ["tcp", "tcp6"].iter().any(|f| {
+            let table = std::fs::read_to_string(format!("/proc/{pid}/net/{f}"));
+            table.is_ok_and(|t| backlog(&t) > 0)
+        })
+    };
+    while waiting() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Sum of the accept queues in a table of `/proc/net/tcp`'s form.
+fn backlog(table: &str) -> u64 {
+    let rows = table.lines().skip(1).map(|l| l.split_ascii_whitespace());
+    rows.filter_map(|mut words| {
+        let listening = words.nth(3)? == "0A";
+        let (_, rx) = words.next()?.split_once(':')?;
+        listening.then(|| u64::from_str_radix(rx, 16).ok())?
+    })
+    .sum()
+}
+
+/// Takes TCP sockets of these processes out of repair mode; how many were in it.
+fn end_repair(pids: &[i32]) -> usize {
+    let mut woken = 0;
+    for pid in pids {
+        let Ok(fds) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+            continue;
+        };
+        // SAFETY: pidfd_open takes a number and flags; the result is checked below.
+        let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, *pid, 0) };
+        let Ok(raw) = i32::try_from(raw) else {
+            continue;
+        };
+        if raw < 0 {
+            continue;
+        }
+        // SAFETY: the descriptor was just made and belongs to nobody else.
+        let process = unsafe { OwnedFd::from_raw_fd(raw) };
+        for fd in fds.flatten() {
+            let socket = std::fs::read_link(fd.path())
+                .is_ok_and(|l| l.to_string_lossy().starts_with("socket:"));
+            let number = fd.file_name().to_str().and_then(|n| n.parse::<i32>().ok());
+            if let Some(number) = number.filter(|_| socket)
+                && wake(&process, number)
+            {
+                woken += 1;
+            }
+        }
+    }
+    woken
+}
+
+/// Whether descriptor `number` of the process is a TCP socket that was in repair mode.
+fn wake(process: &OwnedFd, number: i32) -> bool {
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: pidfd_getfd duplicates a descriptor of another process; checked before use.
+    let raw = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
+    let Some(raw) = i32::try_from(raw).ok().filter(|r| *r >= 0) else {
+        return false;
+    };
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
+    let mut on: libc::c_int = 0;
+    let mut len = size;
+    // SAFETY: value and length point to an int and its size.
+    let got = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_REPAIR,
+            (&raw mut on).cast(),
+            &raw mut len,
+        )
+    };
+    if got != 0 || on != 1 {
+        return false;
+    }
+    let off: libc::c_int = 0;
+    // SAFETY: value points to an int of the given size.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_REPAIR,
+            (&raw const off).cast(),
+            size,
+        )
+    };
+    set == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accept_queues_count() {
+        let t = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when\n\
+                 0: 00000000:18EB 00000000:0000 0A 00000000:00000003 00:00000000 0 0 0 1\n\
+                 1: 0100007F:18EB 0100007F:1234 01 00000000:00000009 00:00000000 0 0 0 1\n";
+        assert_eq!(backlog(t), 3);
+        assert_eq!(backlog("header\nshort 1"), 0);
+    }
+
+    #[test]
+    fn sockets_not_in_repair_mode_are_left_alone() {
+        let l = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert_eq!(end_repair(&[i32::try_from(std::process::id()).unwrap()]), 0);
+        drop(l);
+    }
+}

@@ -1,1 +1,380 @@
-//! Target of the helper.
+//! Target side of a move: room, network and supervisor ahead of time; images as they come; the
+//! restore up to the gate; the switch.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::gate::{self, Client, Order, State};
+use super::images::Receiver;
+use super::moves::{self, Failure, Record, Side, lock};
+use super::preflight;
+use super::{criu, features, netns, paths, unit};
+use crate::feature::{FeatureName, FeatureSpec};
+use crate::wire::bulk::Body;
+use crate::wire::guest::{ErrorKind, FileDigest};
+
+/// Longest wait for a round to arrive.
+const ARRIVAL: Duration = Duration::from_secs(120);
+/// Longest wait for criu to restore.
+const RESTORE: Duration = Duration::from_secs(180);
+/// Longest wait for the supervisor to listen.
+const SUPERVISOR: Duration = Duration::from_secs(60);
+/// Longest wait for a restore to be undone.
+const UNDO: Duration = Duration::from_secs(10);
+/// Memory that must be left beside the images, bytes.
+const RESERVE: u64 = 48 << 20;
+
+/// The target side of one move.
+#[derive(Debug, Default)]
+pub struct Target {
+    receiver: Mutex<Option<Arc<Receiver>>>,
+    given_up: AtomicBool,
+    // One of restore, resume, discard at a time.
+    turn: Mutex<()>,
+}
+
+/// Whether the move's feature has been resumed here.
+pub fn is_running(id: &str) -> bool {
+    matches!(
+        gate::last_state(&paths::move_dir(id)),
+        Some(State::Running { .. })
+    )
+}
+
+fn unknown(id: &str) -> Failure {
+    Failure::new(
+        ErrorKind::NotFound,
+        format!("move {id} is not known here; it was never received or was discarded"),
+    )
+}
+
+fn record(id: &str) -> Result<Record, Failure> {
+    Record::load(id)
+        .filter(|r| r.side == Side::Target)
+        .ok_or_else(|| unknown(id))
+}
+
+impl Target {
+    /// Prepares everything that can be prepared: see [`crate::wire::guest::Call::Receive`].
+    pub fn receive(
+        &self,
+        id: &str,
+        spec: &FeatureSpec,
+        stream: u32,
+        files: &[FileDigest],
+    ) -> Result<(), Failure> {
+        let _turn = lock(&self.turn);
+        let refused = |why: String| Failure::new(ErrorKind::Refused, why);
+        let name = &spec.name;
+        spec.validate()
+            .map_err(|e| Failure::new(ErrorKind::Invalid, e.to_string()))?;
+        let managed = spec
+            .managed()
+            .ok_or_else(|| refused(format!("feature '{name}' is not run by Drover")))?;
+        if let Some(r) = Record::load(id) {
+            return Err(Failure::new(
+                ErrorKind::Invalid,
+                format!("move {id} of '{}' is under way here already", r.feature),
+            ));
+        }
+        if let Some((other, _)) = moves::recorded()
+            .into_iter()
+            .find(|(_, r)| r.feature == *name)
+        {
+            return Err(refused(format!(
+                "feature '{name}' is part of move {other} here; discard or release that first"
+            )));
+        }
+        if unit::running(name) || netns::exists(name) {
+            return Err(refused(format!(
+                "feature '{name}' is in this guest already; stop it here first"
+            )));
+        }
+        let address = managed.address.address;
+        if let Some(other) = features::all()
+            .into_iter()
+            .find(|f| f.name != *name && f.managed().is_some_and(|m| m.address.address == address))
+        {
+            return Err(refused(format!(
+                "address {address} belongs to feature '{}' of this guest",
+                other.name
+            )));
+        }
+        if preflight::local_addresses().contains(&address) {
+            return Err(refused(format!(
+                "address {address} is one of this guest's own"
+            )));
+        }
+        for file in files {
+            preflight::compare(file).map_err(refused)?;
+        }
+        let (version, problem) = criu::probed();
+        if !problem.is_empty() {
+            return Err(refused(format!(
+                "criu {version} does not work here: {problem}"
+            )));
+        }
+        let free = preflight::room();
+        let room = free.saturating_sub(RESERVE);
+        if room == 0 {
+            return Err(Failure::new(
+                ErrorKind::NoRoom,
+                format!("only {free} bytes of memory are free for images in this guest"),
+            ));
+        }
+        let made = self.prepare(id, spec, stream, room);
+        if made.is_err()
+            && let Err(e) = self.clean(id, name)
+        {
+            tracing::warn!("move {id}: {e}");
+        }
+        made
+    }
+
+    fn prepare(&self, id: &str, spec: &FeatureSpec, stream: u32, room: u64) -> Result<(), Failure> {
+        let name = &spec.name;
+        Record {
+            feature: name.clone(),
+            side: Side::Target,
+            stream,
+            round: 0,
+            file: 0,
+            decided: false,
+        }
+        .save(id)?;
+        features::put(spec)?;
+        if let Some(m) = spec.managed() {
+            netns::create(name, m, false)?;
+        }
+        let rounds = paths::move_dir(id).join("rounds");
+        *lock(&self.receiver) = Some(Arc::new(Receiver::new(rounds, room)?));
+        // The supervisor and its criu wait for the images rather than the images for them.
+        unit::install(name, spec, Some(id))?;
+        unit::start(name)?;
+        Ok(())
+    }
+
+    /// Takes a bulk message of this move's stream.
+    pub fn take(&self, body: Body) {
+        let receiver = lock(&self.receiver).clone();
+        if let Some(r) = receiver {
+            r.take(body);
+        }
+    }
+
+    /// Waits for a round.
+    pub fn await_round(&self, id: &str, round: u16) -> Result<(), Failure> {
+        record(id)?;
+        let receiver = lock(&self.receiver).clone().ok_or_else(|| {
+            Failure::new(
+                ErrorKind::Failed,
+                format!("the helper was restarted while move {id} arrived; start it again"),
+            )
+        })?;
+        receiver.wait(round, ARRIVAL)?;
+        Ok(())
+    }
+
+    /// Restores up to the gate; milliseconds criu took.
+    pub fn restore(&self, id: &str, round: u16) -> Result<u64, Failure> {
+        let _turn = lock(&self.turn);
+        let mut r = record(id)?;
+        if let Some(State::Ready { ms }) = gate::last_state(&paths::move_dir(id)) {
+            return Ok(ms);
+        }
+        let receiver = lock(&self.receiver).clone();
+        let complete = receiver.map(|r| r.wait(round, Duration::ZERO));
+        if !matches!(complete, Some(Ok(()))) {
+            return Err(Failure::new(
+                ErrorKind::Invalid,
+                format!("round {round} of move {id} has not arrived in this guest"),
+            ));
+        }
+        r.round = round;
+        r.save(id)?;
+        self.to_gate(id, &r).map(|(_, ms)| ms)
+    }
+
+    /// Connects to the supervisor, started anew if need be, and has it restore up to the gate.
+    fn to_gate(&self, id: &str, r: &Record) -> Result<(Client, u64), Failure> {
+        let mut client = self.connect(id, &r.feature)?;
+        let until = Instant::now() + RESTORE;
+        loop {
+            if self.given_up.load(Ordering::Relaxed) {
+                let _ = client.order(&Order::Discard);
+                return Err(super::images::ImageError::Discarded.into());
+            }
+            let state = client.state(Duration::from_millis(500)).map_err(|e| {
+                let why = match gate::last_state(&paths::move_dir(id)) {
+                    Some(State::Failed { why }) => why,
+                    _ => format!("its supervisor ended: {e}"),
+                };
+                Failure::new(
+                    ErrorKind::Criu,
+                    format!("feature '{}' was not restored: {why}", r.feature),
+                )
+            })?;
+            match state {
+                Some(State::Waiting) => client.order(&Order::Restore { round: r.round })?,
+                Some(State::Ready { ms }) => return Ok((client, ms)),
+                Some(State::Failed { why }) => {
+                    return Err(Failure::new(
+                        ErrorKind::Criu,
+                        format!("feature '{}' was not restored: {why}", r.feature),
+                    ));
+                }
+                Some(State::Running { .. }) => return Ok((client, 0)),
+                Some(State::Restoring) | None => {}
+            }
+            if Instant::now() > until {
+                return Err(Failure::new(
+                    ErrorKind::Criu,
+                    format!(
+                        "feature '{}' was not restored within {} s",
+                        r.feature,
+                        RESTORE.as_secs()
+                    ),
+                ));
+            }
+        }
+    }
+
+    fn connect(&self, id: &str, feature: &FeatureName) -> Result<Client, Failure> {
+        let dir = paths::move_dir(id);
+        let until = Instant::now() + SUPERVISOR;
+        let mut started = false;
+        loop {
+            match Client::connect(&dir) {
+                Ok(c) => return Ok(c),
+                Err(e) if Instant::now() > until || self.given_up.load(Ordering::Relaxed) => {
+                    return Err(Failure::new(
+                        ErrorKind::Failed,
+                        format!("the supervisor of feature '{feature}' does not answer: {e}"),
+                    ));
+                }
+                Err(_) if !started && !unit::running(feature) => {
+                    let spec = features::get(feature)?;
+                    unit::install(feature, &spec, Some(id))?;
+                    unit::start(feature)?;
+                    started = true;
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// Lets the feature run here: (milliseconds, root task).
+    pub fn resume(&self, id: &str) -> Result<(u64, u32), Failure> {
+        let _turn = lock(&self.turn);
+        let begin = Instant::now();
+        let mut r = record(id)?;
+        let dir = paths::move_dir(id);
+        let last = gate::last_state(&dir);
+        let pid = if let Some(State::Running { pid }) = last {
+            pid
+        } else {
+            if r.round == 0 {
+                return Err(Failure::new(
+                    ErrorKind::Invalid,
+                    format!("move {id} is not restored yet, so nothing can resume"),
+                ));
+            }
+            if !r.decided {
+                r.decided = true;
+                r.save(id)?;
+            }
+            self.through_gate(id, &r)?
+        };
+        let ms = begin.elapsed().as_millis() as u64;
+        // The memory of the feature lives in the feature now; its images are secrets.
+        *lock(&self.receiver) = None;
+        if let Err(e) = moves::remove_tree(&dir.join("rounds")) {
+            tracing::warn!("images of move {id} are not removed: {e}");
+        }
+        Ok((ms, pid as u32))
+    }
+
+    fn through_gate(&self, id: &str, r: &Record) -> Result<i32, Failure> {
+        let spec = features::get(&r.feature)?;
+        let (mut client, _) = self.to_gate(id, r)?;
+        // First the network: criu's last step makes the sockets speak, and what the peers send
+        // from now on meets restored sockets.
+        if let Some(m) = spec.managed() {
+            netns::announce(&r.feature, m)?;
+        }
+        client.order(&Order::Resume)?;
+        let until = Instant::now() + RESTORE;
+        loop {
+            match client.state(Duration::from_millis(500)) {
+                Ok(Some(State::Running { pid })) => return Ok(pid),
+                Ok(Some(State::Failed { why })) => {
+                    return Err(Failure::new(
+                        ErrorKind::Criu,
+                        format!("feature '{}' does not run: {why}", r.feature),
+                    ));
+                }
+                Ok(_) if Instant::now() < until => {}
+                Ok(_) => {
+                    return Err(Failure::new(
+                        ErrorKind::Criu,
+                        format!("feature '{}' did not resume in time", r.feature),
+                    ));
+                }
+                Err(e) => match gate::last_state(&paths::move_dir(id)) {
+                    Some(State::Running { pid }) => return Ok(pid),
+                    other => {
+                        return Err(Failure::new(
+                            ErrorKind::Failed,
+                            format!(
+                                "the supervisor of feature '{}' ended ({e}) in state {other:?}; \
+                                 resume again to restore from the images",
+                                r.feature
+                            ),
+                        ));
+                    }
+                },
+            }
+        }
+    }
+
+    /// Gives the move up.
+    pub fn discard(&self, id: &str) -> Result<(), Failure> {
+        self.given_up.store(true, Ordering::Relaxed);
+        if let Some(r) = lock(&self.receiver).take() {
+            r.discard();
+        }
+        let _turn = lock(&self.turn);
+        let Some(r) = Record::load(id) else {
+            return Ok(());
+        };
+        if r.side != Side::Target || r.decided || is_running(id) {
+            return Err(Failure::new(
+                ErrorKind::Invalid,
+                format!(
+                    "move {id} of '{}' was resumed or leaves from here",
+                    r.feature
+                ),
+            ));
+        }
+        let dir = paths::move_dir(id);
+        if let Ok(mut c) = Client::connect(&dir) {
+            let _ = c.order(&Order::Discard);
+            // It ends by itself, after criu has undone the restore. If not, the unit's stop kills
+            // both: all that criu has its hands on here is to die anyway.
+            let until = Instant::now() + UNDO;
+            let over = |s| matches!(s, Ok(Some(State::Failed { .. })) | Err(_));
+            while !over(c.state(Duration::from_millis(500))) && Instant::now() < until {}
+        }
+        self.clean(id, &r.feature)
+    }
+
+    fn clean(&self, id: &str, feature: &FeatureName) -> Result<(), Failure> {
+        *lock(&self.receiver) = None;
+        unit::remove(feature)?;
+        netns::delete(feature)?;
+        features::remove(feature)?;
+        moves::remove_dir(id)?;
+        Ok(())
+    }
+}

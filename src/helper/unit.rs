@@ -126,7 +126,7 @@ fn text(name: &FeatureName, managed: &Managed, restore: Option<&str>) -> String 
         unit,
         "\nExecStopPost={helper} cleanup {name}\nSlice=drover.slice\nRestart=no\n\
          OOMPolicy=continue\n\
-         KillMode=mixed\nTimeoutStopSec=5\nDelegate=no\nCPUAccounting=yes\n\
+         KillMode=mixed\nTimeoutStopSec=5\nDelegate=yes\nCPUAccounting=yes\n\
          MemoryAccounting=yes\nIOAccounting=yes\nTasksAccounting=yes\n"
     );
     if let Some(percent) = managed.cpu_quota_percent {

@@ -1,1 +1,0 @@
-//! Criu of the helper.

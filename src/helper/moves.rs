@@ -1,0 +1,407 @@
+//! Moves under way in this guest, source and target sides: who does what, and the record of each
+//! that survives the helper's restart.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::mount::MsFlags;
+use serde::{Deserialize, Serialize};
+
+use super::daemon::MoveSide;
+use super::source::{self, Source};
+use super::target::{self, Target};
+use super::{bulk, criu, features, gate, netns, paths, preflight, unit};
+use crate::feature::FeatureName;
+use crate::wire::bulk::Message;
+use crate::wire::guest::{
+    Call, ErrorKind, Event, GuestMove, GuestMoveState, MoveId, Reply, valid_move_id,
+};
+
+/// Why a step of a move failed: what the host is answered.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// Kind.
+    pub kind: ErrorKind,
+    /// One sentence.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of a kind with a sentence.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+        }
+    }
+}
+
+macro_rules! failure_from {
+    ($($from:ty => $kind:ident),* $(,)?) => {
+        $(impl From<$from> for Failure {
+            fn from(e: $from) -> Self {
+                Self::new(ErrorKind::$kind, e.to_string())
+            }
+        })*
+    };
+}
+failure_from! {
+    criu::CriuError => Criu,
+    gate::GateError => Criu,
+    netns::NetError => Failed,
+    unit::UnitError => Failed,
+    features::FeatureFileError => NotFound,
+    io::Error => Failed,
+}
+
+impl From<super::images::ImageError> for Failure {
+    fn from(e: super::images::ImageError) -> Self {
+        let kind = match e {
+            super::images::ImageError::NoRoom(_) => ErrorKind::NoRoom,
+            _ => ErrorKind::Failed,
+        };
+        Self::new(kind, e.to_string())
+    }
+}
+
+impl From<Failure> for Reply {
+    fn from(f: Failure) -> Self {
+        Self::Error {
+            kind: f.kind,
+            message: f.message,
+        }
+    }
+}
+
+/// Which side of a move this guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Side {
+    /// The feature leaves.
+    Source,
+    /// The feature arrives.
+    Target,
+}
+
+/// `move.json`: what a restarted helper must know of a move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Feature.
+    pub feature: FeatureName,
+    /// Side.
+    pub side: Side,
+    /// Bulk stream.
+    pub stream: u32,
+    /// Last round that is complete (source), or that was restored from (target).
+    #[serde(default)]
+    pub round: u16,
+    /// Number of the last file sent.
+    #[serde(default)]
+    pub file: u32,
+    /// Source: a freeze has begun. Target: the move is committed.
+    #[serde(default)]
+    pub decided: bool,
+}
+
+impl Record {
+    /// Reads the record of a move; `None` when there is no such move here.
+    pub fn load(id: &str) -> Option<Self> {
+        let text = std::fs::read(paths::move_dir(id).join("move.json")).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Writes it, making the move's directory.
+    pub fn save(&self, id: &str) -> io::Result<()> {
+        let dir = paths::move_dir(id);
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)?;
+        features::write_atomically(&dir.join("move.json"), &serde_json::to_vec(self)?)
+    }
+}
+
+/// Removes a move's directory. Idempotent. What is on tmpfs is gone for good with it.
+pub fn remove_dir(id: &str) -> io::Result<()> {
+    remove_tree(&paths::move_dir(id))
+}
+
+/// Removes a directory with all that is in it. Idempotent.
+pub fn remove_tree(dir: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Directory of all moves.
+pub fn directory() -> PathBuf {
+    Path::new(paths::RUN).join("moves")
+}
+
+/// Gives images a tmpfs of their own: that of /run is often a tenth of the memory, and full of
+/// images it would hinder the whole guest.
+fn mount_images() -> io::Result<()> {
+    let dir = directory();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)?;
+    if std::fs::metadata(&dir)?.dev() != std::fs::metadata(paths::RUN)?.dev() {
+        return Ok(());
+    }
+    nix::mount::mount(
+        Some("drover-moves"),
+        &dir,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("size=80%,mode=0700"),
+    )?;
+    Ok(())
+}
+
+/// Identifiers of all moves with a record here.
+pub fn recorded() -> Vec<(MoveId, Record)> {
+    let Ok(entries) = std::fs::read_dir(directory()) else {
+        return Vec::new();
+    };
+    let ids = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
+    ids.filter(|id| valid_move_id(id))
+        .filter_map(|id| Record::load(&id).map(|r| (id, r)))
+        .collect()
+}
+
+/// Locks across a panic of another thread: the data are checked where they are used.
+pub fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The value of `key`, made when absent.
+fn entry<K: Eq + Hash, V>(
+    map: &Mutex<HashMap<K, Arc<V>>>,
+    key: K,
+    make: impl FnOnce() -> V,
+) -> Arc<V> {
+    lock(map)
+        .entry(key)
+        .or_insert_with(|| Arc::new(make()))
+        .clone()
+}
+
+/// All moves of this guest. Every method may be called from several threads at once.
+pub struct Moves {
+    send: Arc<bulk::Send>,
+    sources: Mutex<HashMap<MoveId, Arc<Source>>>,
+    targets: Mutex<HashMap<MoveId, Arc<Target>>>,
+    // Incoming bulk streams.
+    streams: Mutex<HashMap<u32, MoveId>>,
+}
+
+impl Moves {
+    /// `send` puts a bulk message on the port.
+    pub fn new(send: Arc<bulk::Send>) -> Self {
+        if let Err(e) = mount_images() {
+            tracing::warn!("no tmpfs of its own for images ({e}); they share that of /run");
+        }
+        // criu's first run in a guest takes long; it is not to be part of a move.
+        std::thread::spawn(criu::probed);
+        Self {
+            send,
+            sources: Mutex::default(),
+            targets: Mutex::default(),
+            streams: Mutex::default(),
+        }
+    }
+
+    fn dispatch(&self, call: Call, events: &dyn Fn(Event)) -> Result<Reply, Failure> {
+        match &call {
+            Call::PreDump { id, .. }
+            | Call::Freeze { id, .. }
+            | Call::Release { id, .. }
+            | Call::Receive { id, .. }
+            | Call::AwaitRound { id, .. }
+            | Call::Restore { id, .. }
+            | Call::Resume { id }
+            | Call::Discard { id }
+                if !valid_move_id(id) =>
+            {
+                return Err(Failure::new(
+                    ErrorKind::Invalid,
+                    format!("'{id}' is not a move's identifier"),
+                ));
+            }
+            _ => {}
+        }
+        match call {
+            Call::Preflight { feature } => {
+                let spec = features::get(&feature)?;
+                Ok(Reply::Preflight(preflight::check(&spec)))
+            }
+            Call::PreDump {
+                id,
+                feature,
+                stream,
+                round,
+            } => {
+                let source = self.source(&id);
+                let ask = source::Ask {
+                    id: &id,
+                    feature: &feature,
+                    stream,
+                    round,
+                };
+                source.pre_dump(&ask, &*self.send, events).map(Reply::Round)
+            }
+            Call::Freeze {
+                id,
+                feature,
+                stream,
+                round,
+            } => {
+                let source = self.source(&id);
+                let ask = source::Ask {
+                    id: &id,
+                    feature: &feature,
+                    stream,
+                    round,
+                };
+                source.freeze(&ask, &*self.send, events).map(Reply::Round)
+            }
+            Call::Release {
+                id,
+                feature,
+                commit,
+            } => {
+                if let Some(r) = Record::load(&id)
+                    && r.side == Side::Target
+                {
+                    // The books of an incoming move are closed; nothing else is left of it.
+                    return self.forget_target(&id).map(|()| Reply::Done);
+                }
+                self.source(&id).release(&id, &feature, commit)?;
+                lock(&self.sources).remove(&id);
+                Ok(Reply::Done)
+            }
+            Call::Receive {
+                id,
+                spec,
+                stream,
+                files,
+            } => {
+                self.drop_arrived(&spec.name);
+                let target = self.target(&id);
+                target.receive(&id, &spec, stream, &files)?;
+                lock(&self.streams).insert(stream, id);
+                Ok(Reply::Done)
+            }
+            Call::AwaitRound { id, round } => {
+                self.target(&id).await_round(&id, round)?;
+                Ok(Reply::Done)
+            }
+            Call::Restore { id, round } => {
+                let restore_ms = self.target(&id).restore(&id, round)?;
+                Ok(Reply::Ready { restore_ms })
+            }
+            Call::Resume { id } => {
+                let (resume_ms, pid) = self.target(&id).resume(&id)?;
+                self.drop_stream(&id);
+                Ok(Reply::Running { resume_ms, pid })
+            }
+            Call::Discard { id } => {
+                self.drop_stream(&id);
+                self.target(&id).discard(&id)?;
+                lock(&self.targets).remove(&id);
+                Ok(Reply::Done)
+            }
+            _ => Err(Failure::new(
+                ErrorKind::Invalid,
+                "this request is not about a move",
+            )),
+        }
+    }
+
+    fn source(&self, id: &str) -> Arc<Source> {
+        entry(&self.sources, id.to_owned(), Source::default)
+    }
+
+    fn target(&self, id: &str) -> Arc<Target> {
+        entry(&self.targets, id.to_owned(), Target::default)
+    }
+
+    fn drop_stream(&self, id: &str) {
+        lock(&self.streams).retain(|_, of| of != id);
+    }
+
+    fn forget_target(&self, id: &str) -> Result<(), Failure> {
+        if !target::is_running(id) {
+            return Err(Failure::new(
+                ErrorKind::Invalid,
+                format!("move {id} arrives here and does not run yet; discard or resume it"),
+            ));
+        }
+        lock(&self.targets).remove(id);
+        self.drop_stream(id);
+        remove_dir(id)?;
+        Ok(())
+    }
+
+    /// Forgets records of earlier moves of the feature whose incoming end is long through: the
+    /// feature ran here, and was stopped or moved on since.
+    fn drop_arrived(&self, feature: &FeatureName) {
+        if unit::running(feature) {
+            return;
+        }
+        for (id, r) in recorded() {
+            if r.feature == *feature
+                && target::is_running(&id)
+                && let Err(e) = self.forget_target(&id)
+            {
+                tracing::warn!("move {id}: {e}");
+            }
+        }
+    }
+}
+
+impl MoveSide for Moves {
+    fn handle(&self, call: Call, events: &(dyn Fn(Event) + Sync)) -> Reply {
+        self.dispatch(call, events).unwrap_or_else(Reply::from)
+    }
+
+    fn bulk(&self, message: Message) {
+        let id = lock(&self.streams).get(&message.stream).cloned();
+        let target = id.and_then(|id| lock(&self.targets).get(&id).cloned());
+        if let Some(t) = target {
+            t.take(message.body);
+        } else {
+            tracing::debug!("bulk message of unknown stream {}", message.stream);
+        }
+    }
+
+    fn status(&self) -> Vec<GuestMove> {
+        recorded()
+            .into_iter()
+            .map(|(id, r)| {
+                let state = match r.side {
+                    Side::Source if r.decided => GuestMoveState::Frozen,
+                    Side::Source => GuestMoveState::Copying,
+                    Side::Target => match gate::last_state(&paths::move_dir(&id)) {
+                        Some(gate::State::Running { .. }) => GuestMoveState::Running,
+                        Some(gate::State::Ready { .. }) => GuestMoveState::Ready,
+                        _ if r.decided => GuestMoveState::Ready,
+                        _ => GuestMoveState::Receiving,
+                    },
+                };
+                GuestMove {
+                    id,
+                    feature: r.feature,
+                    state,
+                }
+            })
+            .collect()
+    }
+}
