@@ -142,14 +142,16 @@ pub fn status(moves: Vec<GuestMove>) -> GuestStatus {
         .into_iter()
         .filter_map(|feature| {
             let spec = specs.iter().find(|s| s.name == feature);
-            let (dir, present) = if let Some(Workload::Unit { unit }) = spec.map(|s| &s.workload) {
-                (unit_directory(unit)?, true)
-            } else {
-                let present = paths::unit_file(&feature).exists() || netns::exists(&feature);
-                (paths::cgroup_dir(&feature), present)
-            };
+            let (dir, present, workload) =
+                if let Some(Workload::Unit { unit }) = spec.map(|s| &s.workload) {
+                    (unit_directory(unit)?, true, None)
+                } else {
+                    let present = paths::unit_file(&feature).exists() || netns::exists(&feature);
+                    let workload = paths::workload_cgroup(&feature);
+                    (paths::cgroup_dir(&feature), present, Some(workload))
+                };
             let running = cgroup::populated(&dir);
-            let frozen = cgroup::frozen(&dir);
+            let frozen = cgroup::frozen(workload.as_deref().unwrap_or(&dir));
             (present || running).then_some(GuestFeature {
                 feature,
                 running,
