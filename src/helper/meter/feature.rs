@@ -126,10 +126,9 @@ impl FeatureMeter {
         let Workload::Unit { unit } = &self.workload else {
             return None;
         };
-        let usual = Path::new(cgroup::ROOT).join("system.slice").join(unit);
-        let found = lock(&self.answer).take();
-        if usual.exists() || found.is_some() {
-            self.directory = found.or(Some(usual));
+        let found = lock(&self.answer).take().or_else(|| usual_directory(unit));
+        if found.is_some() {
+            self.directory = found;
         } else if self.asked.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
             self.asked = Some(Instant::now());
             let (unit, answer) = (unit.clone(), Arc::clone(&self.answer));
@@ -142,8 +141,17 @@ impl FeatureMeter {
     }
 }
 
+/// Where nearly every unit's cgroup is.
+fn usual_directory(unit: &str) -> Option<PathBuf> {
+    let usual = Path::new(cgroup::ROOT).join("system.slice").join(unit);
+    usual.exists().then_some(usual)
+}
+
 /// Where systemd keeps the cgroup of a unit; `None` while it has none.
 pub fn unit_directory(unit: &str) -> Option<PathBuf> {
+    if let Some(usual) = usual_directory(unit) {
+        return Some(usual);
+    }
     let args = ["show", "-p", "ControlGroup", "--value", "--", unit];
     match command::run("systemctl", &args, "", Duration::from_secs(5)) {
         Ok(group) => cgroup::directory(group.trim()),
