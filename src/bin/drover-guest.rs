@@ -43,7 +43,11 @@ fn dispatch(args: &[&str]) -> anyhow::Result<ExitCode> {
             Ok(status(run::run(&FeatureName::new(name)?, Some(restore))?))
         }
         ["cleanup", name] => {
-            unit::cleanup(&FeatureName::new(name)?)?;
+            let name = FeatureName::new(name)?;
+            if let Ok(result) = std::env::var("SERVICE_RESULT") {
+                run::after_end(&name, &result);
+            }
+            unit::cleanup(&name)?;
             Ok(ExitCode::SUCCESS)
         }
         ["--version"] => {

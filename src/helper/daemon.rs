@@ -288,6 +288,7 @@ fn request_id(payload: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::wire::frame::{self, Decoder};
+    use proptest::prelude::*;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
@@ -301,7 +302,7 @@ mod tests {
                 Call::Preflight { feature } => {
                     let status = "seen".to_owned();
                     events(Event::Exited { feature, status });
-                    std::thread::sleep(Duration::from_millis(300));
+                    std::thread::sleep(Duration::from_secs(1));
                     Reply::Done
                 }
                 Call::Discard { .. } => panic!("as the test wants"),
@@ -472,5 +473,20 @@ mod tests {
         }
         std::thread::sleep(Duration::from_millis(50));
         assert_eq!(host.moves.0.load(Ordering::SeqCst), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn no_payload_stops_the_daemon(payload in proptest::collection::vec(any::<u8>(), 0..200),
+                                       text in "(?s)[{]\"id\":[0-9]{1,25},\"call\":.{0,60}[}]") {
+            let server = Server::new(Session::default(), Arc::new(Moves::default()));
+            server.session.begin(1);
+            for payload in [payload, text.into_bytes()] {
+                for (kind, session) in [(Kind::Control, 1), (Kind::Control, 2), (Kind::Bulk, 1)] {
+                    let payload = payload.clone();
+                    server.take(&Frame { kind, session, payload });
+                }
+            }
+        }
     }
 }

@@ -241,7 +241,7 @@ pub fn restore(name: &FeatureName, spec: &FeatureSpec, id: &str) -> Result<Pid, 
 
 fn serve(name: &FeatureName, spec: &FeatureSpec, server: &mut Server) -> Result<Pid, GateError> {
     let ns = paths::netns(name);
-    let mut criu = Criu::spawn(Some(&ns), None)?;
+    let mut criu = Criu::spawn(&ns, &paths::workload_cgroup(name))?;
     let round = loop {
         match server.order()? {
             Order::Restore { round } => break round,
@@ -275,7 +275,7 @@ fn serve(name: &FeatureName, spec: &FeatureSpec, server: &mut Server) -> Result<
             if let Err(e) = netns::gate(name) {
                 tracing::warn!("feature {name}: {e}");
             }
-            let mut criu = Criu::spawn(Some(&ns), None)?;
+            let mut criu = Criu::spawn(&ns, &paths::workload_cgroup(name))?;
             to_gate(&mut criu, &server.id, round)?;
             if let Some(m) = spec.managed()
                 && let Err(e) = netns::announce(name, m)

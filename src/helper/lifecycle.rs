@@ -75,15 +75,16 @@ pub fn define(specs: &[FeatureSpec]) -> Result<(), Failure> {
 pub fn start(name: &FeatureName, moves: &[GuestMove]) -> Result<(), Failure> {
     not_moving(name, moves)?;
     let spec = features::get(name)?;
-    if spec.managed().is_none() {
-        return Err(UnitError::NotManaged(name.clone()).into());
-    }
+    let managed = spec
+        .managed()
+        .ok_or_else(|| UnitError::NotManaged(name.clone()))?;
     if unit::running(name) && features::pid(name).is_some() {
         return Ok(());
     }
     drop_exit(name);
-    unit::install(name, &spec, None)?;
-    let started = unit::start(name)
+    let started = unit::install(name, &spec, None)
+        .and_then(|()| Ok(netns::create(name, managed, true)?))
+        .and_then(|()| unit::start(name))
         .map_err(Failure::from)
         .and_then(|()| wait_for_process(name));
     if started.is_err() {
@@ -141,14 +142,16 @@ pub fn status(moves: Vec<GuestMove>) -> GuestStatus {
         .into_iter()
         .filter_map(|feature| {
             let spec = specs.iter().find(|s| s.name == feature);
-            let (dir, present) = if let Some(Workload::Unit { unit }) = spec.map(|s| &s.workload) {
-                (unit_directory(unit)?, true)
-            } else {
-                let present = paths::unit_file(&feature).exists() || netns::exists(&feature);
-                (paths::cgroup_dir(&feature), present)
-            };
+            let (dir, present, workload) =
+                if let Some(Workload::Unit { unit }) = spec.map(|s| &s.workload) {
+                    (unit_directory(unit)?, true, None)
+                } else {
+                    let present = paths::unit_file(&feature).exists() || netns::exists(&feature);
+                    let workload = paths::workload_cgroup(&feature);
+                    (paths::cgroup_dir(&feature), present, Some(workload))
+                };
             let running = cgroup::populated(&dir);
-            let frozen = cgroup::frozen(&dir);
+            let frozen = cgroup::frozen(workload.as_deref().unwrap_or(&dir));
             (present || running).then_some(GuestFeature {
                 feature,
                 running,

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::daemon::MoveSide;
 use super::source::{self, Source};
 use super::target::{self, Target};
-use super::{bulk, cgroup, criu, features, gate, netns, paths, preflight, unit};
+use super::{bulk, criu, features, gate, netns, paths, preflight, unit};
 use crate::feature::FeatureName;
 use crate::wire::bulk::Message;
 use crate::wire::guest::{
@@ -208,6 +208,8 @@ impl Moves {
         if let Err(e) = mount_images() {
             tracing::warn!("no tmpfs of its own for images ({e}); they share that of /run");
         }
+        // criu's first run in a guest takes long; it is not to be part of a move.
+        std::thread::spawn(criu::probed);
         Self {
             send,
             sources: Mutex::default(),
@@ -351,7 +353,7 @@ impl Moves {
     /// Forgets records of earlier moves of the feature whose incoming end is long through: the
     /// feature ran here, and was stopped or moved on since.
     fn drop_arrived(&self, feature: &FeatureName) {
-        if cgroup::populated(&paths::cgroup_dir(feature)) {
+        if unit::running(feature) {
             return;
         }
         for (id, r) in recorded() {

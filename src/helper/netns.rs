@@ -50,9 +50,7 @@ pub fn create(name: &FeatureName, spec: &Managed, announced: bool) -> Result<(),
     }
     let namespace = namespace(name);
     if !exists(name) {
-        // A plain file of that name, left by an unclean end, would make `add` fail.
-        let _ = fs::remove_file(paths::netns(name));
-        ip(name, &["netns", "add", &namespace], "")?;
+        add(name).map_err(|e| NetError::System(name.clone(), "make it", e))?;
     }
     within(name, silence_ipv6)?
         .map_err(|e| NetError::System(name.clone(), "switch IPv6 off", e))?;
@@ -97,14 +95,8 @@ pub fn create(name: &FeatureName, spec: &Managed, announced: bool) -> Result<(),
 /// Closes the gate: all IP traffic is dropped in both directions and ARP is off. The source
 /// closes it before it kills its copy, so that no FIN or RST leaves.
 pub fn gate(name: &FeatureName) -> Result<(), NetError> {
-    let rules = format!(
-        "add table inet {GATE}\ndelete table inet {GATE}\ntable inet {GATE} {{\n\
-         chain in {{ type filter hook input priority -400; policy drop; }}\n\
-         chain out {{ type filter hook output priority -400; policy drop; }}\n}}\n"
-    );
     within(name, || {
-        command::run("nft", &["-f", "-"], &rules, LIMIT)
-            .map_err(|e| NetError::Command(name.clone(), e))?;
+        packets::drop_all(GATE).map_err(|e| NetError::System(name.clone(), "close the gate", e))?;
         match packets::set_arp(INTERFACE, false) {
             // Not there yet: `create` makes it without ARP.
             Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
@@ -140,14 +132,17 @@ pub fn announce(name: &FeatureName, spec: &Managed) -> Result<(), NetError> {
 
 /// Removes the interface and the namespace.
 pub fn delete(name: &FeatureName) -> Result<(), NetError> {
+    let system = |what| move |e: io::Error| NetError::System(name.clone(), what, e);
     if exists(name) {
-        let namespace = namespace(name);
         // The interface first: the kernel takes namespaces down later, in its own time, and the
         // MAC address shall be gone now.
-        if has(name, INTERFACE)? {
-            ip(name, &["-n", &namespace, "link", "del", INTERFACE], "")?;
-        }
-        ip(name, &["netns", "del", &namespace], "")?;
+        within(name, || packets::delete_link(INTERFACE))?
+            .map_err(system("remove its interface"))?;
+    }
+    // More than once mounted after two helpers made it at the same time.
+    while exists(name) {
+        nix::mount::umount2(&paths::netns(name), nix::mount::MntFlags::MNT_DETACH)
+            .map_err(|e| system("unmount it")(e.into()))?;
     }
     match fs::remove_file(paths::netns(name)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -155,6 +150,37 @@ pub fn delete(name: &FeatureName) -> Result<(), NetError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Makes an empty namespace and mounts it where `ip netns` finds it.
+fn add(name: &FeatureName) -> io::Result<()> {
+    let path = paths::netns(name);
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    // A plain file of that name may have been left by an unclean end.
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| -> io::Result<()> {
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
+            let own = Path::new("/proc/thread-self/ns/net");
+            let bind = nix::mount::MsFlags::MS_BIND;
+            nix::mount::mount(Some(own), &path, None::<&str>, bind, None::<&str>)?;
+            Ok(())
+        });
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("its thread died")))
+    })
+}
+
+/// Whether the namespace is there and has its interface.
+pub fn ready(name: &FeatureName) -> bool {
+    exists(name) && has(name, INTERFACE).unwrap_or(false)
 }
 
 /// Whether the namespace is there: a namespace mounted on its file, not a plain file.

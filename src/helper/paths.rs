@@ -40,6 +40,12 @@ pub fn unit_file(name: &FeatureName) -> PathBuf {
 pub fn cgroup_dir(name: &FeatureName) -> PathBuf {
     PathBuf::from(format!("/sys/fs/cgroup/drover.slice/{}", unit_name(name)))
 }
+/// cgroup of a feature's workload, inside that of its unit. The supervisor is not in it: a move
+/// freezes the workload only, as systemd would hang if it had to start a stop command in a frozen
+/// cgroup.
+pub fn workload_cgroup(name: &FeatureName) -> PathBuf {
+    cgroup_dir(name).join("workload")
+}
 /// Network namespace of a feature.
 pub fn netns(name: &FeatureName) -> PathBuf {
     PathBuf::from(format!("/run/netns/drover-{name}"))

@@ -21,8 +21,12 @@ use crate::wire::bulk;
 use crate::wire::frame::{self, Decoder, Frame, Kind};
 use crate::wire::guest::{Event, Message};
 
-/// How often a port whose host side is closed, or that is absent, is looked at again.
+/// How often a port whose host side is closed, or that is absent, is looked at again: often at
+/// first, as a host that restarts is back soon.
 const PAUSE: Duration = Duration::from_millis(50);
+const LONG_PAUSE: Duration = Duration::from_millis(200);
+/// Wait for an event that needs nothing done when it does not come.
+const QUIET: Duration = Duration::from_secs(1);
 /// A frame that does not go on for this long was cut short.
 const STALL: Duration = Duration::from_secs(1);
 /// Longest wait for the host to take bulk bytes.
@@ -123,7 +127,9 @@ impl Device {
                     bytes = &bytes[n..];
                     progress = Instant::now();
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => wait(&file, PollFlags::POLLOUT),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    wait(&file, PollFlags::POLLOUT, LONG_PAUSE);
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => {
                     self.lost(&file, &e);
@@ -135,11 +141,12 @@ impl Device {
     }
 }
 
-/// Waits for an event, at most 200 ms; at once ready for another reason (the host's side is
-/// closed), it sleeps instead.
-fn wait(file: &File, event: PollFlags) {
+/// Waits for an event, at most `limit`; ready for another reason (the host's side is closed), it
+/// sleeps a little instead.
+fn wait(file: &File, event: PollFlags, limit: Duration) {
     let mut fds = [PollFd::new(file.as_fd(), event)];
-    let ready = poll(&mut fds, PollTimeout::from(200_u16)).unwrap_or(0);
+    let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO);
+    let ready = poll(&mut fds, limit).unwrap_or(0);
     let wanted = fds[0].revents().is_some_and(|r| r.contains(event));
     if ready > 0 && !wanted {
         std::thread::sleep(PAUSE);
@@ -177,21 +184,27 @@ impl FrameReader {
                 return frame;
             }
             let Ok(file) = self.device.file() else {
-                std::thread::sleep(4 * PAUSE);
+                std::thread::sleep(LONG_PAUSE);
                 continue;
             };
             match (&*file).read(&mut buffer) {
                 Ok(0) => {
                     // The host's side is closed: what was cut short will not go on.
                     self.forget();
-                    std::thread::sleep(PAUSE);
+                    let soon = self.last.elapsed() < QUIET;
+                    std::thread::sleep(if soon { PAUSE } else { LONG_PAUSE });
                 }
                 Ok(n) => {
                     self.push(&buffer[..n]);
                     self.last = Instant::now();
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    wait(&file, PollFlags::POLLIN);
+                    let limit = if self.unused.is_empty() {
+                        QUIET
+                    } else {
+                        LONG_PAUSE
+                    };
+                    wait(&file, PollFlags::POLLIN, limit);
                     if !self.unused.is_empty() && self.last.elapsed() > STALL {
                         self.resynchronise();
                     }
@@ -201,7 +214,7 @@ impl FrameReader {
                     self.device.lost(&file, &e);
                     drop(file);
                     self.forget();
-                    std::thread::sleep(4 * PAUSE);
+                    std::thread::sleep(LONG_PAUSE);
                 }
             }
         }

@@ -31,7 +31,7 @@ pub fn check(spec: &FeatureSpec) -> Preflight {
         ));
         return found;
     }
-    let (version, problem) = criu::probe();
+    let (version, problem) = criu::probed();
     if version.is_empty() {
         found
             .problems
@@ -48,7 +48,7 @@ pub fn check(spec: &FeatureSpec) -> Preflight {
         return found;
     };
     let root = Proc(PathBuf::from("/proc"));
-    let all = cgroup::processes(&paths::cgroup_dir(name));
+    let all = cgroup::processes(&paths::workload_cgroup(name));
     // The unit's main process is the supervisor; it stays.
     let pids: Vec<i32> = all
         .into_iter()

@@ -71,12 +71,13 @@ fn run_to_end(name: &FeatureName, restore: Option<Restore>) -> Result<i32, RunEr
         .managed()
         .ok_or_else(|| RunError::NotManaged(name.clone()))?;
     let log = open_log(name).map_err(system("make its log FIFO"))?;
-    if restore.is_none() {
-        netns::create(name, managed, true)?;
-    } else if !netns::exists(name) {
-        netns::create(name, managed, false)?;
+    // The daemon made it before, outside of this unit's CPU limit, unless the unit was started
+    // by hand.
+    if !netns::ready(name) {
+        netns::create(name, managed, restore.is_none())?;
     }
     let signals = block_signals().map_err(system("block signals"))?;
+    fs::create_dir_all(paths::workload_cgroup(name)).map_err(system("make a cgroup"))?;
     let child = match restore {
         None => start(name, managed)?,
         Some(restore) => restore(name).map_err(|e| RunError::Restore(name.clone(), e))?,
@@ -170,6 +171,7 @@ struct Workload {
     arguments: Vec<CString>,
     environment: Vec<CString>,
     network: File,
+    cgroup: File,
     log: std::path::PathBuf,
 }
 
@@ -197,11 +199,16 @@ impl Workload {
         }
         let network = File::open(paths::netns(name))
             .map_err(|e| RunError::System(name.clone(), "open its network namespace", e))?;
+        let cgroup = OpenOptions::new()
+            .write(true)
+            .open(paths::workload_cgroup(name).join("cgroup.procs"))
+            .map_err(|e| RunError::System(name.clone(), "open its cgroup", e))?;
         Ok(Self {
             program,
             arguments,
             environment,
             network,
+            cgroup,
             log: features::log_fifo(name),
         })
     }
@@ -210,6 +217,9 @@ impl Workload {
     fn become_it(&self, report: &OwnedFd) -> Result<Never, String> {
         let at = |what: &'static str| move |e: Errno| format!("cannot {what}: {}", e.desc());
         let io = |what: &'static str| move |e: io::Error| format!("cannot {what}: {e}");
+        (&self.cgroup)
+            .write_all(b"0")
+            .map_err(io("enter its cgroup"))?;
         nix::unistd::setsid().map_err(at("start a session"))?;
         setns(&self.network, CloneFlags::CLONE_NEWNET).map_err(at("enter its network"))?;
         nix::unistd::chdir("/").map_err(at("change to /"))?;
@@ -250,9 +260,13 @@ fn supervise(name: &FeatureName, child: Pid, signals: &SignalFd, mut log: File) 
     loop {
         if let Some(status) = reap(child)? {
             pass_on(&mut log);
-            let (code, word) = describe(status);
+            let (code, mut word) = describe(status);
             if stopping {
                 return Ok(0);
+            }
+            let events = paths::cgroup_dir(name).join("memory.events");
+            if code == 137 && had_oom_kill(&fs::read_to_string(events).unwrap_or_default()) {
+                word.push_str(" for lack of memory");
             }
             eprintln!("workload of feature '{name}' {word}");
             leave_word(name, &word);
@@ -314,6 +328,13 @@ fn describe(status: WaitStatus) -> (i32, String) {
     }
 }
 
+fn had_oom_kill(events: &str) -> bool {
+    events
+        .lines()
+        .filter_map(|l| l.strip_prefix("oom_kill "))
+        .any(|count| count.trim() != "0")
+}
+
 /// Whether the process handles, blocks (to wait for it) or ignores SIGTERM itself.
 fn heeds_termination(pid: Pid) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -339,6 +360,18 @@ fn pass_on(log: &mut File) {
     }
 }
 
+/// Run by systemd after the unit's end: tells of a supervisor that could not do so itself.
+/// `result` is systemd's `$SERVICE_RESULT`.
+pub fn after_end(name: &FeatureName, result: &str) {
+    let supervisor_died = ["signal", "core-dump", "oom-kill", "watchdog"].contains(&result);
+    if supervisor_died && !features::exit_file(name).exists() {
+        leave_word(
+            name,
+            &format!("lost its supervisor ({result}) and was ended"),
+        );
+    }
+}
+
 /// Leaves a sentence for the daemon, which makes an event of it.
 fn leave_word(name: &FeatureName, word: &str) {
     if let Err(e) = features::write_atomically(&features::exit_file(name), word.as_bytes()) {
@@ -358,6 +391,12 @@ mod tests {
         assert!(!mask_has_term(
             "SigBlk:\t0000000000000000\nSigCgt:\t0000000000000001\n"
         ));
+    }
+
+    #[test]
+    fn knows_a_kill_for_lack_of_memory() {
+        assert!(had_oom_kill("low 0\noom 1\noom_kill 1\noom_group_kill 0\n"));
+        assert!(!had_oom_kill("oom 0\noom_kill 0\n"));
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub struct Ask<'a> {
 
 #[derive(Debug, Default)]
 struct Inner {
-    // Started ahead and waiting for its request.
+    // Has served rounds and waits for the next request.
     prepared: Option<Criu>,
     // At its gate.
     held: Option<Criu>,
@@ -84,7 +84,7 @@ impl Source {
         let begin = Instant::now();
         let mut criu = match inner.prepared.take() {
             Some(c) => c,
-            None => Criu::spawn(Some(&paths::netns(ask.feature)), Some(ask.id))?,
+            None => Criu::spawn(&paths::netns(ask.feature), &criu::cgroup(ask.id))?,
         };
         let end = Self::pre_dump_by(&mut criu, ask, pid, inner.tracked);
         // Whatever happens until the round is sent, the pages it took are taken.
@@ -95,7 +95,8 @@ impl Source {
             return Err(e.into());
         }
         let dump_ms = begin.elapsed().as_millis() as u64;
-        criu.wait_end(CRIU_END);
+        // It now waits for the next round's request, or the last one's.
+        inner.prepared = Some(criu);
         let image = std::fs::read(paths::move_dir(ask.id).join("stats-dump"));
         let took = image
             .ok()
@@ -113,8 +114,6 @@ impl Source {
             dump_ms,
             send_ms: sending.elapsed().as_millis() as u64,
         };
-        // The next round's criu starts while the host decides.
-        inner.prepared = Criu::spawn(Some(&paths::netns(ask.feature)), Some(ask.id)).ok();
         tracing::debug!("move {} round {}: {stats:?}", ask.id, ask.round);
         Ok(stats)
     }
@@ -206,7 +205,7 @@ impl Source {
     ) -> Result<RoundStats, Failure> {
         let mut criu = match inner.prepared.take() {
             Some(c) => c,
-            None => Criu::spawn(Some(&paths::netns(ask.feature)), Some(ask.id))?,
+            None => Criu::spawn(&paths::netns(ask.feature), &criu::cgroup(ask.id))?,
         };
         let begin = Instant::now();
         netns::gate(ask.feature)?;
@@ -231,7 +230,7 @@ impl Source {
             }
         }
         let dumped = begin.elapsed();
-        cgroup::freeze(&paths::cgroup_dir(ask.feature), true, FREEZER)?;
+        cgroup::freeze(&paths::workload_cgroup(ask.feature), true, FREEZER)?;
         tracing::debug!(
             "move {}: gate closed after {gated:?}, drained {drained:?}, dumped {dumped:?}, \
              freezer {:?}",
@@ -408,7 +407,7 @@ fn thaw(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
             format!("criu of move {id} does not end; feature '{feature}' stays frozen"),
         ));
     }
-    let dir = paths::cgroup_dir(feature);
+    let dir = paths::workload_cgroup(feature);
     // Only a criu that died by force leaves sockets in repair mode.
     let silent = end_repair(&cgroup::processes(&dir));
     if silent > 0 {
@@ -426,7 +425,6 @@ fn thaw(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
 
 /// Kills the copy here, silently, and removes all of the feature.
 fn bury(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failure> {
-    let dir = paths::cgroup_dir(feature);
     // Closed since the freeze began, unless somebody meddled: closing it again costs little, and
     // a FIN that leaves would cut the connections that the target serves by now.
     if netns::exists(feature) {
@@ -441,18 +439,19 @@ fn bury(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
         }
         criu.wait_end(CRIU_END);
     }
-    if dir.exists() {
-        std::fs::write(dir.join("cgroup.kill"), "1")?;
-    }
-    let until = Instant::now() + FREEZER;
-    while cgroup::populated(&dir) {
-        if Instant::now() > until {
-            return Err(Failure::new(
-                ErrorKind::Failed,
-                format!("the processes of feature '{feature}' do not end after the commit"),
-            ));
+    let workload = paths::workload_cgroup(feature);
+    if workload.exists() {
+        std::fs::write(workload.join("cgroup.kill"), "1")?;
+        let until = Instant::now() + FREEZER;
+        while cgroup::populated(&workload) {
+            if Instant::now() > until {
+                return Err(Failure::new(
+                    ErrorKind::Failed,
+                    format!("the processes of feature '{feature}' do not end after the commit"),
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
-        std::thread::sleep(Duration::from_millis(2));
     }
     unit::remove(feature)?;
     features::remove(feature)?;

@@ -9,7 +9,7 @@ use super::gate::{self, Client, Order, State};
 use super::images::Receiver;
 use super::moves::{self, Failure, Record, Side, lock};
 use super::preflight;
-use super::{features, netns, paths, unit};
+use super::{criu, features, netns, paths, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::wire::bulk::Body;
 use crate::wire::guest::{ErrorKind, FileDigest};
@@ -20,6 +20,8 @@ const ARRIVAL: Duration = Duration::from_secs(120);
 const RESTORE: Duration = Duration::from_secs(180);
 /// Longest wait for the supervisor to listen.
 const SUPERVISOR: Duration = Duration::from_secs(60);
+/// Longest wait for a restore to be undone.
+const UNDO: Duration = Duration::from_secs(10);
 /// Memory that must be left beside the images, bytes.
 const RESERVE: u64 = 48 << 20;
 
@@ -106,6 +108,12 @@ impl Target {
         }
         for file in files {
             preflight::compare(file).map_err(refused)?;
+        }
+        let (version, problem) = criu::probed();
+        if !problem.is_empty() {
+            return Err(refused(format!(
+                "criu {version} does not work here: {problem}"
+            )));
         }
         let free = preflight::room();
         let room = free.saturating_sub(RESERVE);
@@ -352,8 +360,11 @@ impl Target {
         let dir = paths::move_dir(id);
         if let Ok(mut c) = Client::connect(&dir) {
             let _ = c.order(&Order::Discard);
-            // It ends by itself, after criu has undone the restore.
-            while !matches!(c.state(SUPERVISOR), Ok(Some(State::Failed { .. })) | Err(_)) {}
+            // It ends by itself, after criu has undone the restore. If not, the unit's stop kills
+            // both: all that criu has its hands on here is to die anyway.
+            let until = Instant::now() + UNDO;
+            let over = |s| matches!(s, Ok(Some(State::Failed { .. })) | Err(_));
+            while !over(c.state(Duration::from_millis(500))) && Instant::now() < until {}
         }
         self.clean(id, &r.feature)
     }

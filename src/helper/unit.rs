@@ -53,12 +53,22 @@ pub fn install(
     }
     // The name of an unfinished file must not end like a unit's.
     features::write_atomically(&file, text.as_bytes()).map_err(failed)?;
-    systemctl(name, &["daemon-reload"])
+    // systemd reads a unit that it does not have in memory when it needs it. A reload takes a
+    // second or more on a slow guest, so it is only done for a unit that is in memory still.
+    let unit = paths::unit_name(name);
+    let stale = systemctl(
+        name,
+        &["show", "-p", "NeedDaemonReload", "--value", "--", &unit],
+    )?;
+    if stale.trim() == "yes" {
+        systemctl(name, &["daemon-reload"])?;
+    }
+    Ok(())
 }
 
 /// Starts the unit; returns when its main process was executed. Idempotent.
 pub fn start(name: &FeatureName) -> Result<(), UnitError> {
-    systemctl(name, &["start", &paths::unit_name(name)])
+    systemctl(name, &["start", &paths::unit_name(name)]).map(|_| ())
 }
 
 /// Stops the unit and waits until its processes are gone. Idempotent; an unknown unit is stopped.
@@ -66,7 +76,7 @@ pub fn stop(name: &FeatureName) -> Result<(), UnitError> {
     match systemctl(name, &["stop", &paths::unit_name(name)]) {
         // 5: not loaded.
         Err(UnitError::Systemctl(_, CommandError::Failed { code: Some(5), .. })) => Ok(()),
-        other => other,
+        other => other.map(|_| ()),
     }
 }
 
@@ -74,16 +84,13 @@ pub fn stop(name: &FeatureName) -> Result<(), UnitError> {
 /// address, PID file, log FIFO. Idempotent.
 pub fn remove(name: &FeatureName) -> Result<(), UnitError> {
     stop(name)?;
-    let file = paths::unit_file(name);
-    if file.exists() {
+    cleanup(name)?;
+    // CollectMode makes systemd forget the stopped unit by itself.
+    for file in [paths::unit_file(name), features::exit_file(name)] {
         features::remove_file(&file)
             .map_err(|e| UnitError::File(name.clone(), file.display().to_string(), e))?;
-        systemctl(name, &["daemon-reload"])?;
     }
-    cleanup(name)?;
-    let exit = features::exit_file(name);
-    features::remove_file(&exit)
-        .map_err(|e| UnitError::File(name.clone(), exit.display().to_string(), e))
+    Ok(())
 }
 
 /// Removes what a stopped unit may have left: namespace, PID file, log FIFO. Run by systemd after
@@ -102,10 +109,8 @@ pub fn running(name: &FeatureName) -> bool {
     cgroup::populated(&paths::cgroup_dir(name))
 }
 
-fn systemctl(name: &FeatureName, args: &[&str]) -> Result<(), UnitError> {
-    command::run("systemctl", args, "", LIMIT)
-        .map(|_| ())
-        .map_err(|e| UnitError::Systemctl(name.clone(), e))
+fn systemctl(name: &FeatureName, args: &[&str]) -> Result<String, UnitError> {
+    command::run("systemctl", args, "", LIMIT).map_err(|e| UnitError::Systemctl(name.clone(), e))
 }
 
 fn text(name: &FeatureName, managed: &Managed, restore: Option<&str>) -> String {
@@ -120,7 +125,8 @@ fn text(name: &FeatureName, managed: &Managed, restore: Option<&str>) -> String 
     let _ = write!(
         unit,
         "\nExecStopPost={helper} cleanup {name}\nSlice=drover.slice\nRestart=no\n\
-         KillMode=mixed\nTimeoutStopSec=5\nDelegate=no\nCPUAccounting=yes\n\
+         OOMPolicy=continue\n\
+         KillMode=mixed\nTimeoutStopSec=5\nDelegate=yes\nCPUAccounting=yes\n\
          MemoryAccounting=yes\nIOAccounting=yes\nTasksAccounting=yes\n"
     );
     if let Some(percent) = managed.cpu_quota_percent {

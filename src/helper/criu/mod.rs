@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -26,6 +27,8 @@ use rpc::{Kind, Opts, Request, Response};
 
 /// Where criu is.
 pub const PROGRAM: &str = "/usr/sbin/criu";
+/// What criu knows of the kernel, kept between its runs.
+const KERNEL_DATA: &str = "/run/criu.kdat";
 /// cgroup of criu's own processes, one directory per move below it: neither the helper's unit
 /// nor a feature's limits touch them.
 const CGROUP: &str = "/sys/fs/cgroup/drover-criu";
@@ -128,9 +131,9 @@ pub struct Job<'a> {
 }
 
 impl Criu {
-    /// Starts criu, in the network namespace `netns` if given, and in the cgroup of `move_id` if
-    /// given (else in the caller's). It then waits for a request at no cost.
-    pub fn spawn(netns: Option<&Path>, move_id: Option<&str>) -> Result<Self, CriuError> {
+    /// Starts criu, in the network namespace `netns` and the cgroup `cgroup` (made when absent).
+    /// It then waits for a request at no cost.
+    pub fn spawn(netns: &Path, cgroup: &Path) -> Result<Self, CriuError> {
         let start = |e: nix::Error| CriuError::Start(e.into());
         let (ours, theirs) = socketpair(
             AddressFamily::Unix,
@@ -139,19 +142,12 @@ impl Criu {
             SockFlag::SOCK_CLOEXEC,
         )
         .map_err(start)?;
-        let ns = netns
-            .map(File::open)
-            .transpose()
+        let ns = File::open(netns).map_err(CriuError::Start)?;
+        std::fs::create_dir_all(cgroup).map_err(CriuError::Start)?;
+        let procs = File::options()
+            .write(true)
+            .open(cgroup.join("cgroup.procs"))
             .map_err(CriuError::Start)?;
-        let procs = match move_id {
-            Some(id) => {
-                let dir = cgroup(id);
-                std::fs::create_dir_all(&dir).map_err(CriuError::Start)?;
-                let f = File::options().write(true).open(dir.join("cgroup.procs"));
-                Some(f.map_err(CriuError::Start)?)
-            }
-            None => None,
-        };
         let mut command = Command::new(PROGRAM);
         command
             .args(["swrk", "3"])
@@ -164,12 +160,8 @@ impl Criu {
         // descriptors opened before; it allocates nothing.
         unsafe {
             command.pre_exec(move || {
-                if let Some(f) = &procs {
-                    (&*f).write_all(b"0")?;
-                }
-                if let Some(ns) = &ns {
-                    setns(ns, CloneFlags::CLONE_NEWNET)?;
-                }
+                (&procs).write_all(b"0")?;
+                setns(&ns, CloneFlags::CLONE_NEWNET)?;
                 super::run::default_signals()?;
                 keep_as_three(fd)
             });
@@ -319,8 +311,8 @@ fn keep_as_three(fd: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// cgroup of the criu processes of a move.
-fn cgroup(id: &str) -> PathBuf {
+/// cgroup of the criu processes that dump for a move.
+pub fn cgroup(id: &str) -> PathBuf {
     Path::new(CGROUP).join(id)
 }
 
@@ -368,6 +360,22 @@ pub fn probe() -> (String, String) {
         }
         Err(e) => format!("criu check cannot be run: {e}"),
     };
+    (version, problem)
+}
+
+/// [`probe`], run once as long as its result is good. It also makes criu look at the kernel and
+/// keep what it found in `/run/criu.kdat`: doing that inside a feature's network namespace hangs
+/// criu 4.1.1.
+pub fn probed() -> (String, String) {
+    static GOOD: Mutex<Option<String>> = Mutex::new(None);
+    let mut good = GOOD.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(version) = good.as_ref()
+        && Path::new(KERNEL_DATA).exists()
+    {
+        return (version.clone(), String::new());
+    }
+    let (version, problem) = probe();
+    *good = problem.is_empty().then(|| version.clone());
     (version, problem)
 }
 

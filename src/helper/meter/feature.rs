@@ -3,9 +3,11 @@
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::feature::{FeatureName, FeatureSpec, Workload};
+use crate::helper::port::lock;
 use crate::helper::{cgroup, command, features, netns, paths};
 use crate::sample::{Counters, RawSample};
 
@@ -33,6 +35,8 @@ pub struct FeatureMeter {
     workload: Workload,
     directory: Option<PathBuf>,
     asked: Option<Instant>,
+    /// Where systemd's answer arrives; asking takes longer than a tick may.
+    answer: Arc<Mutex<Option<PathBuf>>>,
     open: Option<Open>,
     network: Option<File>,
     buffer: Vec<u8>,
@@ -54,6 +58,7 @@ impl FeatureMeter {
             workload: spec.workload.clone(),
             directory,
             asked: None,
+            answer: Arc::default(),
             open: None,
             network: None,
             buffer: vec![0; 16 << 10],
@@ -121,17 +126,32 @@ impl FeatureMeter {
         let Workload::Unit { unit } = &self.workload else {
             return None;
         };
-        if self.asked.is_some_and(|at| at.elapsed() < ASK_AGAIN) {
-            return self.directory.clone();
+        let found = lock(&self.answer).take().or_else(|| usual_directory(unit));
+        if found.is_some() {
+            self.directory = found;
+        } else if self.asked.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
+            self.asked = Some(Instant::now());
+            let (unit, answer) = (unit.clone(), Arc::clone(&self.answer));
+            let ask = move || *lock(&answer) = unit_directory(&unit);
+            if let Err(e) = std::thread::Builder::new().spawn(ask) {
+                tracing::warn!("cannot ask systemd for a cgroup: {e}");
+            }
         }
-        self.asked = Some(Instant::now());
-        self.directory = unit_directory(unit);
         self.directory.clone()
     }
 }
 
+/// Where nearly every unit's cgroup is.
+fn usual_directory(unit: &str) -> Option<PathBuf> {
+    let usual = Path::new(cgroup::ROOT).join("system.slice").join(unit);
+    usual.exists().then_some(usual)
+}
+
 /// Where systemd keeps the cgroup of a unit; `None` while it has none.
 pub fn unit_directory(unit: &str) -> Option<PathBuf> {
+    if let Some(usual) = usual_directory(unit) {
+        return Some(usual);
+    }
     let args = ["show", "-p", "ControlGroup", "--value", "--", unit];
     match command::run("systemctl", &args, "", Duration::from_secs(5)) {
         Ok(group) => cgroup::directory(group.trim()),

@@ -1,5 +1,5 @@
-//! What `netns` does without running a command: interface flags, gratuitous ARP, removal of an
-//! nftables table. All of it works on the calling thread's network namespace.
+//! What `netns` does without running a command: interface flags, gratuitous ARP, removal of
+//! interfaces and nftables tables. All of it works on the calling thread's network namespace.
 
 use std::io::{self, Read};
 use std::net::Ipv4Addr;
@@ -10,7 +10,9 @@ use nix::libc;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
+const NFT_MSG_NEWTABLE: u16 = 0;
 const NFT_MSG_DELTABLE: u16 = 2;
+const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFPROTO_INET: u8 = 1;
 
@@ -107,11 +109,42 @@ fn arp_frame(operation: u8, mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
     f
 }
 
+/// Makes an nftables table of family inet whose two chains drop everything that comes in and goes
+/// out. Fine when it is there already.
+pub fn drop_all(table: &str) -> io::Result<()> {
+    request(libc::NETLINK_NETFILTER, &drop_all_batch(table))
+}
+
 /// Removes an nftables table of family inet with all that is in it; its absence is fine.
 pub fn delete_table(table: &str) -> io::Result<()> {
-    let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER)?;
+    match request(libc::NETLINK_NETFILTER, &delete_table_batch(table)) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes an interface; its absence is fine.
+pub fn delete_link(interface: &str) -> io::Result<()> {
+    let Ok(index) = nix::net::if_::if_nametoindex(interface) else {
+        return Ok(());
+    };
+    // struct ifinfomsg: family, padding, type, index, flags, change.
+    let mut body = vec![0_u8; 16];
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    let mut out = Vec::new();
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
+    message(&mut out, libc::RTM_DELLINK, flags, 1, &body);
+    match request(libc::NETLINK_ROUTE, &out) {
+        Err(e) if e.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        other => other,
+    }
+}
+
+/// Sends messages to the kernel and waits for the one acknowledgement they ask for.
+fn request(protocol: i32, messages: &[u8]) -> io::Result<()> {
+    let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, protocol)?;
     let limit = libc::timeval {
-        tv_sec: 2,
+        tv_sec: 5,
         tv_usec: 0,
     };
     // SAFETY: the pointers are to locals that outlive the calls, with their true sizes.
@@ -126,8 +159,7 @@ pub fn delete_table(table: &str) -> io::Result<()> {
             at,
             size,
         );
-        let batch = delete_table_batch(table);
-        if libc::send(fd.as_raw_fd(), batch.as_ptr().cast(), batch.len(), 0) < 0 {
+        if libc::send(fd.as_raw_fd(), messages.as_ptr().cast(), messages.len(), 0) < 0 {
             return Err(io::Error::last_os_error());
         }
     }
@@ -136,35 +168,89 @@ pub fn delete_table(table: &str) -> io::Result<()> {
     let n = file.read(&mut reply)?;
     match netlink_error(&reply[..n]) {
         Some(0) => Ok(()),
-        Some(e) if e == -libc::ENOENT => Ok(()),
         Some(e) => Err(io::Error::from_raw_os_error(-e)),
-        None => Err(io::Error::other("unexpected answer from nfnetlink")),
+        None => Err(io::Error::other("unexpected answer from the kernel")),
     }
 }
 
-fn delete_table_batch(table: &str) -> Vec<u8> {
-    fn message(out: &mut Vec<u8>, kind: u16, flags: i32, seq: u32, body: &[u8]) {
-        out.extend_from_slice(&(16 + body.len() as u32).to_ne_bytes());
-        out.extend_from_slice(&kind.to_ne_bytes());
-        out.extend_from_slice(&(flags as u16).to_ne_bytes());
-        out.extend_from_slice(&seq.to_ne_bytes());
-        out.extend_from_slice(&0_u32.to_ne_bytes());
-        out.extend_from_slice(body);
-    }
+fn message(out: &mut Vec<u8>, kind: u16, flags: i32, seq: u32, body: &[u8]) {
+    out.extend_from_slice(&(16 + body.len() as u32).to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(&(flags as u16).to_ne_bytes());
+    out.extend_from_slice(&seq.to_ne_bytes());
+    out.extend_from_slice(&0_u32.to_ne_bytes());
+    out.extend_from_slice(body);
+}
+
+/// Appends a netlink attribute, padded.
+fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    out.extend_from_slice(&(4 + value.len() as u16).to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(value);
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+fn name_attribute(out: &mut Vec<u8>, kind: u16, name: &str) {
+    let mut value = name.as_bytes().to_vec();
+    value.push(0);
+    attribute(out, kind, &value);
+}
+
+/// A transaction of nftables messages: (kind, flags, attributes). The last one is acknowledged,
+/// and any that fails is answered.
+fn batch(messages: &[(u16, i32, Vec<u8>)]) -> Vec<u8> {
     let [hi, lo] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
-    let mut body = vec![NFPROTO_INET, 0, 0, 0];
-    body.extend_from_slice(&(4 + table.len() as u16 + 1).to_ne_bytes());
-    body.extend_from_slice(&NFTA_TABLE_NAME.to_ne_bytes());
-    body.extend_from_slice(table.as_bytes());
-    body.push(0);
-    body.resize(body.len().next_multiple_of(4), 0);
     let mut out = Vec::new();
     let request = libc::NLM_F_REQUEST;
     message(&mut out, NFNL_MSG_BATCH_BEGIN, request, 1, &[0, 0, hi, lo]);
-    let delete = (NFNL_SUBSYS_NFTABLES << 8) | NFT_MSG_DELTABLE;
-    message(&mut out, delete, request | libc::NLM_F_ACK, 2, &body);
-    message(&mut out, NFNL_MSG_BATCH_END, request, 3, &[0, 0, hi, lo]);
+    for (i, (kind, flags, attributes)) in messages.iter().enumerate() {
+        let mut body = vec![NFPROTO_INET, 0, 0, 0];
+        body.extend_from_slice(attributes);
+        let last = i + 1 == messages.len();
+        let flags = request | flags | if last { libc::NLM_F_ACK } else { 0 };
+        let kind = (NFNL_SUBSYS_NFTABLES << 8) | kind;
+        message(&mut out, kind, flags, 2 + i as u32, &body);
+    }
+    let end = 2 + messages.len() as u32;
+    message(&mut out, NFNL_MSG_BATCH_END, request, end, &[0, 0, hi, lo]);
     out
+}
+
+fn delete_table_batch(table: &str) -> Vec<u8> {
+    let mut attributes = Vec::new();
+    name_attribute(&mut attributes, NFTA_TABLE_NAME, table);
+    batch(&[(NFT_MSG_DELTABLE, 0, attributes)])
+}
+
+fn drop_all_batch(table: &str) -> Vec<u8> {
+    // NFTA_CHAIN_*, NFTA_HOOK_* and NF_INET_* of linux/netfilter.h and nf_tables.h.
+    const TABLE: u16 = 1;
+    const NAME: u16 = 3;
+    const HOOK: u16 = 4 | 0x8000; // nested
+    const POLICY: u16 = 5;
+    const TYPE: u16 = 7;
+    const HOOK_NUMBER: u16 = 1;
+    const HOOK_PRIORITY: u16 = 2;
+    const LOCAL_IN: u32 = 1;
+    const LOCAL_OUT: u32 = 3;
+    const DROP: u32 = 0;
+    let mut messages = Vec::new();
+    let mut attributes = Vec::new();
+    name_attribute(&mut attributes, NFTA_TABLE_NAME, table);
+    messages.push((NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, attributes));
+    for (name, hook) in [("in", LOCAL_IN), ("out", LOCAL_OUT)] {
+        let mut nested = Vec::new();
+        attribute(&mut nested, HOOK_NUMBER, &hook.to_be_bytes());
+        attribute(&mut nested, HOOK_PRIORITY, &(-400_i32).to_be_bytes());
+        let mut attributes = Vec::new();
+        name_attribute(&mut attributes, TABLE, table);
+        name_attribute(&mut attributes, NAME, name);
+        attribute(&mut attributes, HOOK, &nested);
+        attribute(&mut attributes, POLICY, &DROP.to_be_bytes());
+        name_attribute(&mut attributes, TYPE, "filter");
+        messages.push((NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, attributes));
+    }
+    batch(&messages)
 }
 
 /// The error number (0 or negative) of the first message, when it is an NLMSG_ERROR.
@@ -191,18 +277,27 @@ mod tests {
 
     #[test]
     fn batch_lengths_add_up() {
-        let batch = delete_table_batch("drover_gate");
-        let mut at = 0;
-        let mut kinds = Vec::new();
-        while at < batch.len() {
-            let len = u32::from_ne_bytes(batch[at..at + 4].try_into().unwrap()) as usize;
-            kinds.push(u16::from_ne_bytes(
-                batch[at + 4..at + 6].try_into().unwrap(),
-            ));
-            at += len;
-        }
-        assert_eq!(at, batch.len());
-        assert_eq!(kinds, [0x10, 0x0a02, 0x11]);
+        let kinds = |batch: &[u8]| {
+            let mut at = 0;
+            let mut kinds = Vec::new();
+            while at < batch.len() {
+                let len = u32::from_ne_bytes(batch[at..at + 4].try_into().unwrap()) as usize;
+                kinds.push(u16::from_ne_bytes(
+                    batch[at + 4..at + 6].try_into().unwrap(),
+                ));
+                at += len;
+            }
+            assert_eq!(at, batch.len());
+            kinds
+        };
+        assert_eq!(
+            kinds(&drop_all_batch("drover_gate")),
+            [0x10, 0x0a00, 0x0a03, 0x0a03, 0x11]
+        );
+        assert_eq!(
+            kinds(&delete_table_batch("drover_gate")),
+            [0x10, 0x0a02, 0x11]
+        );
     }
 
     #[test]
