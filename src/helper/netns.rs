@@ -93,10 +93,12 @@ pub fn create(name: &FeatureName, spec: &Managed, announced: bool) -> Result<(),
 }
 
 /// Closes the gate: all IP traffic is dropped in both directions and ARP is off. The source
-/// closes it before it kills its copy, so that no FIN or RST leaves.
+/// closes it before it kills its copy, so that no FIN or RST leaves. Runs no command, as it is part
+/// of a move's downtime.
 pub fn gate(name: &FeatureName) -> Result<(), NetError> {
     within(name, || {
-        packets::drop_all(GATE).map_err(|e| NetError::System(name.clone(), "close the gate", e))?;
+        packets::add_dropping_table(GATE)
+            .map_err(|e| NetError::System(name.clone(), "close the gate", e))?;
         match packets::set_arp(INTERFACE, false) {
             // Not there yet: `create` makes it without ARP.
             Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),

@@ -14,6 +14,18 @@ const NFT_MSG_NEWTABLE: u16 = 0;
 const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_CHAIN_HOOK: u16 = 4;
+const NFTA_CHAIN_POLICY: u16 = 5;
+const NFTA_CHAIN_TYPE: u16 = 7;
+const NFTA_HOOK_HOOKNUM: u16 = 1;
+const NFTA_HOOK_PRIORITY: u16 = 2;
+const NF_INET_LOCAL_IN: u32 = 1;
+const NF_INET_LOCAL_OUT: u32 = 3;
+const NF_DROP: u32 = 0;
+/// Before connection tracking and before everything that criu adds.
+const PRIORITY: i32 = -400;
 const NFPROTO_INET: u8 = 1;
 
 /// The six bytes of a MAC address as [`crate::feature::Managed::mac`] writes it.
@@ -109,18 +121,43 @@ fn arp_frame(operation: u8, mac: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
     f
 }
 
-/// Makes an nftables table of family inet whose two chains drop everything that comes in and goes
-/// out. Fine when it is there already.
-pub fn drop_all(table: &str) -> io::Result<()> {
-    request(libc::NETLINK_NETFILTER, &drop_all_batch(table))
-}
-
 /// Removes an nftables table of family inet with all that is in it; its absence is fine.
 pub fn delete_table(table: &str) -> io::Result<()> {
-    match request(libc::NETLINK_NETFILTER, &delete_table_batch(table)) {
+    let mut body = Vec::new();
+    string(&mut body, NFTA_TABLE_NAME, table);
+    match request(
+        libc::NETLINK_NETFILTER,
+        &batch(&[(NFT_MSG_DELTABLE, 0, body)]),
+    ) {
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         other => other,
     }
+}
+
+/// Makes an nftables table of family inet that drops everything that comes in or goes out. One
+/// that is there already stays.
+pub fn add_dropping_table(table: &str) -> io::Result<()> {
+    request(libc::NETLINK_NETFILTER, &batch(&dropping_table(table)))
+}
+
+fn dropping_table(table: &str) -> Vec<(u16, i32, Vec<u8>)> {
+    let mut body = Vec::new();
+    string(&mut body, NFTA_TABLE_NAME, table);
+    let mut messages = vec![(NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, body)];
+    for (name, hook) in [("in", NF_INET_LOCAL_IN), ("out", NF_INET_LOCAL_OUT)] {
+        let mut hooked = Vec::new();
+        attribute(&mut hooked, NFTA_HOOK_HOOKNUM, &hook.to_be_bytes());
+        attribute(&mut hooked, NFTA_HOOK_PRIORITY, &PRIORITY.to_be_bytes());
+        let mut body = Vec::new();
+        string(&mut body, NFTA_CHAIN_TABLE, table);
+        string(&mut body, NFTA_CHAIN_NAME, name);
+        let nested = NFTA_CHAIN_HOOK | libc::NLA_F_NESTED as u16;
+        attribute(&mut body, nested, &hooked);
+        attribute(&mut body, NFTA_CHAIN_POLICY, &NF_DROP.to_be_bytes());
+        string(&mut body, NFTA_CHAIN_TYPE, "filter");
+        messages.push((NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, body));
+    }
+    messages
 }
 
 /// Removes an interface; its absence is fine.
@@ -182,7 +219,6 @@ fn message(out: &mut Vec<u8>, kind: u16, flags: i32, seq: u32, body: &[u8]) {
     out.extend_from_slice(body);
 }
 
-/// Appends a netlink attribute, padded.
 fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
     out.extend_from_slice(&(4 + value.len() as u16).to_ne_bytes());
     out.extend_from_slice(&kind.to_ne_bytes());
@@ -190,67 +226,26 @@ fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
     out.resize(out.len().next_multiple_of(4), 0);
 }
 
-fn name_attribute(out: &mut Vec<u8>, kind: u16, name: &str) {
-    let mut value = name.as_bytes().to_vec();
-    value.push(0);
-    attribute(out, kind, &value);
+fn string(out: &mut Vec<u8>, kind: u16, value: &str) {
+    attribute(out, kind, &[value.as_bytes(), &[0]].concat());
 }
 
-/// A transaction of nftables messages: (kind, flags, attributes). The last one is acknowledged,
-/// and any that fails is answered.
+/// A batch of nftables messages (type, flags, attributes) for family inet. The kernel does all of
+/// it or nothing; the last message asks for the acknowledgement.
 fn batch(messages: &[(u16, i32, Vec<u8>)]) -> Vec<u8> {
     let [hi, lo] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
+    let flags = libc::NLM_F_REQUEST;
     let mut out = Vec::new();
-    let request = libc::NLM_F_REQUEST;
-    message(&mut out, NFNL_MSG_BATCH_BEGIN, request, 1, &[0, 0, hi, lo]);
-    for (i, (kind, flags, attributes)) in messages.iter().enumerate() {
-        let mut body = vec![NFPROTO_INET, 0, 0, 0];
-        body.extend_from_slice(attributes);
-        let last = i + 1 == messages.len();
-        let flags = request | flags | if last { libc::NLM_F_ACK } else { 0 };
+    message(&mut out, NFNL_MSG_BATCH_BEGIN, flags, 1, &[0, 0, hi, lo]);
+    for (n, (kind, more, attributes)) in messages.iter().enumerate() {
+        let last = n + 1 == messages.len();
+        let flags = flags | more | if last { libc::NLM_F_ACK } else { 0 };
+        let body = [&[NFPROTO_INET, 0, 0, 0], attributes.as_slice()].concat();
         let kind = (NFNL_SUBSYS_NFTABLES << 8) | kind;
-        message(&mut out, kind, flags, 2 + i as u32, &body);
+        message(&mut out, kind, flags, n as u32 + 2, &body);
     }
-    let end = 2 + messages.len() as u32;
-    message(&mut out, NFNL_MSG_BATCH_END, request, end, &[0, 0, hi, lo]);
+    message(&mut out, NFNL_MSG_BATCH_END, flags, 0, &[0, 0, hi, lo]);
     out
-}
-
-fn delete_table_batch(table: &str) -> Vec<u8> {
-    let mut attributes = Vec::new();
-    name_attribute(&mut attributes, NFTA_TABLE_NAME, table);
-    batch(&[(NFT_MSG_DELTABLE, 0, attributes)])
-}
-
-fn drop_all_batch(table: &str) -> Vec<u8> {
-    // NFTA_CHAIN_*, NFTA_HOOK_* and NF_INET_* of linux/netfilter.h and nf_tables.h.
-    const TABLE: u16 = 1;
-    const NAME: u16 = 3;
-    const HOOK: u16 = 4 | 0x8000; // nested
-    const POLICY: u16 = 5;
-    const TYPE: u16 = 7;
-    const HOOK_NUMBER: u16 = 1;
-    const HOOK_PRIORITY: u16 = 2;
-    const LOCAL_IN: u32 = 1;
-    const LOCAL_OUT: u32 = 3;
-    const DROP: u32 = 0;
-    let mut messages = Vec::new();
-    let mut attributes = Vec::new();
-    name_attribute(&mut attributes, NFTA_TABLE_NAME, table);
-    messages.push((NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, attributes));
-    for (name, hook) in [("in", LOCAL_IN), ("out", LOCAL_OUT)] {
-        let mut nested = Vec::new();
-        attribute(&mut nested, HOOK_NUMBER, &hook.to_be_bytes());
-        attribute(&mut nested, HOOK_PRIORITY, &(-400_i32).to_be_bytes());
-        let mut attributes = Vec::new();
-        name_attribute(&mut attributes, TABLE, table);
-        name_attribute(&mut attributes, NAME, name);
-        attribute(&mut attributes, HOOK, &nested);
-        attribute(&mut attributes, POLICY, &DROP.to_be_bytes());
-        name_attribute(&mut attributes, TYPE, "filter");
-        messages.push((NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, attributes));
-    }
-    batch(&messages)
 }
 
 /// The error number (0 or negative) of the first message, when it is an NLMSG_ERROR.
@@ -277,27 +272,19 @@ mod tests {
 
     #[test]
     fn batch_lengths_add_up() {
-        let kinds = |batch: &[u8]| {
-            let mut at = 0;
-            let mut kinds = Vec::new();
-            while at < batch.len() {
-                let len = u32::from_ne_bytes(batch[at..at + 4].try_into().unwrap()) as usize;
-                kinds.push(u16::from_ne_bytes(
-                    batch[at + 4..at + 6].try_into().unwrap(),
-                ));
-                at += len;
-            }
-            assert_eq!(at, batch.len());
-            kinds
-        };
-        assert_eq!(
-            kinds(&drop_all_batch("drover_gate")),
-            [0x10, 0x0a00, 0x0a03, 0x0a03, 0x11]
-        );
-        assert_eq!(
-            kinds(&delete_table_batch("drover_gate")),
-            [0x10, 0x0a02, 0x11]
-        );
+        let batch = batch(&dropping_table("drover_gate"));
+        let mut at = 0;
+        let mut kinds = Vec::new();
+        while at < batch.len() {
+            let len = u32::from_ne_bytes(batch[at..at + 4].try_into().unwrap()) as usize;
+            kinds.push(u16::from_ne_bytes(
+                batch[at + 4..at + 6].try_into().unwrap(),
+            ));
+            at += len;
+        }
+        assert_eq!(at, batch.len());
+        assert_eq!(kinds, [0x10, 0x0a00, 0x0a03, 0x0a03, 0x11]);
+        assert_eq!(at % 4, 0);
     }
 
     #[test]
