@@ -22,6 +22,7 @@ pub mod paths;
 pub mod port;
 pub mod preflight;
 pub mod run;
+pub mod sockets;
 pub mod source;
 pub mod target;
 pub mod unit;

@@ -7,20 +7,17 @@
 //!   images do not have, and no FIN or RST leaves when the copy here is killed.
 
 use std::fs::DirBuilder;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::libc;
-
 use super::bulk::{self, Sender, Sent};
 use super::criu::rpc::{CGROUPS_IGNORE, Kind, NETWORK_LOCK_SKIP, Opts};
 use super::criu::{self, Criu, CriuError, Incoming, Job, stats};
 use super::moves::{self, Failure, Record, Side, lock};
-use super::{cgroup, features, netns, paths, unit};
+use super::{cgroup, features, netns, paths, sockets, unit};
 use crate::feature::FeatureName;
 use crate::wire::guest::{ErrorKind, Event, RoundStats};
 
@@ -390,6 +387,7 @@ impl Source {
 
 /// Lets the feature go on here.
 fn thaw(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failure> {
+    let dir = paths::workload_cgroup(feature);
     if let Some(mut criu) = inner.held.take() {
         // criu answers "failed" by design: its gate was not passed.
         if criu.answer(false).is_ok() {
@@ -407,9 +405,15 @@ fn thaw(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
             format!("criu of move {id} does not end; feature '{feature}' stays frozen"),
         ));
     }
-    let dir = paths::workload_cgroup(feature);
+    // The freezer still holds the workload, whatever criu did.
+    let pids = cgroup::processes(&dir);
+    let peers = if cgroup::frozen(&dir) {
+        sockets::peers(&pids)
+    } else {
+        Vec::new()
+    };
     // Only a criu that died by force leaves sockets in repair mode.
-    let silent = end_repair(&cgroup::processes(&dir));
+    let silent = sockets::end_repair(&pids);
     if silent > 0 {
         tracing::warn!("feature {feature}: woke {silent} TCP sockets that criu left silent");
     }
@@ -420,6 +424,7 @@ fn thaw(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
     if cgroup::populated(&dir) {
         cgroup::freeze(&dir, false, FREEZER)?;
     }
+    sockets::nudge(feature, &peers);
     Ok(())
 }
 
@@ -500,76 +505,6 @@ fn backlog(table: &str) -> u64 {
     .sum()
 }
 
-/// Takes TCP sockets of these processes out of repair mode; how many were in it.
-fn end_repair(pids: &[i32]) -> usize {
-    let mut woken = 0;
-    for pid in pids {
-        let Ok(fds) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
-            continue;
-        };
-        // SAFETY: pidfd_open takes a number and flags; the result is checked below.
-        let raw = unsafe { libc::syscall(libc::SYS_pidfd_open, *pid, 0) };
-        let Ok(raw) = i32::try_from(raw) else {
-            continue;
-        };
-        if raw < 0 {
-            continue;
-        }
-        // SAFETY: the descriptor was just made and belongs to nobody else.
-        let process = unsafe { OwnedFd::from_raw_fd(raw) };
-        for fd in fds.flatten() {
-            let socket = std::fs::read_link(fd.path())
-                .is_ok_and(|l| l.to_string_lossy().starts_with("socket:"));
-            let number = fd.file_name().to_str().and_then(|n| n.parse::<i32>().ok());
-            if let Some(number) = number.filter(|_| socket)
-                && wake(&process, number)
-            {
-                woken += 1;
-            }
-        }
-    }
-    woken
-}
-
-/// Whether descriptor `number` of the process is a TCP socket that was in repair mode.
-fn wake(process: &OwnedFd, number: i32) -> bool {
-    let size = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: pidfd_getfd duplicates a descriptor of another process; checked before use.
-    let raw = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
-    let Some(raw) = i32::try_from(raw).ok().filter(|r| *r >= 0) else {
-        return false;
-    };
-    // SAFETY: the descriptor was just made and belongs to nobody else.
-    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
-    let mut on: libc::c_int = 0;
-    let mut len = size;
-    // SAFETY: value and length point to an int and its size.
-    let got = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_REPAIR,
-            (&raw mut on).cast(),
-            &raw mut len,
-        )
-    };
-    if got != 0 || on != 1 {
-        return false;
-    }
-    let off: libc::c_int = 0;
-    // SAFETY: value points to an int of the given size.
-    let set = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_REPAIR,
-            (&raw const off).cast(),
-            size,
-        )
-    };
-    set == 0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -581,12 +516,5 @@ mod tests {
                  1: 0100007F:18EB 0100007F:1234 01 00000000:00000009 00:00000000 0 0 0 1\n";
         assert_eq!(backlog(t), 3);
         assert_eq!(backlog("header\nshort 1"), 0);
-    }
-
-    #[test]
-    fn sockets_not_in_repair_mode_are_left_alone() {
-        let l = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        assert_eq!(end_repair(&[i32::try_from(std::process::id()).unwrap()]), 0);
-        drop(l);
     }
 }

@@ -1,6 +1,7 @@
 //! Target side of a move: room, network and supervisor ahead of time; images as they come; the
 //! restore up to the gate; the switch.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use super::gate::{self, Client, Order, State};
 use super::images::Receiver;
 use super::moves::{self, Failure, Record, Side, lock};
 use super::preflight;
-use super::{criu, features, netns, paths, unit};
+use super::{cgroup, criu, features, netns, paths, sockets, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::wire::bulk::Body;
 use crate::wire::guest::{ErrorKind, FileDigest};
@@ -40,6 +41,10 @@ pub fn is_running(id: &str) -> bool {
         gate::last_state(&paths::move_dir(id)),
         Some(State::Running { .. })
     )
+}
+
+fn alive(pid: i32) -> bool {
+    Path::new(&format!("/proc/{pid}")).exists()
 }
 
 fn unknown(id: &str) -> Failure {
@@ -298,16 +303,32 @@ impl Target {
     fn through_gate(&self, id: &str, r: &Record) -> Result<i32, Failure> {
         let spec = features::get(&r.feature)?;
         let (mut client, _) = self.to_gate(id, r)?;
+        let peers = sockets::peers(&cgroup::processes(&paths::workload_cgroup(&r.feature)));
         // First the network: criu's last step makes the sockets speak, and what the peers send
         // from now on meets restored sockets.
         if let Some(m) = spec.managed() {
             netns::announce(&r.feature, m)?;
         }
         client.order(&Order::Resume)?;
+        let pid = Self::await_running(&mut client, id, r)?;
+        sockets::nudge(&r.feature, &peers);
+        Ok(pid)
+    }
+
+    fn await_running(client: &mut Client, id: &str, r: &Record) -> Result<i32, Failure> {
         let until = Instant::now() + RESTORE;
         loop {
             match client.state(Duration::from_millis(500)) {
-                Ok(Some(State::Running { pid })) => return Ok(pid),
+                Ok(Some(State::Running { pid })) if alive(pid) => return Ok(pid),
+                Ok(Some(State::Running { pid })) => {
+                    return Err(Failure::new(
+                        ErrorKind::Failed,
+                        format!(
+                            "feature '{}' ended right after it resumed ({pid})",
+                            r.feature
+                        ),
+                    ));
+                }
                 Ok(Some(State::Failed { why })) => {
                     return Err(Failure::new(
                         ErrorKind::Criu,

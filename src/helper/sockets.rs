@@ -1,0 +1,245 @@
+//! TCP sockets of a held workload: what criu leaves behind when it dies by force, and how to make
+//! peers notice that the feature is back.
+
+use std::io;
+use std::mem::size_of;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use nix::libc;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrStorage,
+    getpeername, getsockname, sendto, socket,
+};
+
+use super::netns;
+use crate::feature::FeatureName;
+
+/// Connections that are nudged at most; more of them retransmit by their own timers.
+const MOST: usize = 4096;
+/// Messages per connection: each takes back one doubling of the peer's timer.
+const NUDGES: usize = 6;
+
+/// A connection's peer that may be waiting for its retransmission timer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    local: SocketAddrV4,
+    remote: SocketAddrV4,
+    // What it sends next, as far as the feature knows.
+    seq: u32,
+}
+
+/// Calls `f` with a duplicate of every socket of these processes.
+fn each(pids: &[i32], mut f: impl FnMut(BorrowedFd<'_>)) {
+    for pid in pids {
+        let Ok(fds) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+            continue;
+        };
+        // SAFETY: pidfd_open takes a number and flags.
+        let process = owned(unsafe { libc::syscall(libc::SYS_pidfd_open, *pid, 0) });
+        let Some(process) = process else { continue };
+        for fd in fds.flatten() {
+            let is_socket = std::fs::read_link(fd.path())
+                .is_ok_and(|l| l.to_string_lossy().starts_with("socket:"));
+            let number = fd.file_name().to_str().and_then(|n| n.parse::<i32>().ok());
+            let Some(number) = number.filter(|_| is_socket) else {
+                continue;
+            };
+            let process = process.as_raw_fd();
+            // SAFETY: pidfd_getfd takes numbers and flags, and duplicates a descriptor.
+            let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, number, 0) };
+            if let Some(copy) = owned(copy) {
+                f(copy.as_fd());
+            }
+        }
+    }
+}
+
+/// The descriptor that a system call returned, if it returned one.
+fn owned(result: libc::c_long) -> Option<OwnedFd> {
+    let fd = i32::try_from(result).ok().filter(|fd| *fd >= 0)?;
+    // SAFETY: the kernel just made the descriptor for this caller; nobody else owns it.
+    Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn get(socket: BorrowedFd<'_>, option: libc::c_int) -> Option<u32> {
+    let mut value = 0_u32;
+    let mut len = size_of::<u32>() as libc::socklen_t;
+    // SAFETY: value and length point to locals of the sizes that they tell.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            option,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    (done == 0).then_some(value)
+}
+
+fn set(socket: BorrowedFd<'_>, option: libc::c_int, value: libc::c_int) -> bool {
+    // SAFETY: the value is a local of the size that is told.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            option,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    done == 0
+}
+
+/// Takes TCP sockets of these processes out of repair mode; how many were in it.
+pub fn end_repair(pids: &[i32]) -> usize {
+    let mut woken = 0;
+    each(pids, |s| {
+        if get(s, libc::TCP_REPAIR) == Some(1) && set(s, libc::TCP_REPAIR, 0) {
+            woken += 1;
+        }
+    });
+    woken
+}
+
+/// Peers of the IPv4 connections of processes that are held. The kernel tells sequence numbers in
+/// repair mode only: a socket that is not in it is put there for a moment.
+pub fn peers(pids: &[i32]) -> Vec<Peer> {
+    const NO_QUEUE: libc::c_int = 0;
+    const RECV_QUEUE: libc::c_int = 1;
+    const OFF_WITHOUT_PROBE: libc::c_int = -1;
+    let mut peers = Vec::new();
+    each(pids, |s| {
+        let repair = get(s, libc::TCP_REPAIR);
+        let Some(repair) = repair.filter(|_| peers.len() < MOST) else {
+            return; // not a TCP socket
+        };
+        let fd = s.as_raw_fd();
+        let (Ok(local), Ok(remote)) = (
+            getsockname::<SockaddrStorage>(fd),
+            getpeername::<SockaddrStorage>(fd),
+        ) else {
+            return; // it listens
+        };
+        let (Some(local), Some(remote)) = (v4(&local), v4(&remote)) else {
+            return;
+        };
+        if repair == 0 && !set(s, libc::TCP_REPAIR, 1) {
+            return;
+        }
+        if set(s, libc::TCP_REPAIR_QUEUE, RECV_QUEUE) {
+            let seq = get(s, libc::TCP_QUEUE_SEQ);
+            set(s, libc::TCP_REPAIR_QUEUE, NO_QUEUE);
+            peers.extend(seq.map(|seq| Peer { local, remote, seq }));
+        }
+        if repair == 0 {
+            set(s, libc::TCP_REPAIR, OFF_WITHOUT_PROBE);
+        }
+    });
+    peers
+}
+
+/// An IPv4 address, also one that an IPv6 socket holds in mapped form.
+fn v4(address: &SockaddrStorage) -> Option<SocketAddrV4> {
+    if let Some(a) = address.as_sockaddr_in() {
+        return Some(SocketAddrV4::new(a.ip(), a.port()));
+    }
+    let a = address.as_sockaddr_in6()?;
+    match SocketAddr::new(a.ip().to_ipv4_mapped()?.into(), a.port()) {
+        SocketAddr::V4(v4) => Some(v4),
+        SocketAddr::V6(_) => None,
+    }
+}
+
+/// Makes peers retransmit now. A peer that sent into the freeze has doubled its timer several
+/// times and would keep silent for about as long as the freeze was. RFC 6069 has TCP take a
+/// doubling back for every ICMP "host unreachable" that quotes its oldest unacknowledged segment,
+/// and retransmit when the shortened timer is over. A connection that waits for nothing ignores
+/// them, and the error is a soft one for the application.
+pub fn nudge(feature: &FeatureName, peers: &[Peer]) {
+    if peers.is_empty() {
+        return;
+    }
+    let sent = netns::within(feature, || -> io::Result<()> {
+        let raw = socket(
+            AddressFamily::Inet,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            SockProtocol::Icmp,
+        )?;
+        for peer in peers.iter().filter(|p| !p.remote.ip().is_loopback()) {
+            let message = unreachable(peer);
+            let to = SockaddrIn::from(SocketAddrV4::new(*peer.remote.ip(), 0));
+            for _ in 0..NUDGES {
+                sendto(raw.as_raw_fd(), &message, &to, MsgFlags::empty())?;
+            }
+        }
+        Ok(())
+    });
+    match sent {
+        Ok(Ok(())) => tracing::debug!("feature {feature}: nudged {} peers", peers.len()),
+        Ok(Err(e)) => tracing::debug!("feature {feature}: peers are not nudged: {e}"),
+        Err(e) => tracing::debug!("peers are not nudged: {e}"),
+    }
+}
+
+/// ICMP destination unreachable (host), quoting the segment that the peer waits for.
+fn unreachable(peer: &Peer) -> Vec<u8> {
+    const TCP: u8 = 6;
+    let (from, to): (Ipv4Addr, Ipv4Addr) = (*peer.remote.ip(), *peer.local.ip());
+    let mut quoted = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, TCP, 0, 0];
+    quoted.extend_from_slice(&from.octets());
+    quoted.extend_from_slice(&to.octets());
+    let sum = checksum(&quoted);
+    quoted[10..12].copy_from_slice(&sum.to_be_bytes());
+    quoted.extend_from_slice(&peer.remote.port().to_be_bytes());
+    quoted.extend_from_slice(&peer.local.port().to_be_bytes());
+    quoted.extend_from_slice(&peer.seq.to_be_bytes());
+    let mut message = vec![3, 1, 0, 0, 0, 0, 0, 0];
+    message.extend_from_slice(&quoted);
+    let sum = checksum(&message);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message
+}
+
+/// The Internet checksum (RFC 1071) of an even number of bytes.
+fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 = bytes
+        .chunks(2)
+        .map(|c| u32::from(u16::from_be_bytes([c[0], c.get(1).copied().unwrap_or(0)])))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_not_in_repair_mode_are_left_alone() {
+        let l = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let c = std::net::TcpStream::connect(l.local_addr().unwrap()).unwrap();
+        let me = [i32::try_from(std::process::id()).unwrap()];
+        assert_eq!(end_repair(&me), 0);
+        drop(c);
+    }
+
+    #[test]
+    fn the_quoted_segment_is_the_peer_s() {
+        let m = unreachable(&Peer {
+            local: "10.0.0.1:80".parse().unwrap(),
+            remote: "10.0.0.9:4000".parse().unwrap(),
+            seq: 0x0102_0304,
+        });
+        assert_eq!(m.len(), 8 + 20 + 8);
+        assert_eq!((m[0], m[1]), (3, 1));
+        assert_eq!(checksum(&m), 0);
+        assert_eq!(checksum(&m[8..28]), 0);
+        assert_eq!(m[20..28], [10, 0, 0, 9, 10, 0, 0, 1]);
+        assert_eq!(m[28..36], [0x0f, 0xa0, 0, 80, 1, 2, 3, 4]);
+    }
+}
