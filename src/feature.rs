@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 pub enum FeatureError {
     /// The name does not follow the rules of [`FeatureName`].
     #[error(
-        "invalid feature name '{0}': use 1 to 48 of a-z, 0-9, '-' and '_', starting with a letter"
+        "invalid feature name '{0}': use 1 to 48 of a-z, 0-9, '-' and '_', starting with a letter; \
+         'guest' is reserved"
     )]
     Name(String),
     /// An address is not `A.B.C.D/PREFIX`.
@@ -38,7 +39,8 @@ impl FeatureName {
         let rest = name
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
-        if first && rest && name.len() <= 48 {
+        // Units are named `drover-NAME.service`, and drover-guest.service is the helper's.
+        if first && rest && name.len() <= 48 && name != "guest" {
             Ok(Self(name.to_owned()))
         } else {
             Err(FeatureError::Name(name.to_owned()))
@@ -340,7 +342,16 @@ mod tests {
     #[test]
     fn names() {
         assert!(FeatureName::new("cache-1").is_ok());
-        for bad in ["", "Cache", "1a", "a/b", "a b", "../x", &"a".repeat(49)] {
+        for bad in [
+            "",
+            "Cache",
+            "1a",
+            "a/b",
+            "a b",
+            "../x",
+            "guest",
+            &"a".repeat(49),
+        ] {
             assert!(FeatureName::new(bad).is_err(), "{bad}");
         }
     }

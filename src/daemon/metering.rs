@@ -18,6 +18,23 @@ use super::{Daemon, clock, lock};
 /// Features in one frame that are looked at; a guest has no more.
 const MAX_FEATURES: usize = 1_000;
 
+/// Longest wait for the history.
+const APPEND: Duration = Duration::from_secs(60);
+/// Pause between looks for history that is old enough to go.
+const EXPIRE: Duration = Duration::from_secs(3600);
+
+/// Drops history older than it is kept.
+pub(super) async fn expire(daemon: Arc<Daemon>) {
+    loop {
+        match daemon.history.expire(clock::now_ms()).await {
+            Ok(0) => {}
+            Ok(n) => tracing::info!(partitions = n, "old history dropped"),
+            Err(e) => tracing::error!(error = %e, "old history not dropped"),
+        }
+        tokio::time::sleep(EXPIRE).await;
+    }
+}
+
 /// The history's key of a feature.
 pub(super) fn series(spec: &FeatureSpec) -> SeriesKey {
     SeriesKey {
@@ -83,8 +100,10 @@ impl Daemon {
         self.learn(domain, &points);
         let history = self.history.clone();
         tokio::spawn(async move {
-            if let Err(e) = history.append(points).await {
-                tracing::error!(error = %e, "samples not recorded");
+            match tokio::time::timeout(APPEND, history.append(points)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => tracing::error!(error = %e, "samples not recorded"),
+                Err(_) => tracing::error!("samples not recorded: the history does not answer"),
             }
         });
     }

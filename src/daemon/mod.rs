@@ -92,7 +92,7 @@ impl std::fmt::Debug for Daemon {
 }
 
 /// A lock whose holder panicked still guards plain data: go on with it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -111,6 +111,10 @@ impl Daemon {
             .guest
             .clone()
             .filter(Guest::connected)
+    }
+
+    fn guest_handle(&self, domain: &str) -> Option<Guest> {
+        lock(&self.instances).get(domain)?.guest.clone()
     }
 
     /// Peers, once they are started and if any are configured.
@@ -183,6 +187,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
         hook,
     ));
     tasks.spawn(metering::host_meter(Arc::clone(&daemon)));
+    tasks.spawn(metering::expire(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(placement::training(Arc::clone(&daemon)));
     let api: Arc<dyn crate::api::Api> = Arc::new(serve_api::Service(Arc::clone(&daemon)));

@@ -248,7 +248,7 @@ impl Daemon {
                 freeze_ms = job.freeze_ms, "move done"),
             _ => {
                 tracing::warn!(id = %record.id, %feature, to = %record.to_host, result = ?job.result,
-                reason, "move not done; the feature goes on here")
+                reason, "move not done; the feature goes on here");
             }
         }
         if job.result == Some(JobResult::Done) {
@@ -354,6 +354,12 @@ impl Daemon {
 
     /// Takes up what the journal holds after a restart.
     pub async fn recover_moves(self: &Arc<Self>) -> Result<(), DaemonError> {
+        for side in [Side::Source, Side::Target] {
+            for id in self.store.damaged_moves(side)? {
+                tracing::error!(%id, ?side, "a move's record is damaged; it is left in the journal, \
+                    look at the feature on both hosts");
+            }
+        }
         for (id, bytes) in self.store.moves(Side::Source)? {
             let Ok(record) = serde_json::from_slice::<SourceRecord>(&bytes) else {
                 tracing::error!(%id, "a move's record is not readable; left in the journal");

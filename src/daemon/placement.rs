@@ -85,7 +85,8 @@ impl HostRuntime {
 
     fn load(&self) -> HostLoad {
         let n = self.loads.len().max(1) as f64;
-        let mean = |get: fn(&HostLoad) -> f64| self.loads.iter().map(get).sum::<f64>() / n;
+        // The sum of nothing is -0.0.
+        let mean = |get: fn(&HostLoad) -> f64| self.loads.iter().map(get).sum::<f64>() / n + 0.0;
         HostLoad {
             cpus_used: mean(|l| l.cpus_used),
             memory_used_mib: mean(|l| l.memory_used_mib),

@@ -377,6 +377,10 @@ impl Api for Service {
             .await
             .map_err(|e| ApiError::Failed(format!("installing into '{domain}': {e}")))?;
         self.0.connect_guest(domain).await;
+        // A helper that was replaced starts anew; do not wait until its silence is noticed.
+        if let Some(g) = self.0.guest_handle(domain) {
+            g.reconnect();
+        }
         for _ in 0..120 {
             let state = lock(&self.0.instances)
                 .get(domain)

@@ -1,15 +1,15 @@
 //! Source's driver: one task per move. It owns the machine; answers of guest and peer come back
 //! to it as events.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::api::{ApiEvent, Job, RoundRow};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, lock};
 use crate::feature::FeatureName;
 use crate::guest::{Guest, GuestError};
 use crate::moving::convergence::Round;
@@ -62,6 +62,16 @@ struct Shared {
     events: mpsc::Sender<Event>,
     step_timeout: Duration,
     restore_timeout: Duration,
+    preflight: Mutex<Preflight>,
+    relay: Mutex<Option<Relay>>,
+}
+
+impl Shared {
+    fn sent(&self) -> Option<u64> {
+        lock(&self.relay)
+            .as_ref()
+            .map(|r| r.bytes.load(Ordering::Relaxed))
+    }
 }
 
 /// Starts the task of a move.
@@ -75,6 +85,8 @@ pub fn spawn(daemon: &Arc<Daemon>, record: SourceRecord, begin: Begin) -> Handle
         events: events.clone(),
         step_timeout: Duration::from_secs(moves.step_timeout_s),
         restore_timeout: Duration::from_secs(moves.restore_timeout_s),
+        preflight: Mutex::default(),
+        relay: Mutex::default(),
         record,
     });
     tokio::spawn(run(shared, begin, inbox, job, can_cancel));
@@ -101,33 +113,31 @@ async fn run(
             committed: record.committed,
         },
     };
-    let mut relay: Option<Relay> = None;
-    let mut preflight = Preflight::default();
     // When the feature stopped running here, for the freeze's length.
     let mut frozen_at: Option<Instant> = None;
     let mut next = Some(first);
     let mut progress = tokio::time::interval(PROGRESS);
     loop {
-        let event = match next.take() {
-            Some(e) => e,
-            None => tokio::select! {
+        let event = if let Some(e) = next.take() {
+            e
+        } else {
+            tokio::select! {
                 event = inbox.recv() => match event {
                     Some(e) => e,
                     None => return,
                 },
-                _ = progress.tick(), if relay.is_some() => {
-                    let sent = relay.as_ref().map_or(0, |r| r.bytes.load(Ordering::Relaxed));
-                    if job.borrow().bytes_sent != sent {
+                _ = progress.tick() => {
+                    if let Some(sent) = shared.sent().filter(|n| *n != job.borrow().bytes_sent) {
                         job.send_modify(|j| j.bytes_sent = sent);
                         let snapshot = job.borrow().clone();
                         shared.daemon.emit(ApiEvent::Move { job: snapshot });
                     }
                     continue;
                 }
-            },
+            }
         };
         match &event {
-            Event::Preflight(found) => preflight = found.clone(),
+            Event::Preflight(found) => found.clone_into(&mut lock(&shared.preflight)),
             Event::RoundSent(number, round) => {
                 job.send_modify(|j| j.history.push(row(*number, round)));
                 if machine.state() == (State::Freezing { round: *number }) {
@@ -152,29 +162,21 @@ async fn run(
         }
         let _ = can_cancel.send(machine.can_cancel());
         if matches!(after, State::Aborting { .. }) {
-            relay = None;
+            lock(&shared.relay).take();
         }
         job.send_modify(|j| {
             after.word().clone_into(&mut j.state);
             if let State::PreCopy { round } | State::Freezing { round } = after {
                 j.rounds = u32::from(round);
             }
-            if let Some(r) = &relay {
-                j.bytes_sent = r.bytes.load(Ordering::Relaxed);
+            if let Some(sent) = shared.sent() {
+                j.bytes_sent = sent;
             }
         });
         let mut ended = false;
         for action in actions {
             tracing::debug!(id = %record.id, ?action, "move action");
             match action {
-                // The relay is part of what this task owns.
-                Action::Offer => match offer(&shared, &preflight).await {
-                    Ok(r) => {
-                        relay = Some(r);
-                        next = Some(Event::Offered);
-                    }
-                    Err(reason) => next = Some(Event::Failed(reason)),
-                },
                 Action::End => ended = true,
                 other => {
                     let shared = Arc::clone(&shared);
@@ -214,9 +216,10 @@ fn row(number: u16, round: &Round) -> RoundRow {
 }
 
 /// Offers the move, opens the bulk connection and starts relaying.
-async fn offer(shared: &Arc<Shared>, preflight: &Preflight) -> Result<Relay, String> {
+async fn offer(shared: &Shared) -> Result<Relay, String> {
     let (daemon, record) = (&shared.daemon, &shared.record);
     let guest = guest(shared)?;
+    let preflight = lock(&shared.preflight).clone();
     let demand = daemon.demand(&record.domain, &record.spec.name);
     let offer = Offer {
         protocol: PROTOCOL,
@@ -227,8 +230,8 @@ async fn offer(shared: &Arc<Shared>, preflight: &Preflight) -> Result<Relay, Str
         stream: record.stream,
         cpus: demand.cpus,
         memory_mib: demand.memory_mib,
-        preflight: preflight.clone(),
         files: preflight.files.clone(),
+        preflight,
     };
     let peers = daemon.peers().ok_or("this host has no peers configured")?;
     peers
@@ -316,8 +319,15 @@ async fn perform(shared: &Shared, action: Action) -> Event {
                 }
             }
         }
+        Action::Offer => match offer(shared).await {
+            Ok(relay) => {
+                lock(&shared.relay).replace(relay);
+                Event::Offered
+            }
+            Err(reason) => Event::Failed(reason),
+        },
         // Handled by the task itself.
-        Action::Offer | Action::End => Event::Failed("internal: action out of place".into()),
+        Action::End => Event::Failed("internal: action out of place".into()),
     }
 }
 

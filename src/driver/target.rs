@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
@@ -19,6 +19,8 @@ use crate::wire::peer::{TargetStatus, Verdict};
 const SHORT: Duration = Duration::from_secs(30);
 /// How long a move may be READY without a word of the source before it is asked.
 const DOUBT_AFTER: Duration = Duration::from_secs(5);
+/// How long a move may stay in an earlier state before the source is asked.
+const ASK_AFTER: Duration = Duration::from_secs(15);
 /// Pause between questions, and between attempts that failed.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -123,7 +125,8 @@ pub async fn accept(
         failure: None,
     }));
     let mut incoming = slot.lock().await;
-    daemon.incoming.insert(id, Arc::clone(&slot));
+    daemon.incoming.insert(id.clone(), Arc::clone(&slot));
+    watch_doubt(daemon, &id);
     match call(daemon, &record, receive, SHORT).await {
         Ok(_) => {
             let _ = incoming.machine.step(Event::Prepared);
@@ -219,7 +222,6 @@ pub async fn restore(daemon: &Arc<Daemon>, id: &str, round: u16) -> Result<Targe
                 fail(daemon, &mut incoming, reason).await;
             } else {
                 let _ = incoming.machine.step(Event::ReadyRecorded);
-                watch_doubt(daemon, id);
             }
         }
         Ok(other) => {
@@ -228,7 +230,7 @@ pub async fn restore(daemon: &Arc<Daemon>, id: &str, round: u16) -> Result<Targe
                 &mut incoming,
                 format!("unexpected answer {other:?}"),
             )
-            .await
+            .await;
         }
         Err(reason) => fail(daemon, &mut incoming, reason).await,
     }
@@ -300,7 +302,8 @@ pub async fn recover(daemon: &Arc<Daemon>, record: TargetRecord) {
         resume_ms: 0,
         failure: Some("droverd was restarted before the feature was ready".into()),
     }));
-    daemon.incoming.insert(id, Arc::clone(&slot));
+    daemon.incoming.insert(id.clone(), Arc::clone(&slot));
+    watch_doubt(daemon, &id);
     let mut incoming = slot.lock().await;
     settle(daemon, &mut incoming, actions).await;
 }
@@ -339,12 +342,11 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
             }
             Action::Adopt => {
                 daemon.adopt(&mut incoming.record).await;
+                close_books(daemon, incoming).await;
                 continue;
             }
-            Action::AskVerdict => {
-                watch_doubt(daemon, &id);
-                continue;
-            }
+            // The watch over every move does.
+            Action::AskVerdict => continue,
             Action::Forget => {
                 daemon.forget_target(&incoming.record).await;
                 // Kept for a while so that a late question gets its answer.
@@ -361,6 +363,19 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
         if let Ok(more) = incoming.machine.step(event) {
             actions.extend(more);
         }
+    }
+}
+
+/// The guest keeps a note of the move until it is told that its arrival is recorded here.
+async fn close_books(daemon: &Daemon, incoming: &Incoming) {
+    let record = &incoming.record;
+    let release = Call::Release {
+        id: record.id.clone(),
+        feature: record.spec.name.clone(),
+        commit: true,
+    };
+    if let Err(reason) = call(daemon, record, release, SHORT).await {
+        tracing::warn!(id = %record.id, %reason, "the guest keeps its note of an arrival");
     }
 }
 
@@ -415,45 +430,55 @@ fn retry_later(daemon: &Arc<Daemon>, id: MoveId, action: Action) {
     });
 }
 
-/// While a move is READY and the source is silent: ask it, until there is an answer.
+/// Watches a move until it runs or is gone, and asks the source how it ended when there is doubt:
+/// READY without a word for a while, or anything earlier at times, since an offer may arrive
+/// after the source has given it up.
 fn watch_doubt(daemon: &Arc<Daemon>, id: &str) {
     let (daemon, id) = (Arc::clone(daemon), id.to_owned());
     tokio::spawn(async move {
-        tokio::time::sleep(DOUBT_AFTER).await;
+        let (mut before, mut since) = (State::Offered, Instant::now());
         loop {
+            tokio::time::sleep(PAUSE).await;
             let Some(slot) = daemon.incoming.get(&id) else {
                 return;
             };
-            let host = {
+            let (state, host) = {
                 let incoming = slot.lock().await;
-                if incoming.machine.state() != State::Ready {
-                    return;
-                }
-                incoming.record.from_host.clone()
+                (incoming.machine.state(), incoming.record.from_host.clone())
             };
+            if state != before {
+                (before, since) = (state, Instant::now());
+            }
+            let patience = match state {
+                State::Running | State::Gone => return,
+                State::Resuming | State::Discarding => continue,
+                State::Ready => DOUBT_AFTER,
+                _ => ASK_AFTER,
+            };
+            if since.elapsed() < patience {
+                continue;
+            }
             let verdict = match daemon.peers() {
                 Some(peers) => peers.verdict(&host, &id).await,
                 None => return,
             };
             let event = match verdict {
-                Ok(Verdict::Committed) => Some(Event::ResumeAsked),
-                Ok(Verdict::Aborted) => Some(Event::DiscardAsked),
-                Ok(Verdict::Pending) => None,
+                Ok(Verdict::Committed) => Event::ResumeAsked,
+                Ok(Verdict::Aborted) => Event::DiscardAsked,
+                Ok(Verdict::Pending) => continue,
                 Err(e) => {
                     tracing::warn!(%id, %host, error = %e,
                         "in doubt about a move and the source does not answer; asking again");
-                    None
+                    continue;
                 }
             };
-            if let Some(event) = event {
+            let mut incoming = slot.lock().await;
+            if let Ok(actions) = incoming.machine.step(event)
+                && !actions.is_empty()
+            {
                 tracing::info!(%id, %host, ?event, "the source settled a move in doubt");
-                let mut incoming = slot.lock().await;
-                if let Ok(actions) = incoming.machine.step(event) {
-                    settle(&daemon, &mut incoming, actions).await;
-                }
-                return;
+                settle(&daemon, &mut incoming, actions).await;
             }
-            tokio::time::sleep(PAUSE).await;
         }
     });
 }

@@ -227,19 +227,6 @@ impl Source {
                 self.state = State::Preflight;
                 vec![Action::Preflight]
             }
-            (State::New, Event::Recovered { committed: true }) => {
-                self.state = State::Switching {
-                    resumed: false,
-                    released: false,
-                };
-                vec![
-                    Action::Resume { again: false },
-                    Action::Release {
-                        commit: true,
-                        again: false,
-                    },
-                ]
-            }
             (State::New, Event::Recovered { committed: false }) => {
                 self.offered = true;
                 self.abort(Ending::not(
@@ -284,7 +271,8 @@ impl Source {
                 self.state = State::Committing;
                 vec![Action::Commit]
             }
-            (State::Committing, Event::Committed) => {
+            (State::Committing, Event::Committed)
+            | (State::New, Event::Recovered { committed: true }) => {
                 self.state = State::Switching {
                     resumed: false,
                     released: false,

@@ -176,11 +176,12 @@ impl Target {
                 vec![Action::Forget]
             }
             (S::Discarding, Event::DiscardFailed) => vec![Action::Discard { again: true }],
-            (s, Event::RestoreAsked) => return Err(OutOfOrder(s)),
             (s, Event::ResumeAsked) if !matches!(s, S::Resuming | S::Running) => {
                 return Err(OutOfOrder(s));
             }
-            (s @ (S::Resuming | S::Running), Event::DiscardAsked) => return Err(OutOfOrder(s)),
+            (s, Event::RestoreAsked) | (s @ (S::Resuming | S::Running), Event::DiscardAsked) => {
+                return Err(OutOfOrder(s));
+            }
             _ => Vec::new(),
         })
     }
