@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::criu::rpc::{CGROUPS_IGNORE, Kind, NETWORK_LOCK_SKIP, Opts};
 use super::criu::{Criu, CriuError, Incoming, Job};
-use super::{netns, paths};
+use super::{cgroup, netns, paths};
 use crate::feature::{FeatureName, FeatureSpec};
 
 /// Longest wait for criu between two steps of a restore.
@@ -275,6 +275,7 @@ fn serve(name: &FeatureName, spec: &FeatureSpec, server: &mut Server) -> Result<
             if let Err(e) = netns::gate(name) {
                 tracing::warn!("feature {name}: {e}");
             }
+            clear(name).map_err(|e| GateError::Io(server.id.clone(), e))?;
             let mut criu = Criu::spawn(&ns, &paths::workload_cgroup(name))?;
             to_gate(&mut criu, &server.id, round)?;
             if let Some(m) = spec.managed()
@@ -287,6 +288,22 @@ fn serve(name: &FeatureName, spec: &FeatureSpec, server: &mut Server) -> Result<
     };
     server.set(State::Running { pid: pid.as_raw() })?;
     Ok(pid)
+}
+
+/// Kills what a failed restore left: tasks that hold the feature's ports, maybe a criu.
+fn clear(name: &FeatureName) -> io::Result<()> {
+    let dir = paths::workload_cgroup(name);
+    std::fs::write(dir.join("cgroup.kill"), "1")?;
+    let until = Instant::now() + Duration::from_secs(10);
+    while cgroup::populated(&dir) {
+        if Instant::now() > until {
+            return Err(io::Error::other(
+                "the processes of a failed restore do not end",
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
 }
 
 /// Has criu restore up to its post-restore step.

@@ -43,6 +43,13 @@ pub fn is_running(id: &str) -> bool {
     )
 }
 
+fn restarted(id: &str) -> Failure {
+    Failure::new(
+        ErrorKind::Failed,
+        format!("the helper was restarted while move {id} arrived; start it again"),
+    )
+}
+
 fn alive(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
@@ -171,17 +178,14 @@ impl Target {
     /// Waits for a round.
     pub fn await_round(&self, id: &str, round: u16) -> Result<(), Failure> {
         record(id)?;
-        let receiver = lock(&self.receiver).clone().ok_or_else(|| {
-            Failure::new(
-                ErrorKind::Failed,
-                format!("the helper was restarted while move {id} arrived; start it again"),
-            )
-        })?;
+        let receiver = lock(&self.receiver).clone();
+        let receiver = receiver.ok_or_else(|| restarted(id))?;
         receiver.wait(round, ARRIVAL)?;
         Ok(())
     }
 
-    /// Restores up to the gate; milliseconds criu took.
+    /// Restores up to the gate, as soon as the round is here: the host may ask ahead of its
+    /// arrival. Milliseconds criu took.
     pub fn restore(&self, id: &str, round: u16) -> Result<u64, Failure> {
         let _turn = lock(&self.turn);
         let mut r = record(id)?;
@@ -189,13 +193,10 @@ impl Target {
             return Ok(ms);
         }
         let receiver = lock(&self.receiver).clone();
-        let complete = receiver.map(|r| r.wait(round, Duration::ZERO));
-        if !matches!(complete, Some(Ok(()))) {
-            return Err(Failure::new(
-                ErrorKind::Invalid,
-                format!("round {round} of move {id} has not arrived in this guest"),
-            ));
-        }
+        let Some(receiver) = receiver else {
+            return Err(restarted(id));
+        };
+        receiver.wait(round, ARRIVAL)?;
         r.round = round;
         r.save(id)?;
         self.to_gate(id, &r).map(|(_, ms)| ms)
