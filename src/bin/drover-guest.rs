@@ -30,7 +30,11 @@ fn main() -> ExitCode {
 fn dispatch(args: &[&str]) -> anyhow::Result<ExitCode> {
     match args {
         ["daemon"] => {
-            daemon::run(|bulk| Arc::new(Moves::new(Arc::new(move |m| bulk.send(m)))))?;
+            daemon::run(|bulk| {
+                let moves = Moves::new(Arc::new(move |m| bulk.send(m)));
+                moves.prepare();
+                Arc::new(moves)
+            })?;
             Ok(ExitCode::SUCCESS)
         }
         ["run", name] => Ok(status(run::run(&FeatureName::new(name)?, None)?)),

@@ -205,16 +205,23 @@ pub struct Moves {
 impl Moves {
     /// `send` puts a bulk message on the port.
     pub fn new(send: Arc<bulk::Send>) -> Self {
-        if let Err(e) = mount_images() {
-            tracing::warn!("no tmpfs of its own for images ({e}); they share that of /run");
-        }
-        // criu's first run in a guest takes long; it is not to be part of a move.
-        std::thread::spawn(criu::probed);
         Self {
             send,
             sources: Mutex::default(),
             targets: Mutex::default(),
             streams: Mutex::default(),
+        }
+    }
+
+    /// Prepares the guest for moves, once at the helper's start.
+    pub fn prepare(&self) {
+        if let Err(e) = mount_images() {
+            tracing::warn!("no tmpfs of its own for images ({e}); they share that of /run");
+        }
+        // criu's first run in a guest takes long; it is not to be part of a move.
+        std::thread::spawn(criu::probed);
+        for m in self.status() {
+            tracing::info!("move {} of {} is here: {:?}", m.id, m.feature, m.state);
         }
     }
 
@@ -403,5 +410,52 @@ impl MoveSide for Moves {
                 }
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(call: Call) -> ErrorKind {
+        let moves = Moves::new(Arc::new(|_: &Message| Ok(())));
+        match moves.handle(call, &|_| {}) {
+            Reply::Error { kind, .. } => kind,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_identifier_never_becomes_a_path() {
+        for id in ["", "../../etc", "0123456", "0123456/", "xyzxyzxyz"] {
+            let feature = FeatureName::new("cache").unwrap();
+            let calls = [
+                Call::Resume { id: id.into() },
+                Call::Discard { id: id.into() },
+                Call::Release {
+                    id: id.into(),
+                    feature,
+                    commit: true,
+                },
+            ];
+            for call in calls {
+                assert_eq!(ask(call), ErrorKind::Invalid);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_unknown_is_told_apart_from_what_is_invalid() {
+        let id = "0000aaaa-1111-bbbb".to_owned();
+        assert_eq!(ask(Call::Resume { id: id.clone() }), ErrorKind::NotFound);
+        assert_eq!(ask(Call::AwaitRound { id, round: 1 }), ErrorKind::NotFound);
+        assert_eq!(ask(Call::Status), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn records_survive_versions() {
+        let old = r#"{"feature":"cache","side":"source","stream":7}"#;
+        let r: Record = serde_json::from_str(old).unwrap();
+        assert_eq!((r.round, r.file, r.decided), (0, 0, false));
     }
 }

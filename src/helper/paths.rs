@@ -3,10 +3,14 @@
 //! ```text
 //! /run/drover/features/NAME.json      definition of a feature (FeatureSpec)
 //! /run/drover/features/NAME.pid       workload's first process, PID of the guest's namespace
+//! /run/drover/moves/                  a tmpfs of its own, up to 80 % of the memory
 //! /run/drover/moves/ID/               a move's directory, mode 0700
 //! /run/drover/moves/ID/move.json      who it is (feature, side, stream), for a restarted helper
 //! /run/drover/moves/ID/rounds/N/      criu's images of round N, flat
 //! /run/drover/moves/ID/gate.sock      supervisor <-> daemon during a restore
+//! /run/drover/moves/ID/gate.json      last state of that restore, for a restarted helper
+//! /run/drover/moves/ID/*.log          criu's logs
+//! /sys/fs/cgroup/drover-criu/ID       criu while it dumps, in no unit's cgroup
 //! /run/systemd/system/drover-NAME.service
 //! /run/netns/drover-NAME              network namespace; the interface inside is eth0
 //! ```

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use super::{cgroup, criu, features, moves, netns, paths};
+use super::{cgroup, criu, features, moves, netns, paths, sockets};
 use crate::feature::FeatureSpec;
 use crate::wire::guest::{FileDigest, Preflight};
 
@@ -72,6 +72,13 @@ pub fn check(spec: &FeatureSpec) -> Preflight {
         }
     };
     root.scan(&pids, &peers, &mut found);
+    let multipath = sockets::multipath(&pids);
+    if multipath > 0 {
+        found.problems.push(format!(
+            "feature '{name}' has {multipath} MPTCP sockets, which criu cannot carry; \
+             make it use plain TCP"
+        ));
+    }
     if found.resident_bytes > found.room_bytes {
         let (need, room) = (found.resident_bytes >> 20, found.room_bytes >> 20);
         found.problems.push(format!(
@@ -176,7 +183,6 @@ impl Proc {
         let mut threads = 0;
         let mut sockets = HashMap::new();
         let guest_mounts = fs::read_link(self.0.join("1/ns/mnt")).ok();
-        let mut network = None;
         for pid in pids {
             let dir = self.0.join(pid.to_string());
             let name = fs::read_to_string(dir.join("comm")).unwrap_or_default();
@@ -197,16 +203,13 @@ impl Proc {
             found.resident_bytes += pss.unwrap_or(0) * 1024;
             p.descriptors(&mut problems, &mut sockets);
             p.mappings(&mut problems, &mut files);
-            network.get_or_insert_with(|| p.dir.join("net"));
         }
         if threads > MAX_THREADS {
             problems.insert(format!(
                 "the feature has {threads} threads; more than {MAX_THREADS} take criu too long"
             ));
         }
-        if let Some(net) = network {
-            external_sockets(&net, &sockets, peers, &mut problems);
-        }
+        external_sockets(&sockets, peers, &mut problems);
         for (path, owner) in files {
             match digest(&path) {
                 Ok(d) => found.files.push(d),
@@ -366,13 +369,8 @@ fn mapping(line: &str) -> Option<Mapping<'_>> {
     })
 }
 
-/// Unix stream sockets whose other end is not the feature's, and MPTCP.
-fn external_sockets(
-    net: &Path,
-    owned: &HashMap<u64, String>,
-    peers: &Peers,
-    problems: &mut BTreeSet<String>,
-) {
+/// Unix stream sockets whose other end is not the feature's.
+fn external_sockets(owned: &HashMap<u64, String>, peers: &Peers, problems: &mut BTreeSet<String>) {
     for (inode, owner) in owned {
         if let Some(peer) = peers.get(inode)
             && !owned.contains_key(peer)
@@ -380,17 +378,6 @@ fn external_sockets(
             problems.insert(format!(
                 "{owner} is a unix stream connection to a process outside of the feature; \
                  close it before the move"
-            ));
-        }
-    }
-    let table = fs::read_to_string(net.join("protocols")).unwrap_or_default();
-    for line in table.lines() {
-        let mut words = line.split_ascii_whitespace();
-        let name = words.next().unwrap_or_default();
-        let used = words.nth(1).and_then(|w| w.parse::<u64>().ok());
-        if name.starts_with("MPTCP") && used.unwrap_or(0) > 0 {
-            problems.insert(format!(
-                "the feature has {name} sockets; MPTCP cannot be moved, switch it off"
             ));
         }
     }
@@ -488,7 +475,7 @@ mod tests {
     /// A process of a made-up /proc.
     fn process(root: &Path, pid: i32, maps: &str, fds: &[(&str, &str)]) {
         let dir = root.join(pid.to_string());
-        for d in ["fd", "ns", "net", "task/1"] {
+        for d in ["fd", "ns", "task/1"] {
             fs::create_dir_all(dir.join(d)).unwrap();
         }
         fs::write(dir.join("comm"), "cache\n").unwrap();
@@ -557,11 +544,6 @@ mod tests {
         );
         fs::remove_file(t.path().join("7/ns/mnt")).unwrap();
         symlink("mnt:[2]", t.path().join("7/ns/mnt")).unwrap();
-        fs::write(
-            t.path().join("7/net/protocols"),
-            "protocol  size sockets\nMPTCPv6 1 0\nMPTCP 1 2\nTCP 1 9\n",
-        )
-        .unwrap();
         let found = scan(t.path(), &[7], &Peers::from([(5, 99)]));
         for word in [
             "io_uring",
@@ -572,12 +554,11 @@ mod tests {
             "huge pages",
             "/dev/dri/card0",
             "mount namespace",
-            "MPTCP",
         ] {
             let hit = found.problems.iter().filter(|p| p.contains(word)).count();
             assert_eq!(hit, 1, "{word}: {:?}", found.problems);
         }
-        assert_eq!(found.problems.len(), 9);
+        assert_eq!(found.problems.len(), 8);
     }
 
     #[test]

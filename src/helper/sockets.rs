@@ -62,14 +62,18 @@ fn owned(result: libc::c_long) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn get(socket: BorrowedFd<'_>, option: libc::c_int) -> Option<u32> {
+fn tcp(socket: BorrowedFd<'_>, option: libc::c_int) -> Option<u32> {
+    get(socket, libc::IPPROTO_TCP, option)
+}
+
+fn get(socket: BorrowedFd<'_>, level: libc::c_int, option: libc::c_int) -> Option<u32> {
     let mut value = 0_u32;
     let mut len = size_of::<u32>() as libc::socklen_t;
     // SAFETY: value and length point to locals of the sizes that they tell.
     let done = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
+            level,
             option,
             (&raw mut value).cast(),
             &raw mut len,
@@ -92,11 +96,23 @@ fn set(socket: BorrowedFd<'_>, option: libc::c_int, value: libc::c_int) -> bool 
     done == 0
 }
 
+/// How many MPTCP sockets these processes have.
+pub fn multipath(pids: &[i32]) -> usize {
+    let mut found = 0;
+    each(pids, |s| {
+        if get(s, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_MPTCP.cast_unsigned())
+        {
+            found += 1;
+        }
+    });
+    found
+}
+
 /// Takes TCP sockets of these processes out of repair mode; how many were in it.
 pub fn end_repair(pids: &[i32]) -> usize {
     let mut woken = 0;
     each(pids, |s| {
-        if get(s, libc::TCP_REPAIR) == Some(1) && set(s, libc::TCP_REPAIR, 0) {
+        if tcp(s, libc::TCP_REPAIR) == Some(1) && set(s, libc::TCP_REPAIR, 0) {
             woken += 1;
         }
     });
@@ -111,7 +127,7 @@ pub fn peers(pids: &[i32]) -> Vec<Peer> {
     const OFF_WITHOUT_PROBE: libc::c_int = -1;
     let mut peers = Vec::new();
     each(pids, |s| {
-        let repair = get(s, libc::TCP_REPAIR);
+        let repair = tcp(s, libc::TCP_REPAIR);
         let Some(repair) = repair.filter(|_| peers.len() < MOST) else {
             return; // not a TCP socket
         };
@@ -129,7 +145,7 @@ pub fn peers(pids: &[i32]) -> Vec<Peer> {
             return;
         }
         if set(s, libc::TCP_REPAIR_QUEUE, RECV_QUEUE) {
-            let seq = get(s, libc::TCP_QUEUE_SEQ);
+            let seq = tcp(s, libc::TCP_QUEUE_SEQ);
             set(s, libc::TCP_REPAIR_QUEUE, NO_QUEUE);
             peers.extend(seq.map(|seq| Peer { local, remote, seq }));
         }
@@ -241,5 +257,19 @@ mod tests {
         assert_eq!(checksum(&m[8..28]), 0);
         assert_eq!(m[20..28], [10, 0, 0, 9, 10, 0, 0, 1]);
         assert_eq!(m[28..36], [0x0f, 0xa0, 0, 80, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn mptcp_is_seen_where_the_kernel_has_it() {
+        // SAFETY: socket() takes no pointers.
+        let raw = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
+        let here = usize::from(owned(raw.into()).is_some_and(|socket| {
+            let me = [i32::try_from(std::process::id()).unwrap()];
+            assert_eq!(multipath(&me), 1);
+            drop(socket);
+            true
+        }));
+        let me = [i32::try_from(std::process::id()).unwrap()];
+        assert!(multipath(&me) <= here);
     }
 }
