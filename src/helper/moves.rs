@@ -15,7 +15,7 @@ use super::daemon::MoveSide;
 use super::source::{self, Source};
 use super::target::{self, Target};
 use super::{bulk, criu, features, gate, netns, paths, preflight, unit};
-use crate::feature::FeatureName;
+use crate::feature::{FeatureName, FeatureSpec};
 use crate::wire::bulk::Message;
 use crate::wire::guest::{
     Call, ErrorKind, Event, GuestMove, GuestMoveState, MoveId, Reply, valid_move_id,
@@ -89,7 +89,7 @@ pub enum Side {
 }
 
 /// `move.json`: what a restarted helper must know of a move.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Feature.
     pub feature: FeatureName,
@@ -106,6 +106,9 @@ pub struct Record {
     /// Source: a freeze has begun. Target: the move is committed.
     #[serde(default)]
     pub decided: bool,
+    /// Definition of the feature, should the host have the guest forget it meanwhile.
+    #[serde(default)]
+    pub spec: Option<FeatureSpec>,
 }
 
 impl Record {
@@ -113,6 +116,17 @@ impl Record {
     pub fn load(id: &str) -> Option<Self> {
         let text = std::fs::read(paths::move_dir(id).join("move.json")).ok()?;
         serde_json::from_slice(&text).ok()
+    }
+
+    /// The feature's definition; put in force again when it was forgotten.
+    pub fn definition(&self) -> Result<FeatureSpec, Failure> {
+        match (features::get(&self.feature), &self.spec) {
+            (Err(_), Some(spec)) => {
+                features::put(spec)?;
+                Ok(spec.clone())
+            }
+            (found, _) => Ok(found?),
+        }
     }
 
     /// Writes it, making the move's directory.
@@ -456,6 +470,6 @@ mod tests {
     fn records_survive_versions() {
         let old = r#"{"feature":"cache","side":"source","stream":7}"#;
         let r: Record = serde_json::from_str(old).unwrap();
-        assert_eq!((r.round, r.file, r.decided), (0, 0, false));
+        assert_eq!((r.round, r.file, r.decided, r.spec), (0, 0, false, None));
     }
 }

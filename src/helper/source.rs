@@ -333,6 +333,7 @@ impl Source {
                 round: 0,
                 file: 0,
                 decided: false,
+                spec: Some(spec),
             },
         };
         if record.round.checked_add(1) != Some(ask.round) || record.stream != ask.stream {
@@ -417,9 +418,15 @@ fn thaw(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
     if silent > 0 {
         tracing::warn!("feature {feature}: woke {silent} TCP sockets that criu left silent");
     }
-    let spec = features::get(feature)?;
-    if let Some(m) = spec.managed() {
-        netns::announce(feature, m)?;
+    // The namespace is gone when somebody stopped the feature meanwhile.
+    if netns::exists(feature) {
+        let spec = match Record::load(id) {
+            Some(r) => r.definition()?,
+            None => features::get(feature)?,
+        };
+        if let Some(m) = spec.managed() {
+            netns::announce(feature, m)?;
+        }
     }
     if cgroup::populated(&dir) {
         cgroup::freeze(&dir, false, FREEZER)?;

@@ -153,6 +153,7 @@ impl Target {
             round: 0,
             file: 0,
             decided: false,
+            spec: Some(spec.clone()),
         }
         .save(id)?;
         features::put(spec)?;
@@ -204,7 +205,7 @@ impl Target {
 
     /// Connects to the supervisor, started anew if need be, and has it restore up to the gate.
     fn to_gate(&self, id: &str, r: &Record) -> Result<(Client, u64), Failure> {
-        let mut client = self.connect(id, &r.feature)?;
+        let mut client = self.connect(id, r)?;
         let until = Instant::now() + RESTORE;
         loop {
             if self.given_up.load(Ordering::Relaxed) {
@@ -246,7 +247,8 @@ impl Target {
         }
     }
 
-    fn connect(&self, id: &str, feature: &FeatureName) -> Result<Client, Failure> {
+    fn connect(&self, id: &str, r: &Record) -> Result<Client, Failure> {
+        let feature = &r.feature;
         let dir = paths::move_dir(id);
         let until = Instant::now() + SUPERVISOR;
         let mut started = false;
@@ -260,7 +262,7 @@ impl Target {
                     ));
                 }
                 Err(_) if !started && !unit::running(feature) => {
-                    let spec = features::get(feature)?;
+                    let spec = r.definition()?;
                     unit::install(feature, &spec, Some(id))?;
                     unit::start(feature)?;
                     started = true;
@@ -302,7 +304,7 @@ impl Target {
     }
 
     fn through_gate(&self, id: &str, r: &Record) -> Result<i32, Failure> {
-        let spec = features::get(&r.feature)?;
+        let spec = r.definition()?;
         let (mut client, _) = self.to_gate(id, r)?;
         let peers = sockets::peers(&cgroup::processes(&paths::workload_cgroup(&r.feature)));
         // First the network: criu's last step makes the sockets speak, and what the peers send
