@@ -25,9 +25,9 @@ use crate::wire::guest::MoveId;
 use super::{Daemon, clock, lock};
 
 /// Samples over which a host's load is averaged.
-const LOAD_SAMPLES: usize = 5;
+const LOAD_SAMPLES: usize = 3;
 /// Pause between decisions for a breach that lasts.
-const DECIDE_AGAIN_MS: i64 = 15_000;
+const DECIDE_AGAIN_MS: i64 = 5_000;
 /// Age after which a peer's state is too old to choose it, milliseconds.
 const STALE_MS: i64 = 15_000;
 /// Key of the affinity's rows and model in the store.

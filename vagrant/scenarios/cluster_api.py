@@ -95,6 +95,7 @@ class Events:
 
     def __init__(self, cluster, host, show=None):
         self.seen, self.show = [], show
+        self.cluster, self.host = cluster, host
         self.process = cluster.popen(host, "drover", "--format", "json", "event",
                                      stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         threading.Thread(target=self._read, daemon=True).start()
@@ -105,6 +106,10 @@ class Events:
                 event = json.loads(line)
             except ValueError:
                 continue
+            if event["event"] == "move_ended":
+                # The signal names the result; the job has everything.
+                job = self.cluster.drover_json(self.host, "jobinfo", event["id"])
+                event = dict(event, event="move", job=job)
             self.seen.append(event)
             if self.show:
                 self.show(event)

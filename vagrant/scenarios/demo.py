@@ -15,9 +15,9 @@ ADDRESS = "10.88.0.200"
 # Shorter than the defaults, so that a demo of minutes shows what takes hours in earnest.
 TUNING = """
 [model]
-train_every_s = 10
-horizon_s = 6.0
-rows_min = 10
+train_every_s = 5
+horizon_s = 2.0
+rows_min = 20
 rows_full = 200
 """
 
@@ -120,7 +120,7 @@ def main():
         say("a client outside counts on one TCP connection; light load for a while", "#")
         counter = Client(cluster, "count", f"{ADDRESS}:6379")
         clients.append(counter)
-        for _ in range(3):
+        for _ in range(6):
             time.sleep(7)
             stats(cluster, "h1")
         say("now heavy load on 'cache': two more connections, pipelined", "#")
