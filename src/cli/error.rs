@@ -63,13 +63,14 @@ impl CliError {
             zbus::Error::MethodError(name, text, _) => {
                 let text = text.clone().unwrap_or_else(|| name.to_string());
                 match name.strip_prefix("org.drover1.Error.") {
-                    Some("NotFound") => Self::NotFound(format!(
-                        "{text}; \"drover list\" and \"drover jobs\" show what is there"
+                    Some("NotFound") => Self::NotFound(with_hint(
+                        text,
+                        "\"drover list\" and \"drover jobs\" show what is there",
                     )),
                     Some("Invalid") => Self::Usage(text),
                     Some("Refused") => Self::Refused(text),
                     Some("Busy") => {
-                        Self::Refused(format!("{text}; \"drover jobs\" shows what is under way"))
+                        Self::Refused(with_hint(text, "\"drover jobs\" shows what is under way"))
                     }
                     Some("Timeout") => Self::Timeout(text),
                     Some(_) => Self::Failed(format!("{text}; see \"journalctl -u droverd\"")),
@@ -128,6 +129,15 @@ impl From<DbusError> for CliError {
             )),
             e => Self::Failed(e.to_string()),
         }
+    }
+}
+
+/// Adds where to look, unless the daemon's message names a command already.
+fn with_hint(text: String, hint: &str) -> String {
+    if text.contains("'drover ") || text.contains("'virsh ") {
+        text
+    } else {
+        format!("{text}; {hint}")
     }
 }
 

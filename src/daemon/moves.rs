@@ -398,6 +398,31 @@ impl Daemon {
         here.is_none_or(|f| clock::now_ms() - f.record.moved_at_ms > DAY_MS)
     }
 
+    /// Whether the named host and domain exist at all.
+    fn check_destination(&self, to: &Destination) -> Result<(), ApiError> {
+        let Some(host) = &to.host else { return Ok(()) };
+        let known = host == self.name()
+            || self
+                .peers()
+                .is_some_and(|p| p.names().iter().any(|n| n == host));
+        if !known {
+            return Err(ApiError::NotFound(format!(
+                "no host '{host}' among the peers of '{}'; 'drover hosts' shows them",
+                self.name()
+            )));
+        }
+        let (Some(domain), Some(state)) = (&to.domain, lock(&self.peer_states).get(host).cloned())
+        else {
+            return Ok(());
+        };
+        if state.instances.iter().any(|i| i.domain == *domain) {
+            return Ok(());
+        }
+        Err(ApiError::NotFound(format!(
+            "no domain '{domain}' on host '{host}'; 'drover hosts --format json' shows them"
+        )))
+    }
+
     /// Chooses the destination of a move by hand and begins it.
     pub async fn migrate_by_hand(
         self: &Arc<Self>,
@@ -405,6 +430,7 @@ impl Daemon {
         feature: &FeatureName,
         to: Destination,
     ) -> Result<Job, ApiError> {
+        self.check_destination(&to)?;
         let plan = self.plan_for(domain, feature, crate::decision::Cause::Manual { to })?;
         let Some(chosen) = plan.chosen.and_then(|i| plan.candidates.get(i)) else {
             let why: Vec<String> = plan

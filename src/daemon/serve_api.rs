@@ -74,6 +74,34 @@ impl Service {
         }
     }
 
+    /// Refuses a name that a peer has. What was heard last may be old, so a peer that seems to
+    /// have it is asked anew.
+    async fn free_among_peers(&self, name: &FeatureName) -> Result<()> {
+        fn holder(state: &HostState, name: &FeatureName) -> Option<String> {
+            let mut with = state.instances.iter();
+            with.find(|i| i.features.iter().any(|f| f.spec.name == *name))
+                .map(|i| i.domain.clone())
+        }
+        let heard: Vec<HostState> = lock(&self.0.peer_states).values().cloned().collect();
+        for state in heard {
+            if holder(&state, name).is_none() {
+                continue;
+            }
+            let now = match self.0.peers() {
+                Some(peers) => peers.host_state(&state.name).await.unwrap_or(state),
+                None => state,
+            };
+            if let Some(domain) = holder(&now, name) {
+                return Err(ApiError::Refused(format!(
+                    "domain '{domain}' on host '{}' has a feature '{name}' already; names are \
+                     unique in a cluster",
+                    now.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
     fn changed(&self, domain: &str, feature: &FeatureName, what: &str) {
         tracing::info!(%domain, %feature, what, "feature changed");
         self.0.emit(ApiEvent::Feature {
@@ -145,17 +173,7 @@ impl Api for Service {
             }
             instance.info.uuid.clone()
         };
-        let peers: Vec<HostState> = lock(&self.0.peer_states).values().cloned().collect();
-        for p in &peers {
-            for i in &p.instances {
-                if i.features.iter().any(|f| f.spec.name == spec.name) {
-                    return Err(ApiError::Refused(format!(
-                        "domain '{}' on host '{}' has a feature '{}' already; names are unique in a cluster",
-                        i.domain, p.name, spec.name
-                    )));
-                }
-            }
-        }
+        self.free_among_peers(&spec.name).await?;
         let name = spec.name.clone();
         let record = FeatureRecord {
             domain: domain.to_owned(),

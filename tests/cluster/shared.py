@@ -28,13 +28,14 @@ def traces(guest, feature):
     that criu or the gate left in its namespace."""
     script = f"""
     cgroup=/sys/fs/cgroup/drover.slice/drover-{feature}.service
-    [ -s $cgroup/cgroup.procs ] && echo processes
+    [ -n "$(cat $cgroup/cgroup.procs $cgroup/workload/cgroup.procs 2>/dev/null)" ] && echo processes
     [ -e /run/systemd/system/drover-{feature}.service ] && echo unit
     [ -e /run/netns/drover-{feature} ] && echo netns
     [ -e /run/drover/features/{feature}.pid ] && echo pid
     [ -n "$(ls /run/drover/moves 2>/dev/null)" ] && echo move-files
-    ip -br link 2>/dev/null | grep -q '^drv\\|^mv' && echo interface
-    [ "$(cat $cgroup/cgroup.freeze 2>/dev/null)" = 1 ] && echo frozen
+    [ -n "$(ls -d /sys/fs/cgroup/drover-criu/*/ 2>/dev/null)" ] && echo criu-cgroup
+    ip -br link 2>/dev/null | grep -q macvlan && echo interface
+    grep -qx 1 $cgroup/cgroup.freeze $cgroup/workload/cgroup.freeze 2>/dev/null && echo frozen
     if [ -e /run/netns/drover-{feature} ]; then
         ip netns exec drover-{feature} nft list tables | grep -qi 'criu\\|gate' && echo rules
     fi

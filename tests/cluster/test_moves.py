@@ -23,7 +23,7 @@ class Moves(FeatureCase):
         times = [p["at_ms"] for p in points]
         self.assertEqual(times, sorted(set(times)))
         self.assertLessEqual({p["at_ms"] for p in before}, set(times))
-        peak = max(p["cpu_percent"] for p in points if p["cpu_percent"] is not None)
+        peak = max(p["cpu"] for p in points if p["cpu"] is not None)
         self.assertLess(peak, 150, "no spike by the move")
         CLUSTER.drover("h2", "migrate", "g2", self.FEATURE, "--to", "h1", timeout=180)
         self.only_at("h1")
