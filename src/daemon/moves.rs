@@ -148,7 +148,7 @@ impl Daemon {
         };
         let bytes = match serde_json::to_vec(&committed) {
             Ok(b) => b,
-            Err(e) => return Event::Failed(e.to_string()),
+            Err(e) => return Event::CommitFailed(e.to_string()),
         };
         let changes = vec![
             Change::PutMove {
@@ -167,7 +167,9 @@ impl Daemon {
                 match self.source_record(&record.id).await {
                     Ok(Some(r)) if r.committed => return Event::Committed,
                     Ok(_) => {
-                        return Event::Failed(format!("the commit cannot be recorded: {reason}"));
+                        return Event::CommitFailed(format!(
+                            "the commit cannot be recorded: {reason}"
+                        ));
                     }
                     Err(e) => {
                         // Neither yes nor no: the feature stays frozen until the journal answers.

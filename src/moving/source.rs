@@ -83,6 +83,9 @@ pub enum Event {
     TargetReady,
     /// The commit record is durable.
     Committed,
+    /// It was read back that no commit record was written. Only the commit itself says this: any
+    /// other failure during the commit decides nothing.
+    CommitFailed(String),
     /// The target runs the feature.
     TargetRunning,
     /// The guest ended the freeze: thawed (abort) or killed (commit), and cleaned up.
@@ -286,7 +289,7 @@ impl Source {
                 ]
             }
             // The driver reports this only when it has read back that no record is there.
-            (State::Committing, Event::Failed(reason)) => {
+            (State::Committing, Event::CommitFailed(reason)) => {
                 self.abort(Ending::not(JobResult::Failed, reason))
             }
             (State::Switching { released, .. }, Event::TargetRunning) => {
@@ -419,6 +422,7 @@ mod tests {
             (1u16..6).prop_map(|r| Event::RoundSent(r, round())),
             Just(Event::TargetReady),
             Just(Event::Committed),
+            Just(Event::CommitFailed("x".into())),
             Just(Event::TargetRunning),
             Just(Event::Released),
             Just(Event::Discarded),
