@@ -213,7 +213,11 @@ impl Daemon {
                     Verdict::Pending
                 }
             }
-            Ok(None) => Verdict::Aborted,
+            // No record means aborted, unless a record is there that cannot be read.
+            Ok(None) => match self.store.damaged_moves(Side::Source) {
+                Ok(damaged) if damaged.iter().all(|d| d != id) => Verdict::Aborted,
+                _ => Verdict::Pending,
+            },
             Err(e) => {
                 tracing::error!(%id, error = %e, "the journal cannot be read");
                 Verdict::Pending
@@ -263,6 +267,10 @@ impl Daemon {
         self.emit(ApiEvent::Move { job: job.clone() });
         lock(&self.outgoing).remove(&record.id);
         self.define(&record.domain).await;
+        if job.result != Some(JobResult::Done) {
+            // The guest may have been rebooted meanwhile; nobody looked after the feature then.
+            self.recheck(&record.domain).await;
+        }
     }
 
     /// Gives the feature's history to its new host, so that it goes on there.

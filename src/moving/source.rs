@@ -280,24 +280,29 @@ impl Source {
                     resumed: false,
                     released: false,
                 };
-                vec![
-                    Action::Resume { again: false },
-                    Action::Release {
-                        commit: true,
-                        again: false,
-                    },
-                ]
+                vec![Action::Resume { again: false }]
             }
             // The driver reports this only when it has read back that no record is there.
             (State::Committing, Event::CommitFailed(reason)) => {
                 self.abort(Ending::not(JobResult::Failed, reason))
             }
-            (State::Switching { released, .. }, Event::TargetRunning) => {
+            // The frozen copy is kept until the target runs: it is the last one should the target
+            // be lost now.
+            (
+                State::Switching {
+                    resumed: false,
+                    released,
+                },
+                Event::TargetRunning,
+            ) => {
                 self.state = State::Switching {
                     resumed: true,
                     released,
                 };
-                self.settle()
+                vec![Action::Release {
+                    commit: true,
+                    again: false,
+                }]
             }
             (State::Switching { resumed, .. }, Event::Released) => {
                 self.state = State::Switching {
@@ -385,8 +390,14 @@ mod tests {
         assert_eq!(s.step(Event::RoundSent(3, round())), [Action::Restore(3)]);
         assert_eq!(s.step(Event::TargetReady), [Action::Commit]);
         assert_eq!(s.step(Event::Cancel), [], "too late");
-        assert_eq!(s.step(Event::Committed).len(), 2);
-        assert_eq!(s.step(Event::TargetRunning), []);
+        assert_eq!(s.step(Event::Committed), [Action::Resume { again: false }]);
+        assert_eq!(
+            s.step(Event::TargetRunning),
+            [Action::Release {
+                commit: true,
+                again: false
+            }]
+        );
         assert_eq!(s.step(Event::Released), [Action::End]);
         assert_eq!(s.ending().unwrap().result, JobResult::Done);
     }
