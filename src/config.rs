@@ -63,6 +63,8 @@ pub struct Config {
     /// Moves.
     #[serde(default)]
     pub moves: MovesSection,
+    /// Metrics for Prometheus; none without it.
+    pub metrics: Option<MetricsSection>,
     /// Peers; without it the host is alone.
     pub peer: Option<PeerSection>,
 }
@@ -261,6 +263,21 @@ impl Default for MovesSection {
     }
 }
 
+/// `[metrics]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsSection {
+    /// Where to serve them, by plain HTTP: best on a loopback address.
+    pub listen: SocketAddr,
+    /// Most features with series of their own; the rest is only counted.
+    #[serde(default = "two_hundred")]
+    pub max_features: usize,
+}
+
+fn two_hundred() -> usize {
+    200
+}
+
 /// `[peer]`
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -407,5 +424,9 @@ mod tests {
         assert!(e.to_string().contains("intervall_s"), "{e}");
         let e = Config::parse("[host]\nname = 'a'\n[meter]\ninterval_s = 0.5\n", p).unwrap_err();
         assert!(e.to_string().contains("between 1 and 60"), "{e}");
+        assert_eq!(c.metrics, None, "off unless configured");
+        let text = "[host]\nname = 'a'\n[metrics]\nlisten = '127.0.0.1:9177'\n";
+        let m = Config::parse(text, p).unwrap().metrics.unwrap();
+        assert_eq!((m.listen.port(), m.max_features), (9177, 200));
     }
 }
