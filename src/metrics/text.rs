@@ -84,7 +84,8 @@ impl Family<'_> {
         if !labels.is_empty() {
             self.out.push('}');
         }
-        let _ = writeln!(self.out, " {value}");
+        // The sum of nothing is -0.0.
+        let _ = writeln!(self.out, " {}", value + 0.0);
     }
 }
 

@@ -13,6 +13,9 @@ rows_full = 400
 
 [moves]
 step_timeout_s = 60
+
+[metrics]
+listen = "127.0.0.1:9177"
 """)
 # The hook's notices are logged at debug.
 CLUSTER.env["RUST_LOG"] = "info,drover=debug"
