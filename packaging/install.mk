@@ -1,7 +1,7 @@
 # make install DESTDIR=... PROFILE=release
 #
 # Puts what the build made, and the files next to this one, where a host expects
-# them. Builds nothing. Included by the top Makefile; paths are from there.
+# them. Builds nothing; man pages and completions come from the built drover itself. Included by the top Makefile; paths are from there.
 
 DESTDIR ?=
 PROFILE ?= release
@@ -25,5 +25,15 @@ install:
 	$(INSTALL) -D -m 755 $(bin_dir)/drover-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/50-drover
 	$(INSTALL) -D -m 644 packaging/droverd.service $(DESTDIR)/usr/lib/systemd/system/droverd.service
 	$(INSTALL) -D -m 644 packaging/org.drover1.conf $(DESTDIR)/usr/share/dbus-1/system.d/org.drover1.conf
+	$(bin_dir)/drover generate man $(bin_dir)/man
+	$(bin_dir)/drover generate completions $(bin_dir)/completions
+	$(INSTALL) -d $(DESTDIR)/usr/share/man/man1 $(DESTDIR)/usr/share/man/man5 $(DESTDIR)/usr/share/man/man8
+	$(INSTALL) -m 644 $(bin_dir)/man/man1/*.1 $(DESTDIR)/usr/share/man/man1
+	$(INSTALL) -m 644 packaging/man/*.5 $(DESTDIR)/usr/share/man/man5
+	$(INSTALL) -m 644 $(bin_dir)/man/man8/*.8 $(DESTDIR)/usr/share/man/man8
+	$(INSTALL) -D -m 644 $(bin_dir)/completions/bash/drover $(DESTDIR)/usr/share/bash-completion/completions/drover
+	$(INSTALL) -D -m 644 $(bin_dir)/completions/zsh/_drover $(DESTDIR)/usr/share/zsh/vendor-completions/_drover
+	$(INSTALL) -D -m 644 $(bin_dir)/completions/fish/drover.fish $(DESTDIR)/usr/share/fish/vendor_completions.d/drover.fish
+	$(INSTALL) -D -m 644 packaging/grafana/drover.json $(DESTDIR)/usr/share/drover/grafana/drover.json
 	$(INSTALL) -D -m 644 packaging/drover.tmpfiles $(DESTDIR)/usr/lib/tmpfiles.d/drover.conf
 	$(INSTALL) -D -m 644 packaging/drover.sysusers $(DESTDIR)/usr/lib/sysusers.d/drover.conf

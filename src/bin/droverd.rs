@@ -1,28 +1,16 @@
 //! `droverd`: the daemon on each host.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Parser;
+use drover::cli::args::DaemonArgs;
 use drover::config::Config;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-/// Meters features in libvirt guests and live-migrates single features between hosts.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Args {
-    /// Configuration file.
-    #[arg(long, default_value = "/etc/drover/drover.toml")]
-    config: PathBuf,
-    /// Check the configuration and exit.
-    #[arg(long)]
-    check: bool,
-}
-
 fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+    let args = DaemonArgs::parse();
     let config = Config::load(&args.config)?;
     if args.check {
         println!("{}: valid", args.config.display());

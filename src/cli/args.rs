@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::generate::What;
 use super::time;
 use crate::feature::{FeatureName, Resource};
 
@@ -15,6 +16,11 @@ Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 not found, 4 refused o
 
 Durations are numbers with s, min, h or d (seconds without a unit). Times are UTC.
 The bus is the system bus, or the one in DBUS_SYSTEM_BUS_ADDRESS.";
+
+const DAEMON_AFTER: &str = "\
+Logs go to standard error; RUST_LOG chooses what (error, warn, info, debug, trace, or per module
+as drover::daemon=debug). SIGTERM and SIGINT end it in order; features run on, and moves under
+way are finished or undone at the next start. \"drover doctor\" checks what it needs.";
 
 /// Meters features in libvirt guests and moves them between hosts
 #[derive(Debug, Parser)]
@@ -31,6 +37,18 @@ pub struct Cli {
     /// What to do
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Meters features in libvirt guests and live-migrates single features between hosts.
+#[derive(Debug, Parser)]
+#[command(name = "droverd", version, after_help = DAEMON_AFTER)]
+pub struct DaemonArgs {
+    /// Configuration file.
+    #[arg(long, default_value = "/etc/drover/drover.toml")]
+    pub config: PathBuf,
+    /// Check the configuration and exit.
+    #[arg(long)]
+    pub check: bool,
 }
 
 /// Output formats.
@@ -166,6 +184,14 @@ pub enum Command {
         /// Configuration of droverd
         #[arg(long, value_name = "FILE", default_value = "/etc/drover/drover.toml")]
         config: PathBuf,
+    },
+    /// Generate man pages or completions below a directory, for packages
+    #[command(hide = true)]
+    Generate {
+        /// What to generate
+        what: What,
+        /// Directory
+        dir: PathBuf,
     },
     /// Print the versions of drover and droverd
     Version,

@@ -12,6 +12,7 @@ pub mod client;
 pub mod doctor;
 pub mod error;
 pub mod events;
+pub mod generate;
 pub mod moves;
 pub mod run;
 pub mod screen;

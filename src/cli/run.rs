@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, history, hosts, jobs, plan};
-use super::{doctor, events, moves, show, spec};
+use super::{doctor, events, generate, moves, show, spec};
 use crate::api::{Changed, FeatureRow};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
@@ -49,6 +49,9 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         Command::Threshold { thresholds, .. } => parse_thresholds(thresholds)?,
         _ => Vec::new(),
     };
+    if let Command::Generate { what, dir } = &cli.command {
+        return generate::generate(*what, dir);
+    }
     // Looks further when droverd does not answer.
     if let Command::Doctor { config } = &cli.command {
         return doctor::doctor(out, json, screen, config, timeout).await;
@@ -181,7 +184,7 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         Command::Guest { action } => show::guest(out, json, &client, action).await?,
         Command::Event { count } => events::follow(cli, out, screen, &client, *count).await?,
         // Answered above, without droverd.
-        Command::Doctor { .. } => {}
+        Command::Doctor { .. } | Command::Generate { .. } => {}
         Command::Version => {
             show::version(out, json, client.version().await)?;
         }
