@@ -37,7 +37,7 @@ demo: setup stage
 test: setup lint test-unit test-cluster
 
 test-unit:
-	$(CARGO) test --locked --release --workspace --features guest
+	$(CARGO) test --locked --workspace --features guest --no-fail-fast
 
 test-cluster: stage
 	vagrant/test-cluster.sh
@@ -51,7 +51,7 @@ fmt-check:
 	$(CARGO) fmt --all --check
 
 lint: fmt-check
-	$(CARGO) clippy --locked --release --workspace --all-targets --features guest -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features guest -- -D warnings
 
 clean:
 	$(CARGO) clean

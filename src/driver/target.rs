@@ -345,8 +345,6 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
                 close_books(daemon, incoming).await;
                 continue;
             }
-            // The watch over every move does.
-            Action::AskVerdict => continue,
             Action::Forget => {
                 daemon.forget_target(&incoming.record).await;
                 // Kept for a while so that a late question gets its answer.
@@ -357,8 +355,9 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
                 });
                 continue;
             }
-            // Performed where the request is answered.
-            Action::Restore | Action::RecordReady => continue,
+            // The first two are performed where the request is answered, the last by the watch
+            // over every move.
+            Action::Restore | Action::RecordReady | Action::AskVerdict => continue,
         };
         if let Ok(more) = incoming.machine.step(event) {
             actions.extend(more);
