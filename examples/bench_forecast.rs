@@ -143,7 +143,7 @@ fn events(t: &Trace, limit: f64, for_s: f64) -> Vec<i64> {
             if run == needed && !active {
                 active = true;
                 // It began with the first interval above.
-                found.push((i + 1 - needed) as i64 * t.step_ms);
+                found.push((i + 1 - needed).cast_signed() as i64 * t.step_ms);
             }
             below = 0;
         } else {
@@ -194,13 +194,13 @@ fn replay(t: &Trace, score: &mut Score) {
     let mut before = [false; LEVELS.len()];
     let begins_within = |from: i64, to: i64| events.iter().any(|e| *e >= from && *e <= to);
     for (i, v) in t.values.iter().enumerate() {
-        let now = (i as i64 + 1) * t.step_ms;
+        let now = (i.cast_signed() as i64 + 1) * t.step_ms;
         if let Some(v) = v {
             s.push(now, *v);
         }
         if now < warm_ms
             || now % stride_ms != 0
-            || now + AHEAD_MS > t.step_ms * t.values.len() as i64
+            || now + AHEAD_MS > t.step_ms * t.values.len().cast_signed() as i64
         {
             continue;
         }

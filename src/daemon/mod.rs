@@ -3,11 +3,13 @@
 //! - [`instance`]: instances and features at run time
 //! - [`lifecycle`]: libvirt's events, helpers coming and going, recovery
 //! - [`metering`]: meter frames to usage, history and breaches
+//! - [`forecast`]: what is expected to be breached
 //! - [`placement`]: host state, plans, automatic moves, the affinity model
 //! - [`moves`]: beginning, committing and ending moves; the journal
 //! - [`serve_api`], [`serve_peer`]: what users and peers may ask
 
 pub mod clock;
+mod forecast;
 pub mod instance;
 mod lifecycle;
 mod metering;
@@ -76,6 +78,9 @@ pub struct Daemon {
     peer_states: Mutex<BTreeMap<String, HostState>>,
     host: Mutex<HostRuntime>,
     affinity: Mutex<Affinity>,
+    forecasts: Mutex<forecast::Forecasts>,
+    /// Forecasts that users ask for are made one at a time.
+    forecast_turn: tokio::sync::Mutex<()>,
     outgoing: Mutex<BTreeMap<MoveId, Handle>>,
     /// Incoming moves.
     pub incoming: target::Moves,
@@ -161,6 +166,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
         peer_states: Mutex::default(),
         host: Mutex::new(host),
         affinity: Mutex::new(affinity),
+        forecasts: Mutex::default(),
+        forecast_turn: tokio::sync::Mutex::new(()),
         outgoing: Mutex::default(),
         incoming: target::Moves::default(),
         changes: tokio::sync::Mutex::new(()),
@@ -190,6 +197,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(placement::training(Arc::clone(&daemon)));
+    tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));
     let api: Arc<dyn crate::api::Api> = Arc::new(serve_api::Service(Arc::clone(&daemon)));
     let service = crate::dbus::serve(api, daemon.name(), None).await?;
     tracing::info!(host = daemon.name(), "droverd is ready");

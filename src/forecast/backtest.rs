@@ -81,7 +81,7 @@ pub fn forecast(series: &Series, settings: &Settings, now_ms: i64) -> Result<For
         let errors = errors(&model, &x, &seen, &origins, h);
         let at = |level| bounded(point + quantile(&errors, level));
         steps.push(Step {
-            at_ms: end_ms + h as i64 * step_ms,
+            at_ms: end_ms + h.cast_signed() as i64 * step_ms,
             p10: at(0.1),
             p50: at(0.5),
             p90: at(0.9),
@@ -130,7 +130,7 @@ fn models(
     let acf = season::autocorrelation(x, n / 3);
     let mut periods = season::periods(&acf);
     for p in settings.periods_ms.iter().map(|p| p / step_ms) {
-        if p >= 3 && p <= (n / 3) as i64 && !periods.contains(&(p as usize)) {
+        if p >= 3 && p <= (n / 3).cast_signed() as i64 && !periods.contains(&(p as usize)) {
             periods.push(p as usize);
         }
     }

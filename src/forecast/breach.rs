@@ -184,6 +184,12 @@ impl Watch {
         active.map(|e| e.change(false, now_ms, e.over())).collect()
     }
 
+    /// Whether a breach of this threshold is active.
+    pub fn stands(&self, threshold: &Threshold) -> bool {
+        let mut of = self.entries.iter();
+        of.any(|e| e.active && e.expected.threshold == *threshold)
+    }
+
     /// The active forecast breach that is expected first.
     pub fn first(&self) -> Option<&Expected> {
         let active = self.entries.iter().filter(|e| e.active);

@@ -63,7 +63,7 @@ impl Model {
             Self::Naive => Method::Naive,
             Self::Drift(_) => Method::Drift,
             Self::Seasonal(p) => Method::Seasonal {
-                period_ms: *p as i64 * step_ms,
+                period_ms: p.cast_signed() as i64 * step_ms,
             },
             Self::Damped { .. } => Method::Damped,
             Self::Reversion { .. } => Method::Reversion,

@@ -29,6 +29,8 @@ pub use series::Series;
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Most steps of history that a forecast looks at.
 pub const MOST_CELLS: usize = 720;
 /// Most steps that are forecast.
@@ -123,7 +125,7 @@ pub enum NotYet {
 }
 
 /// One step of a forecast: the mean over the step that ends at `at_ms`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     /// End of the step, milliseconds since the epoch.
     pub at_ms: i64,

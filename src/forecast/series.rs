@@ -66,7 +66,8 @@ impl Series {
     /// Adds a point: the use over the interval that ended at `at_ms`. One that is not newer than
     /// the newest is left out, as is one that is not a number or absurd.
     pub fn push(&mut self, at_ms: i64, value: f64) {
-        if !(value.abs() <= ABSURD) || (!self.cells.is_empty() && at_ms <= self.last_ms) {
+        let sane = value.abs() <= ABSURD;
+        if !sane || (!self.cells.is_empty() && at_ms <= self.last_ms) {
             return;
         }
         let mut index = self.index(at_ms);
@@ -76,7 +77,7 @@ impl Series {
         if self.cells.is_empty() {
             self.first = index;
         }
-        if index - self.first >= MOST_CELLS as i64 && !self.fixed {
+        if index - self.first >= MOST_CELLS.cast_signed() as i64 && !self.fixed {
             self.coarsen();
             index = self.index(at_ms);
         }
@@ -95,7 +96,7 @@ impl Series {
     }
 
     fn len(&self) -> i64 {
-        self.cells.len() as i64
+        self.cells.len().cast_signed() as i64
     }
 
     /// The cell that ends at or after a time: cell `i` is `(i * step, (i + 1) * step]`.

@@ -158,11 +158,11 @@ fn two_in_a_row_start_and_end() {
         text: "forecast: x".into(),
     };
     let mut w = Watch::default();
-    let mut run = |w: &mut Watch, pattern: &str| -> Vec<(usize, bool)> {
+    let run = |w: &mut Watch, pattern: &str| -> Vec<(i64, bool)> {
         let mut out = Vec::new();
-        for (i, c) in pattern.chars().enumerate() {
+        for (i, c) in (0i64..).zip(pattern.chars()) {
             let found = if c == '1' { vec![e.clone()] } else { vec![] };
-            out.extend(w.observe(&found, i as i64).iter().map(|c| (i, c.active)));
+            out.extend(w.observe(&found, i).iter().map(|c| (i, c.active)));
         }
         out
     };
