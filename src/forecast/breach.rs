@@ -170,7 +170,11 @@ impl Watch {
     pub fn reset(&mut self, now_ms: i64) -> Vec<Change> {
         let entries = std::mem::take(&mut self.entries);
         let active = entries.iter().filter(|e| e.active);
-        active.map(|e| e.change(false, now_ms, e.over())).collect()
+        let text = |e: &Entry| {
+            let r = e.expected.threshold.resource;
+            format!("forecast: {r} is not metered here any more")
+        };
+        active.map(|e| e.change(false, now_ms, text(e))).collect()
     }
 
     /// Ends at once what is about none of these thresholds.
