@@ -59,6 +59,9 @@ pub enum DaemonError {
     /// D-Bus.
     #[error("D-Bus")]
     Dbus(#[from] DbusError),
+    /// The system bus closed the connection; a new start connects anew.
+    #[error("the system bus closed the connection")]
+    BusLost,
     /// The hook's socket.
     #[error("hook socket")]
     Hook(#[from] crate::hypervisor::hook::HookError),
@@ -127,11 +130,12 @@ impl Daemon {
         self.peers.get()
     }
 
-    /// Whether libvirt knows for sure that the domain does not run.
+    /// Whether libvirt knows for sure that the domain has no QEMU: a paused one has, and keeps
+    /// what is in its memory. Domains were listed before this is asked the first time.
     pub fn domain_is_gone(&self, domain: &str) -> bool {
         lock(&self.instances)
             .get(domain)
-            .is_none_or(|i| !i.info.running)
+            .is_none_or(|i| !i.info.active)
     }
 
     /// This host's name.
@@ -174,7 +178,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
         config,
     });
     daemon.load_registry()?;
-    daemon.refresh_domains().await;
+    // Moves in the journal are not judged before it is known which domains there are.
+    while !daemon.refresh_domains().await {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 
     let mut tasks = tokio::task::JoinSet::new();
     if let Some(section) = daemon.config.peer.clone() {
@@ -201,12 +208,19 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     let api: Arc<dyn crate::api::Api> = Arc::new(serve_api::Service(Arc::clone(&daemon)));
     let service = crate::dbus::serve(api, daemon.name(), None).await?;
     tracing::info!(host = daemon.name(), "droverd is ready");
-    stop.await;
+    let lost = tokio::select! {
+        () = stop => false,
+        () = service.closed() => true,
+    };
     tracing::info!("stopping");
     drop(service);
     tasks.shutdown().await;
     placement::save_affinity(&daemon);
     // What was metered is durable already; this only ends the writer.
     let _ = tokio::time::timeout(Duration::from_secs(5), daemon.history.clone().close()).await;
-    Ok(())
+    if lost {
+        Err(DaemonError::BusLost)
+    } else {
+        Ok(())
+    }
 }

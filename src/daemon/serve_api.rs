@@ -17,6 +17,7 @@ use crate::usage::Usage;
 use crate::wire::guest::Call;
 
 use super::instance::Feature;
+use super::lifecycle::START;
 use super::{Daemon, lock};
 
 /// Longest wait for a helper's small steps.
@@ -69,7 +70,11 @@ impl Service {
                 "the helper in domain '{domain}' is not connected; install it with 'drover guest install {domain}'"
             ))
         })?;
-        match guest.call(call, SHORT).await {
+        let limit = match call {
+            Call::Start { .. } => START,
+            _ => SHORT,
+        };
+        match guest.call(call, limit).await {
             Ok(_) => Ok(()),
             Err(e @ GuestError::Timeout { .. }) => Err(ApiError::Timeout(e.to_string())),
             Err(e) => Err(ApiError::Failed(e.to_string())),
@@ -201,7 +206,9 @@ impl Api for Service {
     async fn deregister(&self, domain: &str, feature: &FeatureName) -> Result<Changed> {
         let _guard = self.0.changes.lock().await;
         let (uuid, record) = self.record(domain, feature)?;
-        if record.spec.managed().is_some() && record.enabled {
+        // Also a disabled one: a start that timed out may have succeeded late.
+        let reachable = record.enabled || self.0.guest(domain).is_some();
+        if record.spec.managed().is_some() && reachable && !self.0.domain_is_gone(domain) {
             self.helper(
                 domain,
                 Call::Stop {
@@ -230,13 +237,19 @@ impl Api for Service {
         let managed = record.spec.managed().is_some();
         if on && managed {
             self.0.define(domain).await;
-            self.helper(
-                domain,
-                Call::Start {
+            let start = Call::Start {
+                feature: feature.clone(),
+            };
+            if let Err(e) = self.helper(domain, start).await {
+                // It may yet succeed, unseen: what is not registered as enabled must not run.
+                let stop = Call::Stop {
                     feature: feature.clone(),
-                },
-            )
-            .await?;
+                };
+                if let Err(e) = self.helper(domain, stop).await {
+                    tracing::warn!(%domain, %feature, error = %e, "a failed start is not undone");
+                }
+                return Err(e);
+            }
         } else if !on && managed {
             self.helper(
                 domain,

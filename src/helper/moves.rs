@@ -1,7 +1,7 @@
 //! Moves under way in this guest, source and target sides: who does what, and the record of each
 //! that survives the helper's restart.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -214,7 +214,12 @@ pub struct Moves {
     targets: Mutex<HashMap<MoveId, Arc<Target>>>,
     // Incoming bulk streams.
     streams: Mutex<HashMap<u32, MoveId>>,
+    // Moves that were ended lately: a step of theirs that comes late must not begin them anew.
+    ended: Mutex<VecDeque<MoveId>>,
 }
+
+/// How many ended moves are remembered.
+const ENDED: usize = 256;
 
 impl Moves {
     /// `send` puts a bulk message on the port.
@@ -224,7 +229,24 @@ impl Moves {
             sources: Mutex::default(),
             targets: Mutex::default(),
             streams: Mutex::default(),
+            ended: Mutex::default(),
         }
+    }
+
+    fn end(&self, id: &str) {
+        let mut ended = lock(&self.ended);
+        if ended.len() == ENDED {
+            ended.pop_front();
+        }
+        ended.push_back(id.to_owned());
+    }
+
+    fn refuse_late_step(&self, id: &str) -> Result<(), Failure> {
+        if lock(&self.ended).iter().any(|e| e == id) {
+            let why = format!("move {id} was ended here before this step of it came");
+            return Err(Failure::new(ErrorKind::Invalid, why));
+        }
+        Ok(())
     }
 
     /// Prepares the guest for moves, once at the helper's start.
@@ -255,6 +277,13 @@ impl Moves {
                     ErrorKind::Invalid,
                     format!("'{id}' is not a move's identifier"),
                 ));
+            }
+            _ => {}
+        }
+        match &call {
+            Call::Release { id, .. } | Call::Discard { id } => self.end(id),
+            Call::PreDump { id, .. } | Call::Freeze { id, .. } | Call::Receive { id, .. } => {
+                self.refuse_late_step(id)?;
             }
             _ => {}
         }
