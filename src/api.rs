@@ -105,7 +105,7 @@ pub struct ModelInfo {
 }
 
 /// Terminal results of a move, in systemd's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JobResult {
     /// The feature runs on the target.

@@ -17,6 +17,7 @@ mod serve_api;
 mod serve_peer;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -73,6 +74,9 @@ pub struct Daemon {
     events: broadcast::Sender<ApiEvent>,
     guest_events: mpsc::Sender<(String, GuestEvent)>,
     instances: Mutex<BTreeMap<String, Instance>>,
+    /// Whether libvirt has listed its domains since the start: before that, `instances` is empty
+    /// and says nothing.
+    listed: AtomicBool,
     peer_states: Mutex<BTreeMap<String, HostState>>,
     host: Mutex<HostRuntime>,
     affinity: Mutex<Affinity>,
@@ -124,9 +128,10 @@ impl Daemon {
 
     /// Whether libvirt knows for sure that the domain does not run.
     pub fn domain_is_gone(&self, domain: &str) -> bool {
-        lock(&self.instances)
-            .get(domain)
-            .is_none_or(|i| !i.info.running)
+        self.listed.load(Ordering::Acquire)
+            && lock(&self.instances)
+                .get(domain)
+                .is_none_or(|i| !i.info.running)
     }
 
     /// This host's name.
@@ -158,6 +163,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
         events: broadcast::channel(1024).0,
         guest_events,
         instances: Mutex::default(),
+        listed: AtomicBool::new(false),
         peer_states: Mutex::default(),
         host: Mutex::new(host),
         affinity: Mutex::new(affinity),
@@ -170,6 +176,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     daemon.refresh_domains().await;
 
     let mut tasks = tokio::task::JoinSet::new();
+    // Offers wait until the journal is taken up: their records are not of an earlier life.
+    let starting = daemon.changes.lock().await;
     if let Some(section) = daemon.config.peer.clone() {
         let (peer_events, peer_inbox) = mpsc::channel::<PeerEvent>(256);
         let service = Arc::new(serve_peer::Service(Arc::clone(&daemon)));
@@ -180,6 +188,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     // Before any guest is greeted, so that nothing of a move in the journal is mistaken for a
     // leftover, and no feature that left is started anew.
     daemon.recover_moves().await?;
+    drop(starting);
     tasks.spawn(lifecycle::follow_guests(Arc::clone(&daemon), guest_inbox));
     tasks.spawn(lifecycle::follow_hypervisor(
         Arc::clone(&daemon),

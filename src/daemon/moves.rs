@@ -148,7 +148,7 @@ impl Daemon {
         };
         let bytes = match serde_json::to_vec(&committed) {
             Ok(b) => b,
-            Err(e) => return Event::Failed(e.to_string()),
+            Err(e) => return Event::NotCommitted(e.to_string()),
         };
         let changes = vec![
             Change::PutMove {
@@ -167,7 +167,8 @@ impl Daemon {
                 match self.source_record(&record.id).await {
                     Ok(Some(r)) if r.committed => return Event::Committed,
                     Ok(_) => {
-                        return Event::Failed(format!("the commit cannot be recorded: {reason}"));
+                        let why = format!("the commit cannot be recorded: {reason}");
+                        return Event::NotCommitted(why);
                     }
                     Err(e) => {
                         // Neither yes nor no: the feature stays frozen until the journal answers.
@@ -375,20 +376,21 @@ impl Daemon {
                 tracing::error!(%id, "an incoming move's record is not readable; left in the journal");
                 continue;
             };
-            if record.phase == TargetPhase::Running {
-                if self.arrived_long_ago(&record) {
-                    self.store.remove_move(Side::Target, &id)?;
-                    continue;
-                }
-            } else {
+            let arrived = record.phase == TargetPhase::Running;
+            let over = arrived && self.arrived_long_ago(&record);
+            if !arrived {
                 self.reserve(&record);
             }
             target::recover(self, record).await;
+            if over {
+                target::forget_arrival(self, id);
+            }
         }
         Ok(())
     }
 
-    /// Whether nobody will ask about an arrival any more: its feature left again, or a day passed.
+    /// Whether nobody here needs the record of an arrival any more: its feature left again, or a
+    /// day passed. The source may still have to learn of the arrival.
     fn arrived_long_ago(&self, record: &TargetRecord) -> bool {
         const DAY_MS: i64 = 86_400_000;
         let instances = lock(&self.instances);

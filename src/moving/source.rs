@@ -83,6 +83,9 @@ pub enum Event {
     TargetReady,
     /// The commit record is durable.
     Committed,
+    /// The commit record could not be written, and it was read back that none is there. Nothing
+    /// else ends a commit under way: whether a loss comes before or after it only the journal says.
+    NotCommitted(String),
     /// The target runs the feature.
     TargetRunning,
     /// The guest ended the freeze: thawed (abort) or killed (commit), and cleaned up.
@@ -137,7 +140,7 @@ pub enum Action {
 }
 
 /// The machine.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Source {
     state: State,
     budget_ms: u64,
@@ -285,8 +288,7 @@ impl Source {
                     },
                 ]
             }
-            // The driver reports this only when it has read back that no record is there.
-            (State::Committing, Event::Failed(reason)) => {
+            (State::Committing, Event::NotCommitted(reason)) => {
                 self.abort(Ending::not(JobResult::Failed, reason))
             }
             (State::Switching { released, .. }, Event::TargetRunning) => {
@@ -411,6 +413,38 @@ mod tests {
         assert_eq!(s.ending().unwrap().result, JobResult::Canceled);
     }
 
+    #[test]
+    fn while_the_commit_is_written_only_the_journal_decides() {
+        let mut s = Source::new(1000, 1);
+        for e in [
+            Event::Start,
+            Event::Preflight(Preflight::default()),
+            Event::Offered,
+            Event::RoundSent(1, round()),
+            Event::RoundSent(2, round()),
+            Event::TargetReady,
+        ] {
+            s.step(e);
+        }
+        assert_eq!(s.state(), State::Committing);
+        // The peer or the bulk connection is lost meanwhile: the record may be there already.
+        assert_eq!(s.step(Event::Failed("host b was lost".into())), []);
+        assert_eq!(s.step(Event::TimedOut("restore".into())), []);
+        let mut other = s.clone();
+        assert_eq!(s.step(Event::Committed).len(), 2);
+        assert_eq!(s.step(Event::NotCommitted("late".into())), []);
+        assert_eq!(
+            other.step(Event::NotCommitted("disk full".into())),
+            [
+                Action::Release {
+                    commit: false,
+                    again: false
+                },
+                Action::Discard
+            ]
+        );
+    }
+
     fn event() -> impl Strategy<Value = Event> {
         prop_oneof![
             Just(Event::Start),
@@ -419,6 +453,7 @@ mod tests {
             (1u16..6).prop_map(|r| Event::RoundSent(r, round())),
             Just(Event::TargetReady),
             Just(Event::Committed),
+            Just(Event::NotCommitted("x".into())),
             Just(Event::TargetRunning),
             Just(Event::Released),
             Just(Event::Discarded),
@@ -441,6 +476,7 @@ mod tests {
             for e in events {
                 let was = s.state();
                 let is_commit = e == Event::Committed && was == State::Committing;
+                let refused = matches!(e, Event::NotCommitted(_));
                 for a in s.step(e) {
                     match a {
                         Action::Commit => prop_assert_eq!(was, State::Restoring),
@@ -450,6 +486,7 @@ mod tests {
                         }
                         Action::Release { commit: false, .. } => {
                             prop_assert!(!committed && !is_commit);
+                            prop_assert!(was != State::Committing || refused);
                             aborted = true;
                         }
                         Action::Discard => prop_assert!(!committed),
