@@ -12,7 +12,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS := --release --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage demo test test-unit test-cluster lint fmt-check deny clean
+.PHONY: all setup build stage demo test test-unit test-cluster bench-forecast lint fmt-check deny clean
 
 all: build
 
@@ -37,17 +37,21 @@ demo: setup stage
 test: setup lint test-unit test-cluster
 
 test-unit:
-	$(CARGO) test --locked --release --workspace --features guest
+	$(CARGO) test --locked --workspace --features guest --no-fail-fast
 
 test-cluster: stage
 	vagrant/test-cluster.sh
 	tests/cluster/run.py
 
+# Forecasts on traces of real machines; the directory is in DROVER_TRACES, without it it skips.
+bench-forecast:
+	$(CARGO) run --locked --release --example bench_forecast
+
 fmt-check:
 	$(CARGO) fmt --all --check
 
 lint: fmt-check
-	$(CARGO) clippy --locked --release --workspace --all-targets --features guest -- -D warnings
+	$(CARGO) clippy --locked --workspace --all-targets --features guest -- -D warnings
 
 clean:
 	$(CARGO) clean

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::api::ApiEvent;
+use crate::api::{ApiEvent, JobResult};
 use crate::feature::FeatureName;
 use crate::guest::{Guest, GuestEvent};
 use crate::host::{GuestCapabilities, HelperState};
 use crate::hypervisor::HypervisorEvent;
 use crate::hypervisor::hook::HookNotice;
+use crate::store::{JOBS_KEPT, Side};
 use crate::wire::guest::{Call, GuestMoveState, GuestStatus, Reply};
 
 use super::instance::{Feature, Instance};
@@ -20,6 +21,8 @@ use super::{Daemon, DaemonError, lock};
 
 /// Longest wait for a guest's small steps.
 const SHORT: Duration = Duration::from_secs(30);
+/// Longest wait for a start: the helper itself gives up earlier.
+pub(super) const START: Duration = Duration::from_secs(130);
 /// Pause between looks at libvirt's list without an event.
 const RECONCILE: Duration = Duration::from_secs(10);
 
@@ -35,12 +38,14 @@ impl Daemon {
     }
 
     /// Brings instances in line with libvirt and connects to helpers whose channels exist.
-    pub(super) async fn refresh_domains(&self) {
+    ///
+    /// False when libvirt did not list its domains.
+    pub(super) async fn refresh_domains(&self) -> bool {
         let domains = match self.hypervisor.domains().await {
             Ok(d) => d,
             Err(e) => {
                 tracing::warn!(error = %e, "libvirt does not list its domains; trying again");
-                return;
+                return false;
             }
         };
         let records = match self.store.features() {
@@ -92,6 +97,7 @@ impl Daemon {
         for domain in connect {
             self.connect_guest(&domain).await;
         }
+        true
     }
 
     /// Connects to a domain's helper if its channels exist.
@@ -137,14 +143,12 @@ impl Daemon {
         let told = async {
             guest.call(Call::Meter { interval_ms }, SHORT).await?;
             self.define(domain).await;
-            let status = guest.call(Call::Status, SHORT).await?;
-            let capabilities = guest
+            guest
                 .call(Call::Capabilities, Duration::from_secs(60))
-                .await?;
-            Ok::<_, crate::guest::GuestError>((status, capabilities))
+                .await
         };
         match told.await {
-            Ok((status, capabilities)) => {
+            Ok(capabilities) => {
                 if let Reply::Capabilities {
                     kernel,
                     criu,
@@ -164,12 +168,34 @@ impl Daemon {
                         });
                     }
                 }
-                if let Reply::Status(status) = status {
-                    self.reconcile(domain, &guest, status).await;
-                }
             }
             Err(e) => tracing::warn!(%domain, error = %e, "the helper does not tell its state"),
         }
+        self.recheck(domain).await;
+    }
+
+    /// Asks a guest what it holds, and brings it in line.
+    pub(super) async fn recheck(&self, domain: &str) {
+        let Some(guest) = self.guest(domain) else {
+            return;
+        };
+        match guest.call(Call::Status, SHORT).await {
+            Ok(Reply::Status(status)) => self.reconcile(domain, &guest, status).await,
+            Ok(other) => tracing::warn!(%domain, ?other, "unexpected answer to status"),
+            Err(e) => tracing::warn!(%domain, error = %e, "the helper does not tell its state"),
+        }
+    }
+
+    /// What the store says of a source's move that is not under way any more: committed, given
+    /// up, or (`None`) not known for sure.
+    fn ended_source(&self, id: &str) -> Option<bool> {
+        let damaged = self.store.damaged_moves(Side::Source).ok()?;
+        if damaged.iter().any(|d| d == id) {
+            return None;
+        }
+        let jobs = self.store.jobs(JOBS_KEPT).ok()?;
+        let job = jobs.iter().find(|j| j.id == id);
+        Some(job.is_some_and(|j| j.result == Some(JobResult::Done)))
     }
 
     /// Brings the guest in line: leftovers of moves nobody knows are removed, enabled features
@@ -179,13 +205,22 @@ impl Daemon {
             if lock(&self.outgoing).contains_key(&m.id) || self.incoming.get(&m.id).is_some() {
                 continue;
             }
-            // Unknown to the journal: never committed here, never READY here.
+            // Not under way: ended, or never committed here and never READY here. A guest that was
+            // saved and restored may bring back a frozen copy of a move that is long done.
             let call = match m.state {
-                GuestMoveState::Copying | GuestMoveState::Frozen => Call::Release {
-                    id: m.id.clone(),
-                    feature: m.feature.clone(),
-                    commit: false,
-                },
+                GuestMoveState::Copying | GuestMoveState::Frozen => {
+                    let Some(commit) = self.ended_source(&m.id) else {
+                        tracing::error!(%domain, id = %m.id, feature = %m.feature,
+                            "a copy of a feature is frozen here and the record of its move is \
+                             damaged: look at the feature on both hosts");
+                        continue;
+                    };
+                    Call::Release {
+                        id: m.id.clone(),
+                        feature: m.feature.clone(),
+                        commit,
+                    }
+                }
                 GuestMoveState::Receiving | GuestMoveState::Ready => {
                     Call::Discard { id: m.id.clone() }
                 }
@@ -224,7 +259,7 @@ impl Daemon {
                     Call::Start {
                         feature: feature.clone(),
                     },
-                    SHORT,
+                    START,
                 )
                 .await
             {
@@ -269,23 +304,37 @@ pub(super) async fn follow_hypervisor(
     loop {
         tokio::select! {
             event = events.recv() => match event {
-                Some(HypervisorEvent::Lifecycle { domain, change, .. }) => {
-                    tracing::info!(%domain, ?change, "domain event");
-                    daemon.emit(ApiEvent::Instance { domain, what: format!("{change:?}").to_lowercase() });
-                }
-                Some(HypervisorEvent::AgentConnected { domain, connected }) => {
-                    tracing::debug!(%domain, connected, "guest agent");
-                }
-                Some(HypervisorEvent::Lost) => tracing::warn!("connection to libvirt lost"),
-                Some(HypervisorEvent::Reconnected) => tracing::info!("connected to libvirt again"),
+                Some(event) => daemon.hypervisor_event(event),
                 None => return,
             },
             Some(notice) = hook.recv() => tracing::debug!(?notice, "hook"),
             _ = tick.tick() => {}
         }
         // Several at once need one look only.
-        while events.try_recv().is_ok() || hook.try_recv().is_ok() {}
+        while let Ok(event) = events.try_recv() {
+            daemon.hypervisor_event(event);
+        }
+        while let Ok(notice) = hook.try_recv() {
+            tracing::debug!(?notice, "hook");
+        }
         daemon.refresh_domains().await;
+    }
+}
+
+impl Daemon {
+    fn hypervisor_event(&self, event: HypervisorEvent) {
+        match event {
+            HypervisorEvent::Lifecycle { domain, change, .. } => {
+                tracing::info!(%domain, ?change, "domain event");
+                let what = format!("{change:?}").to_lowercase();
+                self.emit(ApiEvent::Instance { domain, what });
+            }
+            HypervisorEvent::AgentConnected { domain, connected } => {
+                tracing::debug!(%domain, connected, "guest agent");
+            }
+            HypervisorEvent::Lost => tracing::warn!("connection to libvirt lost"),
+            HypervisorEvent::Reconnected => tracing::info!("connected to libvirt again"),
+        }
     }
 }
 

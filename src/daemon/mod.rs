@@ -3,11 +3,13 @@
 //! - [`instance`]: instances and features at run time
 //! - [`lifecycle`]: libvirt's events, helpers coming and going, recovery
 //! - [`metering`]: meter frames to usage, history and breaches
+//! - [`forecast`]: what is expected to be breached
 //! - [`placement`]: host state, plans, automatic moves, the affinity model
 //! - [`moves`]: beginning, committing and ending moves; the journal
 //! - [`serve_api`], [`serve_peer`]: what users and peers may ask
 
 pub mod clock;
+mod forecast;
 pub mod instance;
 mod lifecycle;
 mod metering;
@@ -17,7 +19,6 @@ mod serve_api;
 mod serve_peer;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -58,6 +59,9 @@ pub enum DaemonError {
     /// D-Bus.
     #[error("D-Bus")]
     Dbus(#[from] DbusError),
+    /// The system bus closed the connection; a new start connects anew.
+    #[error("the system bus closed the connection")]
+    BusLost,
     /// The hook's socket.
     #[error("hook socket")]
     Hook(#[from] crate::hypervisor::hook::HookError),
@@ -74,12 +78,12 @@ pub struct Daemon {
     events: broadcast::Sender<ApiEvent>,
     guest_events: mpsc::Sender<(String, GuestEvent)>,
     instances: Mutex<BTreeMap<String, Instance>>,
-    /// Whether libvirt has listed its domains since the start: before that, `instances` is empty
-    /// and says nothing.
-    listed: AtomicBool,
     peer_states: Mutex<BTreeMap<String, HostState>>,
     host: Mutex<HostRuntime>,
     affinity: Mutex<Affinity>,
+    forecasts: Mutex<forecast::Forecasts>,
+    /// Forecasts that users ask for are made one at a time.
+    forecast_turn: tokio::sync::Mutex<()>,
     outgoing: Mutex<BTreeMap<MoveId, Handle>>,
     /// Incoming moves.
     pub incoming: target::Moves,
@@ -126,12 +130,12 @@ impl Daemon {
         self.peers.get()
     }
 
-    /// Whether libvirt knows for sure that the domain does not run.
+    /// Whether libvirt knows for sure that the domain has no QEMU: a paused one has, and keeps
+    /// what is in its memory. Domains were listed before this is asked the first time.
     pub fn domain_is_gone(&self, domain: &str) -> bool {
-        self.listed.load(Ordering::Acquire)
-            && lock(&self.instances)
-                .get(domain)
-                .is_none_or(|i| !i.info.running)
+        lock(&self.instances)
+            .get(domain)
+            .is_none_or(|i| !i.info.active)
     }
 
     /// This host's name.
@@ -163,17 +167,21 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
         events: broadcast::channel(1024).0,
         guest_events,
         instances: Mutex::default(),
-        listed: AtomicBool::new(false),
         peer_states: Mutex::default(),
         host: Mutex::new(host),
         affinity: Mutex::new(affinity),
+        forecasts: Mutex::default(),
+        forecast_turn: tokio::sync::Mutex::new(()),
         outgoing: Mutex::default(),
         incoming: target::Moves::default(),
         changes: tokio::sync::Mutex::new(()),
         config,
     });
     daemon.load_registry()?;
-    daemon.refresh_domains().await;
+    // Moves in the journal are not judged before it is known which domains there are.
+    while !daemon.refresh_domains().await {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 
     let mut tasks = tokio::task::JoinSet::new();
     // Offers wait until the journal is taken up: their records are not of an earlier life.
@@ -199,15 +207,23 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(placement::training(Arc::clone(&daemon)));
+    tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));
     let api: Arc<dyn crate::api::Api> = Arc::new(serve_api::Service(Arc::clone(&daemon)));
     let service = crate::dbus::serve(api, daemon.name(), None).await?;
     tracing::info!(host = daemon.name(), "droverd is ready");
-    stop.await;
+    let lost = tokio::select! {
+        () = stop => false,
+        () = service.closed() => true,
+    };
     tracing::info!("stopping");
     drop(service);
     tasks.shutdown().await;
     placement::save_affinity(&daemon);
     // What was metered is durable already; this only ends the writer.
     let _ = tokio::time::timeout(Duration::from_secs(5), daemon.history.clone().close()).await;
-    Ok(())
+    if lost {
+        Err(DaemonError::BusLost)
+    } else {
+        Ok(())
+    }
 }

@@ -148,7 +148,7 @@ impl Daemon {
         };
         let bytes = match serde_json::to_vec(&committed) {
             Ok(b) => b,
-            Err(e) => return Event::NotCommitted(e.to_string()),
+            Err(e) => return Event::CommitFailed(e.to_string()),
         };
         let changes = vec![
             Change::PutMove {
@@ -167,8 +167,9 @@ impl Daemon {
                 match self.source_record(&record.id).await {
                     Ok(Some(r)) if r.committed => return Event::Committed,
                     Ok(_) => {
-                        let why = format!("the commit cannot be recorded: {reason}");
-                        return Event::NotCommitted(why);
+                        return Event::CommitFailed(format!(
+                            "the commit cannot be recorded: {reason}"
+                        ));
                     }
                     Err(e) => {
                         // Neither yes nor no: the feature stays frozen until the journal answers.
@@ -212,7 +213,11 @@ impl Daemon {
                     Verdict::Pending
                 }
             }
-            Ok(None) => Verdict::Aborted,
+            // No record means aborted, unless a record is there that cannot be read.
+            Ok(None) => match self.store.damaged_moves(Side::Source) {
+                Ok(damaged) if damaged.iter().all(|d| d != id) => Verdict::Aborted,
+                _ => Verdict::Pending,
+            },
             Err(e) => {
                 tracing::error!(%id, error = %e, "the journal cannot be read");
                 Verdict::Pending
@@ -262,6 +267,10 @@ impl Daemon {
         self.emit(ApiEvent::Move { job: job.clone() });
         lock(&self.outgoing).remove(&record.id);
         self.define(&record.domain).await;
+        if job.result != Some(JobResult::Done) {
+            // The guest may have been rebooted meanwhile; nobody looked after the feature then.
+            self.recheck(&record.domain).await;
+        }
     }
 
     /// Gives the feature's history to its new host, so that it goes on there.

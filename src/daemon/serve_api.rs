@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::{Api, ApiError, ApiEvent, Changed, Destination, FeatureRow, Job, Plan, Result};
+use crate::api::{
+    Api, ApiError, ApiEvent, Changed, Destination, FeatureForecast, FeatureRow, Job, Plan, Result,
+};
 use crate::decision::Cause;
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
 use crate::guest::{GuestError, install, remove};
@@ -15,6 +17,7 @@ use crate::usage::Usage;
 use crate::wire::guest::Call;
 
 use super::instance::Feature;
+use super::lifecycle::START;
 use super::{Daemon, lock};
 
 /// Longest wait for a helper's small steps.
@@ -67,7 +70,11 @@ impl Service {
                 "the helper in domain '{domain}' is not connected; install it with 'drover guest install {domain}'"
             ))
         })?;
-        match guest.call(call, SHORT).await {
+        let limit = match call {
+            Call::Start { .. } => START,
+            _ => SHORT,
+        };
+        match guest.call(call, limit).await {
             Ok(_) => Ok(()),
             Err(e @ GuestError::Timeout { .. }) => Err(ApiError::Timeout(e.to_string())),
             Err(e) => Err(ApiError::Failed(e.to_string())),
@@ -121,18 +128,24 @@ impl Api for Service {
     }
 
     async fn features(&self) -> Vec<FeatureRow> {
+        let expected = self.0.expected();
         let instances = lock(&self.0.instances);
         let host = self.0.name();
         let mut rows = Vec::new();
         for (domain, i) in instances.iter() {
             for f in i.features.values() {
+                let spec = &f.record.spec;
+                let expected = expected
+                    .get(&(domain.clone(), spec.name.clone()))
+                    .filter(|e| super::forecast::holds(e, f.record.enabled, &spec.thresholds))
+                    .map(super::forecast::cause);
                 rows.push(FeatureRow {
                     host: host.to_owned(),
                     domain: domain.clone(),
-                    spec: f.record.spec.clone(),
+                    spec: spec.clone(),
                     status: f.status(),
                     usage: f.recent.back().copied(),
-                    breach: f.breach().map(|b| b.text),
+                    breach: f.breach().or(expected).map(|b| b.text),
                 });
             }
         }
@@ -193,7 +206,9 @@ impl Api for Service {
     async fn deregister(&self, domain: &str, feature: &FeatureName) -> Result<Changed> {
         let _guard = self.0.changes.lock().await;
         let (uuid, record) = self.record(domain, feature)?;
-        if record.spec.managed().is_some() && record.enabled {
+        // Also a disabled one: a start that timed out may have succeeded late.
+        let reachable = record.enabled || self.0.guest(domain).is_some();
+        if record.spec.managed().is_some() && reachable && !self.0.domain_is_gone(domain) {
             self.helper(
                 domain,
                 Call::Stop {
@@ -222,13 +237,19 @@ impl Api for Service {
         let managed = record.spec.managed().is_some();
         if on && managed {
             self.0.define(domain).await;
-            self.helper(
-                domain,
-                Call::Start {
+            let start = Call::Start {
+                feature: feature.clone(),
+            };
+            if let Err(e) = self.helper(domain, start).await {
+                // It may yet succeed, unseen: what is not registered as enabled must not run.
+                let stop = Call::Stop {
                     feature: feature.clone(),
-                },
-            )
-            .await?;
+                };
+                if let Err(e) = self.helper(domain, stop).await {
+                    tracing::warn!(%domain, %feature, error = %e, "a failed start is not undone");
+                }
+                return Err(e);
+            }
         } else if !on && managed {
             self.helper(
                 domain,
@@ -316,6 +337,10 @@ impl Api for Service {
             .range(&key, since_ms, until_ms, limit)
             .await
             .map_err(|e| ApiError::Failed(format!("history: {e}")))
+    }
+
+    async fn forecast(&self, domain: &str, feature: &FeatureName) -> Result<FeatureForecast> {
+        self.0.forecast_now(domain, feature).await
     }
 
     async fn plan(&self, domain: &str, feature: &FeatureName) -> Result<Plan> {

@@ -13,8 +13,6 @@ use crate::wire::guest::{ErrorKind, GuestFeature, GuestMove, GuestMoveState, Gue
 
 /// How long a workload may take from its unit's start to its first process.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// Its unit would have the name of the helper's own.
-const RESERVED: &str = "guest";
 
 /// Why a feature was not defined, started or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -59,10 +57,6 @@ pub fn define(specs: &[FeatureSpec]) -> Result<(), Failure> {
     for spec in specs {
         spec.validate()
             .map_err(|e| Failure::Invalid(e.to_string()))?;
-        if spec.name.as_str() == RESERVED {
-            let why = format!("a feature cannot be named '{RESERVED}': the helper's unit is");
-            return Err(Failure::Invalid(why));
-        }
         if !names.insert(&spec.name) {
             let why = format!("feature '{}' is defined twice", spec.name);
             return Err(Failure::Invalid(why));
@@ -173,7 +167,7 @@ fn listed(directory: &str, suffix: &'static str) -> impl Iterator<Item = Feature
                 .to_str()?
                 .strip_prefix("drover-")?
                 .strip_suffix(suffix)?;
-            FeatureName::new(name).ok().filter(|_| name != RESERVED)
+            FeatureName::new(name).ok()
         })
 }
 
@@ -227,7 +221,6 @@ mod tests {
         };
         for bad in [
             vec![spec("web", "a b")],
-            vec![spec("guest", "x.service")],
             vec![spec("web", "x.service"), spec("web", "y.service")],
         ] {
             assert!(matches!(define(&bad), Err(Failure::Invalid(_))), "{bad:?}");

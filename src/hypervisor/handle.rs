@@ -148,6 +148,7 @@ impl Hypervisor {
                 vcpus: s.vcpus.unwrap_or(0),
                 memory_mib: s.balloon_current_kib.unwrap_or(0) as f64 / 1024.0,
                 running: s.running,
+                active: s.id.is_some(),
                 name: s.name,
                 uuid: s.uuid,
             })

@@ -54,6 +54,8 @@ pub struct DomainInfo {
     pub uuid: String,
     /// Whether its CPUs run (not so when paused or shut off).
     pub running: bool,
+    /// It has a QEMU: running, paused, or suspended by the guest.
+    pub active: bool,
     /// vCPUs.
     pub vcpus: u32,
     /// Memory, MiB.

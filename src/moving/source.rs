@@ -83,9 +83,9 @@ pub enum Event {
     TargetReady,
     /// The commit record is durable.
     Committed,
-    /// The commit record could not be written, and it was read back that none is there. Nothing
-    /// else ends a commit under way: whether a loss comes before or after it only the journal says.
-    NotCommitted(String),
+    /// It was read back that no commit record was written. Only the commit itself says this: any
+    /// other failure during the commit decides nothing.
+    CommitFailed(String),
     /// The target runs the feature.
     TargetRunning,
     /// The guest ended the freeze: thawed (abort) or killed (commit), and cleaned up.
@@ -280,23 +280,29 @@ impl Source {
                     resumed: false,
                     released: false,
                 };
-                vec![
-                    Action::Resume { again: false },
-                    Action::Release {
-                        commit: true,
-                        again: false,
-                    },
-                ]
+                vec![Action::Resume { again: false }]
             }
-            (State::Committing, Event::NotCommitted(reason)) => {
+            // The driver reports this only when it has read back that no record is there.
+            (State::Committing, Event::CommitFailed(reason)) => {
                 self.abort(Ending::not(JobResult::Failed, reason))
             }
-            (State::Switching { released, .. }, Event::TargetRunning) => {
+            // The frozen copy is kept until the target runs: it is the last one should the target
+            // be lost now.
+            (
+                State::Switching {
+                    resumed: false,
+                    released,
+                },
+                Event::TargetRunning,
+            ) => {
                 self.state = State::Switching {
                     resumed: true,
                     released,
                 };
-                self.settle()
+                vec![Action::Release {
+                    commit: true,
+                    again: false,
+                }]
             }
             (State::Switching { resumed, .. }, Event::Released) => {
                 self.state = State::Switching {
@@ -384,8 +390,14 @@ mod tests {
         assert_eq!(s.step(Event::RoundSent(3, round())), [Action::Restore(3)]);
         assert_eq!(s.step(Event::TargetReady), [Action::Commit]);
         assert_eq!(s.step(Event::Cancel), [], "too late");
-        assert_eq!(s.step(Event::Committed).len(), 2);
-        assert_eq!(s.step(Event::TargetRunning), []);
+        assert_eq!(s.step(Event::Committed), [Action::Resume { again: false }]);
+        assert_eq!(
+            s.step(Event::TargetRunning),
+            [Action::Release {
+                commit: true,
+                again: false
+            }]
+        );
         assert_eq!(s.step(Event::Released), [Action::End]);
         assert_eq!(s.ending().unwrap().result, JobResult::Done);
     }
@@ -431,10 +443,10 @@ mod tests {
         assert_eq!(s.step(Event::Failed("host b was lost".into())), []);
         assert_eq!(s.step(Event::TimedOut("restore".into())), []);
         let mut other = s.clone();
-        assert_eq!(s.step(Event::Committed).len(), 2);
-        assert_eq!(s.step(Event::NotCommitted("late".into())), []);
+        assert_eq!(s.step(Event::Committed), [Action::Resume { again: false }]);
+        assert_eq!(s.step(Event::CommitFailed("late".into())), []);
         assert_eq!(
-            other.step(Event::NotCommitted("disk full".into())),
+            other.step(Event::CommitFailed("disk full".into())),
             [
                 Action::Release {
                     commit: false,
@@ -453,7 +465,7 @@ mod tests {
             (1u16..6).prop_map(|r| Event::RoundSent(r, round())),
             Just(Event::TargetReady),
             Just(Event::Committed),
-            Just(Event::NotCommitted("x".into())),
+            Just(Event::CommitFailed("x".into())),
             Just(Event::TargetRunning),
             Just(Event::Released),
             Just(Event::Discarded),
@@ -476,7 +488,7 @@ mod tests {
             for e in events {
                 let was = s.state();
                 let is_commit = e == Event::Committed && was == State::Committing;
-                let refused = matches!(e, Event::NotCommitted(_));
+                let refused = matches!(e, Event::CommitFailed(_));
                 for a in s.step(e) {
                     match a {
                         Action::Commit => prop_assert_eq!(was, State::Restoring),

@@ -20,7 +20,8 @@ def main():
     names = [a for a in sys.argv[1:] if not a.startswith("-")]
     loader = unittest.TestLoader()
     loader.sortTestMethodsUsing = None
-    modules = ["test_basics", "test_metering", "test_decision", "test_moves", "test_failures"]
+    modules = ["test_basics", "test_metering", "test_decision", "test_forecast", "test_moves",
+               "test_failures"]
     if names:
         suite = unittest.TestSuite(
             loader.loadTestsFromName(f"{m}.{n}") for n in names for m in modules
@@ -39,7 +40,7 @@ def main():
     bad = len(result.failures) + len(result.errors)
     print(f"{result.testsRun - bad - len(result.skipped)} passed, {bad} failed, "
           f"{len(result.skipped)} skipped")
-    sys.exit(0 if result.wasSuccessful() else 1)
+    sys.exit(0 if result.wasSuccessful() and result.testsRun else 1)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ rows_full = 400
 [moves]
 step_timeout_s = 60
 """)
+# The hook's notices are logged at debug.
+CLUSTER.env["RUST_LOG"] = "info,drover=debug"
 GUESTS = {"h1": "g1", "h2": "g2", "h3": "g3"}
 
 

@@ -45,19 +45,21 @@ class Basics(unittest.TestCase):
             self.assertEqual((code, out, err), (0, "", ""))
         CLUSTER.call("droverd", "start", "h3")
         # A domain without disk, started and stopped by the real libvirtd.
-        xml = ("<domain type='qemu'><name>hooked</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>"
+        xml = ("<domain type='qemu'><name>extra</name><memory unit='MiB'>32</memory><vcpu>1</vcpu>"
                "<os><type arch='x86_64'>hvm</type></os></domain>")
-        CLUSTER.exec("h3", "tee", "/tmp/hooked.xml", stdin=xml)
-        CLUSTER.exec("h3", "virsh", "create", "/tmp/hooked.xml")
-        wait_until(lambda: any(i["domain"] == "hooked" for s in CLUSTER.drover_json("h3", "hosts")
+        CLUSTER.exec("h3", "tee", "/tmp/extra.xml", stdin=xml)
+        CLUSTER.exec("h3", "virsh", "create", "/tmp/extra.xml")
+        wait_until(lambda: any(i["domain"] == "extra" for s in CLUSTER.drover_json("h3", "hosts")
                                if s["name"] == "h3" for i in s["instances"]), 20,
                    "droverd knows the new domain")
-        CLUSTER.exec("h3", "virsh", "destroy", "hooked")
-        wait_until(lambda: not any(i["domain"] == "hooked" for s in CLUSTER.drover_json("h3", "hosts")
+        CLUSTER.exec("h3", "virsh", "destroy", "extra")
+        wait_until(lambda: not any(i["domain"] == "extra" for s in CLUSTER.drover_json("h3", "hosts")
                                    if s["name"] == "h3" for i in s["instances"]), 20,
                    "droverd forgot the domain")
         log = CLUSTER.exec("h3", "cat", "/var/log/drover/droverd.log")[1]
-        self.assertIn("hook", log)
+        # The notice itself, not what libvirt's events tell.
+        for operation in ("prepare", "start", "started", "stopped", "release"):
+            self.assertRegex(log, rf'hook notice=HookNotice {{ domain: "extra", operation: "{operation}"')
 
     def test_history_survives_kill(self):
         CLUSTER.define("h2", "g2", load_feature("steady", "10.88.0.230", 20, "cpu"))

@@ -39,7 +39,8 @@ pub enum Broken {
     LossDiscards,
     /// The target reports READY before it is durable.
     ReadyBeforeRecord,
-    /// A domain that libvirt has not listed yet counts as gone.
+    /// A domain that libvirt has not listed yet counts as gone, and what is found of a move that
+    /// is not under way is always thawed.
     UnlistedIsGone,
     /// A target forgets an arrival whose feature left again, before its source knows of it.
     ArrivalForgotten,
@@ -115,6 +116,12 @@ fn never_none(w: &World) -> bool {
     } else {
         w.source_guest.copy != Copy::Gone
     }
+}
+
+/// Until the target runs, the source's copy is there for an administrator to turn to.
+fn frozen_copy_is_kept(w: &World) -> bool {
+    let arrived = w.left || w.target_guest.held == Held::Running;
+    arrived || w.source_guest.copy != Copy::Gone
 }
 
 /// The commit record parts the source's time from the target's.
@@ -198,7 +205,7 @@ impl Model for Move {
     }
 
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
-        world.steps(steps);
+        world.steps(steps, self.broken);
     }
 
     fn next_state(&self, world: &World, step: Step) -> Option<World> {
@@ -211,6 +218,9 @@ impl Model for Move {
         vec![
             Property::always(NEVER_TWO, |_, w| never_two(w)),
             Property::always(NEVER_NONE, |_, w| never_none(w)),
+            Property::always("the frozen copy is kept until the target runs", |_, w| {
+                frozen_copy_is_kept(w)
+            }),
             Property::always("the commit record decides who runs", |_, w| {
                 commit_decides(w)
             }),

@@ -136,7 +136,7 @@ impl World {
     /// `commit_move` failed, and read back that there is no commit record.
     pub fn commit_is_refused(&mut self, broken: Option<Broken>) {
         self.end_task(Task::Commit { written: false });
-        self.source_event(Event::NotCommitted(String::new()), broken);
+        self.source_event(Event::CommitFailed(String::new()), broken);
     }
 
     /// The peer or the bulk connection is lost: `peer_lost`, or the relay's end.
@@ -145,7 +145,7 @@ impl World {
             .outgoing()
             .is_some_and(|o| o.machine.state() == State::Committing);
         let event = if broken == Some(Broken::LossEndsCommit) && committing {
-            Event::NotCommitted(String::new())
+            Event::CommitFailed(String::new())
         } else {
             failed()
         };
@@ -157,6 +157,8 @@ impl World {
         self.source_journal = None;
         if let Some(s) = self.source.as_mut() {
             s.outgoing = None;
+            // `recheck`
+            s.greeted &= self.committed;
         }
     }
 
@@ -215,7 +217,7 @@ impl World {
     }
 
     /// `reconcile` after the guest was greeted.
-    pub fn source_reconciles(&mut self) {
+    pub fn source_reconciles(&mut self, broken: Option<Broken>) {
         let Some(s) = self.source.as_mut() else {
             return;
         };
@@ -224,7 +226,9 @@ impl World {
             return;
         }
         if self.source_guest.note != Note::None {
-            let call = SourceCall::Release { commit: false };
+            // `ended_source`: the job says how the move ended.
+            let commit = self.committed && broken != Some(Broken::UnlistedIsGone);
+            let call = SourceCall::Release { commit };
             let _ = self.source_guest.perform(call, false);
         }
         if self.source_registered && self.source_guest.copy == Copy::Gone {

@@ -44,6 +44,7 @@ pub enum Step {
     SourceLosesPeer,
     Cancel,
     SourceCrashes,
+    /// A broken variant's only.
     SourceStartsUnlisted,
     TargetGuestFails(TargetCall),
     TargetGuestSilent(TargetCall),
@@ -110,8 +111,11 @@ impl Step {
 
 impl World {
     /// All steps possible now.
-    pub fn steps(&self, steps: &mut Vec<Step>) {
+    pub fn steps(&self, steps: &mut Vec<Step>, broken: Option<Broken>) {
         self.source_steps(steps);
+        if broken != Some(Broken::UnlistedIsGone) {
+            steps.retain(|s| *s != Step::SourceStartsUnlisted);
+        }
         self.target_steps(steps);
         for m in &self.net {
             steps.push(Step::Deliver(*m));
@@ -276,12 +280,7 @@ impl World {
         match step {
             Step::SourceGuest(call) => {
                 let listed = self.source.as_ref().is_some_and(|s| s.listed);
-                let ok = if listed {
-                    self.source_guest_performs(call, broken).is_ok()
-                } else {
-                    // Without the domain there is no connection to its helper either.
-                    broken == Some(Broken::UnlistedIsGone)
-                };
+                let ok = !listed || self.source_guest_performs(call, broken).is_ok();
                 self.source_guest_answers(call, ok, broken);
             }
             Step::SourceGuestFails(call) => self.source_guest_answers(call, false, broken),
@@ -305,7 +304,7 @@ impl World {
                     s.listed = true;
                 }
             }
-            Step::SourceReconciles | Step::SourceHelperReconnects => self.source_reconciles(),
+            Step::SourceReconciles | Step::SourceHelperReconnects => self.source_reconciles(broken),
             Step::SourceLosesPeer => self.source_loses_peer(broken),
             Step::Cancel => self.source_event(drover::moving::source::Event::Cancel, broken),
             Step::SourceCrashes => self.source_crashes(),

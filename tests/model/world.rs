@@ -72,7 +72,7 @@ pub struct Outgoing {
 pub struct SourceDaemon {
     /// The journal was taken up; peers are heard before that.
     pub recovered: bool,
-    /// libvirt has listed its domains.
+    /// libvirt has listed its domains. Drover waits for that before anything else.
     pub listed: bool,
     /// The guest was greeted and brought in line since the start.
     pub greeted: bool,
