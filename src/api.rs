@@ -169,7 +169,7 @@ impl Default for SeriesForecast {
 }
 
 /// Terminal results of a move, in systemd's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JobResult {
     /// The feature runs on the target.

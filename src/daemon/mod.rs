@@ -184,6 +184,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     }
 
     let mut tasks = tokio::task::JoinSet::new();
+    // Offers wait until the journal is taken up: their records are not of an earlier life.
+    let starting = daemon.changes.lock().await;
     if let Some(section) = daemon.config.peer.clone() {
         let (peer_events, peer_inbox) = mpsc::channel::<PeerEvent>(256);
         let service = Arc::new(serve_peer::Service(Arc::clone(&daemon)));
@@ -194,6 +196,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     // Before any guest is greeted, so that nothing of a move in the journal is mistaken for a
     // leftover, and no feature that left is started anew.
     daemon.recover_moves().await?;
+    drop(starting);
     tasks.spawn(lifecycle::follow_guests(Arc::clone(&daemon), guest_inbox));
     tasks.spawn(lifecycle::follow_hypervisor(
         Arc::clone(&daemon),
