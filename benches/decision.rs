@@ -47,6 +47,7 @@ fn view(n: usize) -> View {
             name: format!("host{h:04}"),
             version: "1".into(),
             at_ms: 0,
+            clock_ahead_ms: None,
             capabilities: HostCapabilities {
                 cpu_model: "Skylake".into(),
                 cpus: 64.0,

@@ -66,6 +66,8 @@ pub struct Config {
     /// Moves.
     #[serde(default)]
     pub moves: MovesSection,
+    /// Metrics for Prometheus; none without it.
+    pub metrics: Option<MetricsSection>,
     /// Peers; without it the host is alone.
     pub peer: Option<PeerSection>,
 }
@@ -294,6 +296,21 @@ impl Default for MovesSection {
     }
 }
 
+/// `[metrics]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsSection {
+    /// Where to serve them, by plain HTTP: best on a loopback address.
+    pub listen: SocketAddr,
+    /// Most features with series of their own; the rest is only counted.
+    #[serde(default = "two_hundred")]
+    pub max_features: usize,
+}
+
+fn two_hundred() -> usize {
+    200
+}
+
 /// `[peer]`
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -465,5 +482,9 @@ mod tests {
             let key = bad.split(' ').next().unwrap();
             assert!(e.contains(&format!("forecast.{key}: must be")), "{e}");
         }
+        assert_eq!(c.metrics, None, "off unless configured");
+        let text = "[host]\nname = 'a'\n[metrics]\nlisten = '127.0.0.1:9177'\n";
+        let m = Config::parse(text, p).unwrap().metrics.unwrap();
+        assert_eq!((m.listen.port(), m.max_features), (9177, 200));
     }
 }

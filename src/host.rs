@@ -143,8 +143,12 @@ pub struct HostState {
     pub name: String,
     /// droverd's version.
     pub version: String,
-    /// Wall clock when made, milliseconds since the epoch.
+    /// Wall clock when made, milliseconds since the epoch; for a peer, this host's when heard.
     pub at_ms: i64,
+    /// How far the peer's clock is ahead of this host's, milliseconds, less the time its answer
+    /// took; `None` for this host itself, and on the wire.
+    #[serde(default)]
+    pub clock_ahead_ms: Option<i64>,
     /// Capabilities.
     pub capabilities: HostCapabilities,
     /// Load.

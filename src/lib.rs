@@ -56,6 +56,8 @@ pub mod history;
 #[cfg(feature = "daemon")]
 pub mod hypervisor;
 #[cfg(feature = "daemon")]
+pub mod metrics;
+#[cfg(feature = "daemon")]
 pub mod peer;
 #[cfg(feature = "daemon")]
 pub mod store;

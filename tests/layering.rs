@@ -46,12 +46,13 @@ const FORBIDDEN: [&str; 22] = [
 ];
 
 /// Edges, as modules of this crate.
-const EDGES: [&str; 9] = [
+const EDGES: [&str; 10] = [
     "cli",
     "dbus",
     "guest",
     "history",
     "hypervisor",
+    "metrics",
     "peer",
     "store",
     "transport",

@@ -77,6 +77,7 @@ pub(crate) fn host(name: &str, cpus: f64) -> HostState {
         name: name.into(),
         version: "1".into(),
         at_ms: 0,
+        clock_ahead_ms: None,
         capabilities: HostCapabilities {
             cpu_model: "Skylake".into(),
             cpus,

@@ -10,7 +10,8 @@ use crate::feature::{FeatureName, Resource};
 
 const AFTER: &str = "\
 Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 not found, 4 refused or busy,
-5 timeout, 6 canceled. `migrate` exits by the result of the move.
+5 timeout, 6 canceled, 7 warnings only (doctor). `migrate` exits by the result of the move,
+`doctor` with 1 when it found an error.
 
 Durations are numbers with s, min, h or d (seconds without a unit). Times are UTC.
 The bus is the system bus, or the one in DBUS_SYSTEM_BUS_ADDRESS.";
@@ -171,6 +172,12 @@ pub enum Command {
         /// End after this many events
         #[arg(long)]
         count: Option<u64>,
+    },
+    /// Check everything that Drover needs on this host, and say what to do
+    Doctor {
+        /// Configuration of droverd
+        #[arg(long, value_name = "FILE", default_value = "/etc/drover/drover.toml")]
+        config: PathBuf,
     },
     /// Print the versions of drover and droverd
     Version,

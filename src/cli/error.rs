@@ -26,6 +26,12 @@ pub enum CliError {
     /// A move was canceled.
     #[error("{0}")]
     Canceled(String),
+    /// `doctor` found warnings and nothing worse.
+    #[error("there are warnings")]
+    Warnings,
+    /// `doctor` found errors.
+    #[error("there are errors")]
+    Unwell,
     /// Standard output cannot be written.
     #[error("cannot write to standard output: {0}")]
     Output(#[source] io::Error),
@@ -43,18 +49,24 @@ impl CliError {
     pub fn code(&self) -> u8 {
         match self {
             Self::Output(_) if self.is_closed_pipe() => 0,
-            Self::Failed(_) | Self::Output(_) => 1,
+            Self::Failed(_) | Self::Output(_) | Self::Unwell => 1,
             Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
             Self::Refused(_) => 4,
             Self::Timeout(_) => 5,
             Self::Canceled(_) => 6,
+            Self::Warnings => 7,
         }
     }
 
     /// Whether the reader of standard output went away, as `head` does.
     pub fn is_closed_pipe(&self) -> bool {
         matches!(self, Self::Output(e) if e.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// Whether nothing is to be said on standard error: nobody reads, or the output said it.
+    pub fn is_told(&self) -> bool {
+        self.is_closed_pipe() || matches!(self, Self::Warnings | Self::Unwell)
     }
 
     /// What a failed call means for the user; `timeout` is the longest wait of the call.

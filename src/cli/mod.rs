@@ -9,6 +9,7 @@
 
 pub mod args;
 pub mod client;
+pub mod doctor;
 pub mod error;
 pub mod events;
 pub mod moves;
@@ -58,7 +59,7 @@ pub fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            if !e.is_closed_pipe() {
+            if !e.is_told() {
                 let _ = writeln!(
                     std::io::stderr(),
                     "error: {}",

@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, forecast, history, hosts, jobs, plan};
-use super::{events, moves, show, spec};
+use super::{doctor, events, moves, show, spec};
 use crate::api::{Changed, FeatureRow};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
@@ -49,6 +49,10 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         Command::Threshold { thresholds, .. } => parse_thresholds(thresholds)?,
         _ => Vec::new(),
     };
+    // Looks further when droverd does not answer.
+    if let Command::Doctor { config } = &cli.command {
+        return doctor::doctor(out, json, screen, config, timeout).await;
+    }
     let client = match (&cli.command, Client::connect(timeout).await) {
         (Command::Version, Err(e)) => {
             show::version(out, json, Err(e))?;
@@ -189,6 +193,8 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         }
         Command::Guest { action } => show::guest(out, json, &client, action).await?,
         Command::Event { count } => events::follow(cli, out, screen, &client, *count).await?,
+        // Answered above, without droverd.
+        Command::Doctor { .. } => {}
         Command::Version => {
             show::version(out, json, client.version().await)?;
         }

@@ -123,6 +123,7 @@ fn hosts_are_compared_as_they_will_be() {
             name: "alpha".into(),
             version: "1".into(),
             at_ms: 0,
+            clock_ahead_ms: None,
             capabilities: HostCapabilities {
                 cpu_model: String::new(),
                 cpus: 8.0,

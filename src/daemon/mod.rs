@@ -34,6 +34,7 @@ use crate::guest::{Guest, GuestEvent};
 use crate::history::{History, HistoryError};
 use crate::host::HostState;
 use crate::hypervisor::{Hypervisor, HypervisorError, HypervisorEvent};
+use crate::metrics::{Counters, Endpoint, MetricsError};
 use crate::peer::{PeerError, PeerEvent, Peers};
 use crate::store::{Store, StoreError};
 use crate::wire::guest::MoveId;
@@ -62,6 +63,9 @@ pub enum DaemonError {
     /// The system bus closed the connection; a new start connects anew.
     #[error("the system bus closed the connection")]
     BusLost,
+    /// Metrics.
+    #[error("metrics")]
+    Metrics(#[from] MetricsError),
     /// The hook's socket.
     #[error("hook socket")]
     Hook(#[from] crate::hypervisor::hook::HookError),
@@ -76,6 +80,7 @@ pub struct Daemon {
     history: History,
     peers: OnceLock<Peers>,
     events: broadcast::Sender<ApiEvent>,
+    counters: Arc<Counters>,
     guest_events: mpsc::Sender<(String, GuestEvent)>,
     instances: Mutex<BTreeMap<String, Instance>>,
     peer_states: Mutex<BTreeMap<String, HostState>>,
@@ -107,6 +112,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Daemon {
     /// Publishes an event to `org.drover1` and whoever listens.
     pub fn emit(&self, event: ApiEvent) {
+        self.counters.observe(&event);
         // No listener is fine.
         let _ = self.events.send(event);
     }
@@ -165,6 +171,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
         history,
         peers: OnceLock::new(),
         events: broadcast::channel(1024).0,
+        counters: Arc::default(),
         guest_events,
         instances: Mutex::default(),
         peer_states: Mutex::default(),
@@ -209,6 +216,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     tasks.spawn(placement::training(Arc::clone(&daemon)));
     tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));
     let api: Arc<dyn crate::api::Api> = Arc::new(serve_api::Service(Arc::clone(&daemon)));
+    if let Some(section) = &daemon.config.metrics {
+        let peers = daemon.peers().map(Peers::names).unwrap_or_default();
+        let endpoint = Endpoint::bind(section).await?;
+        tasks.spawn(endpoint.serve(Arc::clone(&api), Arc::clone(&daemon.counters), peers));
+    }
     let service = crate::dbus::serve(api, daemon.name(), None).await?;
     tracing::info!(host = daemon.name(), "droverd is ready");
     let lost = tokio::select! {

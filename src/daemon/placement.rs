@@ -145,6 +145,7 @@ impl Daemon {
             name: self.name().to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at_ms: clock::now_ms(),
+            clock_ahead_ms: None,
             capabilities: host.capabilities.clone(),
             load: host.load(),
             accepts: true,
@@ -449,7 +450,9 @@ pub(super) async fn follow_peers(daemon: Arc<Daemon>, mut events: mpsc::Receiver
             }
             PeerEvent::State(mut state) => {
                 // Ages are counted by this host's clock.
-                state.at_ms = clock::now_ms();
+                let now_ms = clock::now_ms();
+                state.clock_ahead_ms = Some(state.at_ms.saturating_sub(now_ms));
+                state.at_ms = now_ms;
                 lock(&daemon.peer_states).insert(state.name.clone(), state);
             }
         }

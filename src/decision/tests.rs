@@ -64,6 +64,7 @@ pub(super) fn host(n: &str, cpus_used: f64) -> HostState {
         name: n.into(),
         version: "1".into(),
         at_ms: 1_000_000,
+        clock_ahead_ms: None,
         capabilities: HostCapabilities {
             cpu_model: "Skylake".into(),
             cpus: 4.0,

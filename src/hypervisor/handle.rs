@@ -136,6 +136,16 @@ impl Hypervisor {
         .await
     }
 
+    /// Version of libvirt's daemon, as libvirt counts: `major * 1_000_000 + minor * 1_000 + micro`.
+    pub async fn version(&self) -> Result<u32, HypervisorError> {
+        const WHAT: &str = "version";
+        self.call(WHAT, None, READ, |conn| {
+            let version = conn.lib_version();
+            version.map_err(|e| HypervisorError::from_virt(WHAT, None, &e))
+        })
+        .await
+    }
+
     /// All domains, also those that are shut off.
     pub async fn domains(&self) -> Result<Vec<DomainInfo>, HypervisorError> {
         let groups = virt_sys::VIR_DOMAIN_STATS_STATE

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::RootCertStore;
 use rustls::client::Resumption;
@@ -180,6 +181,33 @@ fn check_own(
             names(&cert)
         )
     })
+}
+
+/// When the first of the certificates in a file expires, seconds since the epoch; `None` when
+/// that cannot be told.
+pub fn expires(path: &Path) -> Option<u64> {
+    let text = std::fs::read(path).ok()?;
+    let provider = rustls::crypto::ring::default_provider();
+    // webpki tells the end of a certificate only when refusing it, and looks at that first: so
+    // it is asked about the end of time, for nobody's trust.
+    let end = |der: CertificateDer<'_>| {
+        let cert = EndEntityCert::try_from(&der).ok()?;
+        let refused = cert.verify_for_usage(
+            provider.signature_verification_algorithms.all,
+            &[],
+            &[],
+            UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX)),
+            KeyUsage::server_auth(),
+            None,
+            None,
+        );
+        match refused.err() {
+            Some(webpki::Error::CertExpired { not_after, .. }) => Some(not_after.as_secs()),
+            _ => None,
+        }
+    };
+    let all = CertificateDer::pem_slice_iter(&text);
+    all.filter_map(|der| end(der.ok()?)).min()
 }
 
 /// What is wrong with a certificate, and the way out.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use drover::api::ApiEvent;
 
 use crate::dbus_support::{Bus, job, me, name, served};
-use crate::support::{bad, command, drover, good, run};
+use crate::support::{Ran, bad, command, drover, good, run};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events() {
@@ -69,6 +69,58 @@ async fn without_daemon_or_bus() {
     let r = run(command("unix:path=/nonexistent/bus", &["list"])).await;
     assert_eq!(r.code, 1);
     assert!(r.err.contains("systemctl status dbus"), "{}", r.err);
+}
+
+/// Whatever this machine has, the findings about what the test makes are known.
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("drover.toml");
+    let here = dir.path().display();
+    let text = format!(
+        "[host]\nname = 'h1'\n[libvirt]\nuri = 'test:///default'\n\
+         [history]\ndir = '{here}'\nstate_dir = '{here}'\n"
+    );
+    std::fs::write(&config, &text).unwrap();
+    let config = config.to_str().unwrap();
+    let (bus, _fake, service) = served().await;
+    let found = |r: &Ran, about: &str| {
+        let v: serde_json::Value = serde_json::from_str(&r.out).unwrap();
+        let list = v["findings"].as_array().unwrap().clone();
+        let worst = list.iter().filter(|f| f["about"] == about);
+        let worst = worst.map(|f| f["severity"].as_str().unwrap().to_owned());
+        (worst.collect::<Vec<_>>(), v["errors"].as_u64().unwrap())
+    };
+    let args = ["doctor", "--format=json", "--timeout=2", "--config", config];
+    let r = drover(&bus, &args).await;
+    assert_eq!(r.err, "");
+    for about in ["configuration", "droverd", "libvirt", "peers"] {
+        assert_eq!(found(&r, about).0, ["ok"], "{about}: {}", r.out);
+    }
+    // One history that does not come is told; the others are there.
+    assert_eq!(found(&r, "history"), (vec!["error".to_owned()], 1));
+    assert!(
+        r.out.contains("1 of 5 features, first web/slow"),
+        "{}",
+        r.out
+    );
+    assert_eq!(r.code, 1);
+
+    // Without droverd the rest is looked at all the same.
+    drop(service);
+    drop(bus);
+    let r = drover(&Bus::start(), &args).await;
+    assert_eq!((r.code, r.err.as_str()), (1, ""));
+    assert_eq!(found(&r, "droverd").0, ["error"], "{}", r.out);
+    assert_eq!(found(&r, "libvirt").0, ["ok"], "{}", r.out);
+
+    let r = drover(&Bus::start(), &["doctor", "--config", config]).await;
+    assert!(r.out.starts_with("Severity  About"), "{}", r.out);
+
+    std::fs::write(config, format!("{text}colour = 1\n")).unwrap();
+    let r = drover(&Bus::start(), &args).await;
+    assert_eq!(found(&r, "configuration").0, ["error"], "{}", r.out);
+    assert!(r.out.contains("colour"), "{}", r.out);
 }
 
 #[tokio::test(flavor = "multi_thread")]

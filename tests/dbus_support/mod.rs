@@ -271,6 +271,7 @@ impl Api for Fake {
             name: "alpha".into(),
             version: "0.1.0".into(),
             at_ms: 1_760_000_000_000,
+            clock_ahead_ms: None,
             capabilities: HostCapabilities {
                 cpu_model: "EPYC".into(),
                 cpus: 8.0,

@@ -370,3 +370,26 @@ async fn own_files_are_checked_at_start() {
     let e = start(s).await;
     assert!(e.contains("peer.listen"), "{e}");
 }
+
+#[test]
+fn ends_of_certificates() {
+    let ca = Ca::new();
+    ca.host("good");
+    ca.issue("late", &extensions("DNS:late"), EXPIRED);
+    let end = |name: &str| drover::transport::pki::expires(&ca.path(name));
+    // 2069-12-31 and 2021-01-01, both at midnight.
+    assert_eq!(end("good.pem"), Some(3_155_673_600));
+    assert_eq!(end("late.pem"), Some(1_609_459_200));
+    let now = std::time::SystemTime::now();
+    let now = now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    // The authority's own: a CA, which signed itself.
+    let left = end("ca.pem").unwrap() - now;
+    assert!((86_400..=2 * 86_400).contains(&left), "{left}");
+    // The earliest of several counts.
+    let mut both = std::fs::read(ca.path("good.pem")).unwrap();
+    both.extend(std::fs::read(ca.path("late.pem")).unwrap());
+    std::fs::write(ca.path("both.pem"), both).unwrap();
+    assert_eq!(end("both.pem"), Some(1_609_459_200));
+    assert_eq!(end("good.key"), None);
+    assert_eq!(end("nothing.pem"), None);
+}

@@ -163,6 +163,7 @@ pub fn state(name: &str) -> HostState {
         name: name.into(),
         version: "0.1.0-test".into(),
         at_ms: 5,
+        clock_ahead_ms: None,
         capabilities: HostCapabilities {
             cpu_model: "Test".into(),
             cpus: 4.0,

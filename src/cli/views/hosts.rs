@@ -145,6 +145,7 @@ mod tests {
             name: "alpha".into(),
             version: "0.1.0".into(),
             at_ms: 1000,
+            clock_ahead_ms: None,
             capabilities: HostCapabilities {
                 cpu_model: "x".into(),
                 cpus: 8.0,

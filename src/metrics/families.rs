@@ -1,0 +1,279 @@
+//! Which metrics there are. Pure: from a snapshot to text.
+
+use super::counters::{Counts, OUTCOMES, RESULTS};
+use super::text::{Kind, Page};
+use crate::api::FeatureRow;
+use crate::host::{FeatureStatus, HelperState, HostState};
+use crate::usage::{MIB, Usage};
+
+/// What a page is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Snapshot<'a> {
+    /// This host first, then the peers that are connected.
+    pub hosts: &'a [HostState],
+    /// Features of this host.
+    pub features: &'a [FeatureRow],
+    /// Configured peers.
+    pub peers: &'a [String],
+    /// What happened since the start.
+    pub counts: Counts,
+    /// Most features with series of their own.
+    pub max_features: usize,
+}
+
+type FeatureGauge = (&'static str, &'static str, fn(&Usage) -> Option<f64>);
+type HostGauge = (&'static str, &'static str, fn(&HostState) -> f64);
+
+fn ratio(percent: Option<f64>) -> Option<f64> {
+    percent.map(|p| p / 100.0)
+}
+
+const FEATURE: [FeatureGauge; 11] = [
+    (
+        "drover_feature_used_cpus",
+        "CPUs that the feature uses.",
+        |u| ratio(u.cpu_percent),
+    ),
+    (
+        "drover_feature_throttled_ratio",
+        "Part of the time in which the feature was held back by its CPU limit.",
+        |u| ratio(u.throttled_percent),
+    ),
+    (
+        "drover_feature_memory_bytes",
+        "Memory charged to the feature.",
+        |u| u.memory_mib.map(|m| m * MIB),
+    ),
+    (
+        "drover_feature_network_receive_bytes_per_second",
+        "Bytes received.",
+        |u| u.net_rx_bps,
+    ),
+    (
+        "drover_feature_network_transmit_bytes_per_second",
+        "Bytes sent.",
+        |u| u.net_tx_bps,
+    ),
+    (
+        "drover_feature_disk_read_bytes_per_second",
+        "Bytes read from storage.",
+        |u| u.disk_read_bps,
+    ),
+    (
+        "drover_feature_disk_write_bytes_per_second",
+        "Bytes written to storage.",
+        |u| u.disk_write_bps,
+    ),
+    (
+        "drover_feature_stalled_cpu_ratio",
+        "Part of the time in which some process of the feature waited for a CPU.",
+        |u| ratio(u.psi_cpu_percent),
+    ),
+    (
+        "drover_feature_stalled_memory_ratio",
+        "Part of the time in which some process of the feature waited for memory.",
+        |u| ratio(u.psi_memory_percent),
+    ),
+    (
+        "drover_feature_stalled_io_ratio",
+        "Part of the time in which some process of the feature waited for storage.",
+        |u| ratio(u.psi_io_percent),
+    ),
+    (
+        "drover_feature_processes",
+        "Processes of the feature.",
+        |u| u.processes,
+    ),
+];
+
+const HOST: [HostGauge; 10] = [
+    ("drover_host_cpus", "Capacity of this host.", |h| {
+        h.capabilities.cpus
+    }),
+    ("drover_host_used_cpus", "CPUs in use.", |h| {
+        h.load.cpus_used
+    }),
+    (
+        "drover_host_reserved_cpus",
+        "CPUs reserved for moves under way.",
+        |h| h.reserved_cpus,
+    ),
+    ("drover_host_memory_bytes", "Memory capacity.", |h| {
+        h.capabilities.memory_mib * MIB
+    }),
+    (
+        "drover_host_used_memory_bytes",
+        "Memory used by the guests, by their own view.",
+        |h| h.load.memory_used_mib * MIB,
+    ),
+    (
+        "drover_host_reserved_memory_bytes",
+        "Memory reserved for moves under way.",
+        |h| h.reserved_memory_mib * MIB,
+    ),
+    (
+        "drover_host_network_bytes_per_second",
+        "Bytes received and sent by the guests.",
+        |h| h.load.net_bps,
+    ),
+    (
+        "drover_host_disk_bytes_per_second",
+        "Bytes read and written by the guests.",
+        |h| h.load.disk_bps,
+    ),
+    (
+        "drover_host_stalled_ratio",
+        "Part of the time in which something waited for a CPU.",
+        |h| h.load.stall_percent / 100.0,
+    ),
+    (
+        "drover_host_accepts_moves",
+        "1 when features may move to this host.",
+        |h| f64::from(u8::from(h.accepts)),
+    ),
+];
+
+/// The page.
+pub fn render(s: &Snapshot<'_>) -> String {
+    let mut page = Page::default();
+    page.family("drover_build", Kind::Info, "Version of droverd.")
+        .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    if let Some(me) = s.hosts.first() {
+        host(&mut page, me);
+    }
+    features(&mut page, s);
+    let mut up = page.family(
+        "drover_peer_up",
+        Kind::Gauge,
+        "1 when the peer is connected and told its state.",
+    );
+    for name in s.peers {
+        let heard = s.hosts.iter().skip(1).any(|h| h.name == *name);
+        up.sample(&[("peer", name)], f64::from(u8::from(heard)));
+    }
+    counters(&mut page, &s.counts);
+    page.end()
+}
+
+fn host(page: &mut Page, me: &HostState) {
+    for (name, help, get) in HOST {
+        page.family(name, Kind::Gauge, help).sample(&[], get(me));
+    }
+    let running = me.instances.iter().filter(|i| i.running);
+    let helpers = running.clone().filter(|i| match i.helper {
+        HelperState::Connected { .. } => true,
+        HelperState::Absent { .. } => false,
+    });
+    page.family("drover_instances", Kind::Gauge, "Guests that run.")
+        .sample(&[], running.clone().count() as f64);
+    page.family(
+        "drover_helpers",
+        Kind::Gauge,
+        "Guests whose helper is connected.",
+    )
+    .sample(&[], helpers.count() as f64);
+}
+
+fn features(page: &mut Page, s: &Snapshot<'_>) {
+    let mut all: Vec<&FeatureRow> = s.features.iter().collect();
+    all.sort_by(|a, b| (&a.domain, &a.spec.name).cmp(&(&b.domain, &b.spec.name)));
+    let shown = all.len().min(s.max_features);
+    let rows = &all[..shown];
+    let mut each = |name, help: &str, get: &dyn Fn(&FeatureRow) -> Option<f64>| {
+        let mut family = page.family(name, Kind::Gauge, help);
+        for f in rows {
+            let labels = [
+                ("domain", f.domain.as_str()),
+                ("feature", f.spec.name.as_str()),
+            ];
+            if let Some(value) = get(f) {
+                family.sample(&labels, value);
+            }
+        }
+    };
+    for (name, help, get) in FEATURE {
+        each(name, help, &|f| {
+            // What a feature used before it stopped is not what it uses.
+            let metered = matches!(f.status, FeatureStatus::Running | FeatureStatus::Moving);
+            f.usage.as_ref().filter(|_| metered).and_then(get)
+        });
+    }
+    let flag = |b: bool| Some(f64::from(u8::from(b)));
+    each(
+        "drover_feature_running",
+        "1 when the feature runs, also while it moves away.",
+        &|f| {
+            flag(matches!(
+                f.status,
+                FeatureStatus::Running | FeatureStatus::Moving
+            ))
+        },
+    );
+    each(
+        "drover_feature_breached",
+        "1 while a threshold of the feature is crossed.",
+        &|f| flag(f.breach.is_some()),
+    );
+    let count = |want: fn(&FeatureRow) -> bool| {
+        let of = s.features.iter().filter(|f| want(f));
+        of.count() as f64
+    };
+    page.family("drover_features", Kind::Gauge, "Features of this host.")
+        .sample(&[], count(|_| true));
+    page.family(
+        "drover_features_omitted",
+        Kind::Gauge,
+        "Features without series of their own, as there are more than metrics.max_features.",
+    )
+    .sample(&[], (all.len() - shown) as f64);
+    page.family(
+        "drover_breaches_active",
+        Kind::Gauge,
+        "Features with a threshold crossed.",
+    )
+    .sample(&[], count(|f| f.breach.is_some()));
+    page.family(
+        "drover_moves_active",
+        Kind::Gauge,
+        "Moves from this host under way.",
+    )
+    .sample(&[], count(|f| f.status == FeatureStatus::Moving));
+}
+
+fn counters(page: &mut Page, c: &Counts) {
+    let mut moves = page.family(
+        "drover_moves",
+        Kind::Counter,
+        "Ended moves from this host by result.",
+    );
+    for ((_, result), n) in RESULTS.iter().zip(c.moves) {
+        moves.sample(&[("result", result)], n as f64);
+    }
+    let mut decisions = page.family("drover_decisions", Kind::Counter, "Decisions by outcome.");
+    for (outcome, n) in OUTCOMES.iter().zip(c.decisions) {
+        decisions.sample(&[("outcome", outcome)], n as f64);
+    }
+    let mut one = |name, help: &str, value: f64| {
+        page.family(name, Kind::Counter, help).sample(&[], value);
+    };
+    one("drover_breaches", "Breaches that began.", c.breaches as f64);
+    one(
+        "drover_arrivals",
+        "Features that arrived from other hosts.",
+        c.arrivals as f64,
+    );
+    one(
+        "drover_moves_sent_bytes",
+        "Bytes that ended moves sent to other hosts.",
+        c.bytes_sent as f64,
+    );
+    one(
+        "drover_moves_frozen_seconds",
+        "Time for which features were frozen in moves that were done.",
+        c.freeze_ms as f64 / 1_000.0,
+    );
+}
+
+#[cfg(test)]
+#[path = "families_tests.rs"]
+mod tests;
