@@ -12,7 +12,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS := --release --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage demo test test-unit test-cluster lint fmt-check deny clean
+.PHONY: all setup build stage demo test test-unit test-cluster bench-forecast lint fmt-check deny clean
 
 all: build
 
@@ -42,6 +42,10 @@ test-unit:
 test-cluster: stage
 	vagrant/test-cluster.sh
 	tests/cluster/run.py
+
+# Forecasts on traces of real machines; the directory is in DROVER_TRACES, without it it skips.
+bench-forecast:
+	$(CARGO) run --locked --release --example bench_forecast
 
 fmt-check:
 	$(CARGO) fmt --all --check

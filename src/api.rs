@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::feature::{FeatureName, FeatureSpec, Threshold};
+use crate::feature::{FeatureName, FeatureSpec, Resource, Threshold};
+use crate::forecast::Step;
 use crate::host::{FeatureStatus, HostState};
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
@@ -47,7 +48,7 @@ pub struct FeatureRow {
     pub status: FeatureStatus,
     /// Latest use.
     pub usage: Option<Usage>,
-    /// Breach under way, in words.
+    /// Breach under way or expected, in words; an expected one begins with `forecast:`.
     pub breach: Option<String>,
 }
 
@@ -104,8 +105,71 @@ pub struct ModelInfo {
     pub error: Option<f64>,
 }
 
+/// What a feature is expected to use.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FeatureForecast {
+    /// Host.
+    pub host: String,
+    /// Domain.
+    pub domain: String,
+    /// Feature.
+    pub feature: FeatureName,
+    /// When it was forecast, milliseconds since the epoch.
+    pub at_ms: i64,
+    /// Quantile that must lie above a limit for a breach to be expected.
+    pub confidence: f64,
+    /// Within how many seconds.
+    pub lead_s: f64,
+    /// Forecast breach that Drover acts on, in words: expected twice in a row.
+    pub breach: Option<String>,
+    /// One per resource, in display order.
+    pub series: Vec<SeriesForecast>,
+}
+
+/// The forecast of one resource.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SeriesForecast {
+    /// Resource.
+    pub resource: Resource,
+    /// Its threshold.
+    pub threshold: Option<Threshold>,
+    /// Why there is no forecast; then what follows is empty.
+    pub problem: Option<String>,
+    /// Method that was best on the series' past.
+    pub method: Option<String>,
+    /// Its mean absolute error there, in the resource's unit.
+    pub mae: Option<f64>,
+    /// The same, scaled by the error of the last value as forecast; `None` when that had none.
+    pub mase: Option<f64>,
+    /// Length of a step, seconds.
+    pub step_s: f64,
+    /// Known steps of history it rests on.
+    pub points: u64,
+    /// The breach that this forecast expects, in words.
+    pub expected: Option<String>,
+    /// The steps, values in the resource's unit.
+    pub steps: Vec<Step>,
+}
+
+impl Default for SeriesForecast {
+    fn default() -> Self {
+        Self {
+            resource: Resource::Cpu,
+            threshold: None,
+            problem: None,
+            method: None,
+            mae: None,
+            mase: None,
+            step_s: 0.0,
+            points: 0,
+            expected: None,
+            steps: Vec::new(),
+        }
+    }
+}
+
 /// Terminal results of a move, in systemd's words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JobResult {
     /// The feature runs on the target.
@@ -273,6 +337,8 @@ pub trait Api: Send + Sync + 'static {
         until_ms: i64,
         limit: usize,
     ) -> Result<Vec<Usage>>;
+    /// What the feature is expected to use, up to an hour ahead.
+    async fn forecast(&self, domain: &str, feature: &FeatureName) -> Result<FeatureForecast>;
     /// What a move would choose now, without acting.
     async fn plan(&self, domain: &str, feature: &FeatureName) -> Result<Plan>;
     /// Starts a move; returns once it is accepted.

@@ -60,6 +60,9 @@ pub struct Config {
     /// Decisions.
     #[serde(default)]
     pub decision: DecisionSection,
+    /// Forecasts.
+    #[serde(default)]
+    pub forecast: ForecastSection,
     /// Moves.
     #[serde(default)]
     pub moves: MovesSection,
@@ -241,6 +244,36 @@ impl Default for DecisionSection {
     }
 }
 
+/// `[forecast]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ForecastSection {
+    /// Act on breaches that are expected, or only on measured ones?
+    pub enabled: bool,
+    /// A breach is expected when it begins within so many seconds, up to 3600.
+    pub lead_s: f64,
+    /// Quantile of the forecast that must lie above the limit, 0.05 to 0.99. A higher one
+    /// announces more breaches, and more of them in vain; 0.5 announces what is more likely than
+    /// not.
+    pub confidence: f64,
+    /// Seconds between forecasts, 1 to 3600.
+    pub every_s: f64,
+    /// Steps (usually of 10 s) that must be known before anything is forecast, 12 to 720.
+    pub min_points: usize,
+}
+
+impl Default for ForecastSection {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            lead_s: 300.0,
+            confidence: 0.8,
+            every_s: 30.0,
+            min_points: 30,
+        }
+    }
+}
+
 /// `[moves]`
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -393,6 +426,19 @@ impl Config {
         if c.model.rows_full <= c.model.rows_min {
             return value("model.rows_full", "must be more than model.rows_min");
         }
+        let f = &c.forecast;
+        if !(0.05..=0.99).contains(&f.confidence) {
+            return value("forecast.confidence", "must be between 0.05 and 0.99");
+        }
+        if !(f.lead_s > 0.0 && f.lead_s <= 3600.0) {
+            return value("forecast.lead_s", "must be more than 0 and at most 3600");
+        }
+        if !(1.0..=3600.0).contains(&f.every_s) {
+            return value("forecast.every_s", "must be between 1 and 3600 seconds");
+        }
+        if !(12..=720).contains(&f.min_points) {
+            return value("forecast.min_points", "must be between 12 and 720");
+        }
         if c.moves.max_rounds == 0 {
             return value("moves.max_rounds", "must be at least 1");
         }
@@ -424,6 +470,18 @@ mod tests {
         assert!(e.to_string().contains("intervall_s"), "{e}");
         let e = Config::parse("[host]\nname = 'a'\n[meter]\ninterval_s = 0.5\n", p).unwrap_err();
         assert!(e.to_string().contains("between 1 and 60"), "{e}");
+        assert_eq!(c.forecast.confidence, 0.8);
+        for bad in [
+            "confidence = 1.0",
+            "lead_s = 0",
+            "every_s = 0.5",
+            "min_points = 5",
+        ] {
+            let text = format!("[host]\nname = 'a'\n[forecast]\n{bad}\n");
+            let e = Config::parse(&text, p).unwrap_err().to_string();
+            let key = bad.split(' ').next().unwrap();
+            assert!(e.contains(&format!("forecast.{key}: must be")), "{e}");
+        }
         assert_eq!(c.metrics, None, "off unless configured");
         let text = "[host]\nname = 'a'\n[metrics]\nlisten = '127.0.0.1:9177'\n";
         let m = Config::parse(text, p).unwrap().metrics.unwrap();

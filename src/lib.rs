@@ -28,6 +28,8 @@ pub mod api;
 #[cfg(feature = "daemon")]
 pub mod decision;
 #[cfg(feature = "daemon")]
+pub mod forecast;
+#[cfg(feature = "daemon")]
 pub mod host;
 #[cfg(feature = "daemon")]
 pub mod moving;

@@ -355,7 +355,14 @@ fn a_full_disk_loses_nothing_acknowledged() {
         }
         h.append(vec![(key("f0"), point(30_000))]).await.unwrap();
         assert_eq!(all(&h, "f0").await.last(), Some(&point(30_000)));
-        assert_eq!(h.problems(), Vec::<String>::new());
+        // sled may have been writing its snapshot when the disk was full; the partition is then
+        // opened without it, and that is told. No point may be named as lost.
+        for problem in h.problems() {
+            assert!(
+                problem.contains("repaired without its snapshot"),
+                "{problem}"
+            );
+        }
         h.close().await;
     });
 }

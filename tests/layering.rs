@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 10] = [
+const PURE: [&str; 11] = [
     "feature.rs",
     "sample.rs",
     "usage.rs",
@@ -13,6 +13,7 @@ const PURE: [&str; 10] = [
     "threshold",
     "affinity",
     "decision",
+    "forecast",
     "moving",
     "wire",
 ];

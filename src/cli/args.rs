@@ -145,6 +145,18 @@ pub enum Command {
         #[arg(long, default_value_t = 1000)]
         limit: u32,
     },
+    /// Show what a feature is expected to use, and whether it will cross a threshold
+    Forecast {
+        /// Feature
+        #[command(flatten)]
+        target: Target,
+        /// Only this resource; may be repeated [default: those with a threshold]
+        #[arg(long, value_parser = resource)]
+        resource: Vec<Resource>,
+        /// How far, at most 1h
+        #[arg(long, default_value = "15m", value_name = "DURATION", value_parser = timeout)]
+        horizon: Duration,
+    },
     /// Show where a feature would move, and why
     Plan(Target),
     /// Move a feature to a guest on another host
@@ -321,6 +333,7 @@ mod tests {
             "drover threshold web cache x --clear",
             "drover history web cache --resource gpu",
             "drover list --timeout 0",
+            "drover forecast web cache --horizon x",
             "drover jobinfo a b c",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

@@ -7,7 +7,7 @@ use zbus::proxy::CacheProperties;
 use zbus::{Connection, OwnedObjectPath};
 
 use super::error::CliError;
-use crate::api::{Changed, FeatureRow, Job, Plan};
+use crate::api::{Changed, FeatureForecast, FeatureRow, Job, Plan};
 use crate::dbus::client::{ManagerProxy, MoveProxy};
 use crate::dbus::{connect, move_path};
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
@@ -150,6 +150,11 @@ impl Client {
                     .await,
             )?,
         )
+    }
+
+    /// What a feature is expected to use.
+    pub async fn forecast(&self, domain: &str, feature: &FeatureName) -> Result<FeatureForecast> {
+        decode(&self.take(self.manager.forecast(domain, feature.as_str()).await)?)
     }
 
     /// What a move would choose.

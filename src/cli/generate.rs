@@ -170,6 +170,7 @@ mod tests {
             ("model.", "host.name = 'a'\n"),
             ("decision.", "host.name = 'a'\n"),
             ("decision.weights.", "host.name = 'a'\n"),
+            ("forecast.", "host.name = 'a'\n"),
             ("moves.", "host.name = 'a'\n"),
             ("metrics.", "host.name = 'a'\n"),
             ("peer.", "host.name = 'a'\n"),

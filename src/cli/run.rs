@@ -9,7 +9,7 @@ use super::client::{Client, Result};
 use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
-use super::views::{self, features, history, hosts, jobs, plan};
+use super::views::{self, features, forecast, history, hosts, jobs, plan};
 use super::{doctor, events, generate, moves, show, spec};
 use crate::api::{Changed, FeatureRow};
 use crate::feature::{FeatureName, Threshold};
@@ -129,6 +129,19 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
                 Format::Table => history::table(out, &points, resource, screen)?,
                 Format::Json => history::as_json(out, &points, resource)?,
                 Format::Csv => history::csv(out, &points, resource)?,
+            }
+        }
+        Command::Forecast {
+            target,
+            resource,
+            horizon,
+        } => {
+            let all = client.forecast(&target.domain, &target.feature).await?;
+            let all = forecast::select(all, resource, *horizon);
+            if json {
+                views::json(out, &all)?;
+            } else {
+                forecast::forecast(out, &all, !resource.is_empty(), screen)?;
             }
         }
         Command::Plan(t) => {

@@ -3,11 +3,13 @@
 //! - [`instance`]: instances and features at run time
 //! - [`lifecycle`]: libvirt's events, helpers coming and going, recovery
 //! - [`metering`]: meter frames to usage, history and breaches
+//! - [`forecast`]: what is expected to be breached
 //! - [`placement`]: host state, plans, automatic moves, the affinity model
 //! - [`moves`]: beginning, committing and ending moves; the journal
 //! - [`serve_api`], [`serve_peer`]: what users and peers may ask
 
 pub mod clock;
+mod forecast;
 pub mod instance;
 mod lifecycle;
 mod metering;
@@ -84,6 +86,9 @@ pub struct Daemon {
     peer_states: Mutex<BTreeMap<String, HostState>>,
     host: Mutex<HostRuntime>,
     affinity: Mutex<Affinity>,
+    forecasts: Mutex<forecast::Forecasts>,
+    /// Forecasts that users ask for are made one at a time.
+    forecast_turn: tokio::sync::Mutex<()>,
     outgoing: Mutex<BTreeMap<MoveId, Handle>>,
     /// Incoming moves.
     pub incoming: target::Moves,
@@ -172,6 +177,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
         peer_states: Mutex::default(),
         host: Mutex::new(host),
         affinity: Mutex::new(affinity),
+        forecasts: Mutex::default(),
+        forecast_turn: tokio::sync::Mutex::new(()),
         outgoing: Mutex::default(),
         incoming: target::Moves::default(),
         changes: tokio::sync::Mutex::new(()),
@@ -184,6 +191,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     }
 
     let mut tasks = tokio::task::JoinSet::new();
+    // Offers wait until the journal is taken up: their records are not of an earlier life.
+    let starting = daemon.changes.lock().await;
     if let Some(section) = daemon.config.peer.clone() {
         let (peer_events, peer_inbox) = mpsc::channel::<PeerEvent>(256);
         let service = Arc::new(serve_peer::Service(Arc::clone(&daemon)));
@@ -194,6 +203,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     // Before any guest is greeted, so that nothing of a move in the journal is mistaken for a
     // leftover, and no feature that left is started anew.
     daemon.recover_moves().await?;
+    drop(starting);
     tasks.spawn(lifecycle::follow_guests(Arc::clone(&daemon), guest_inbox));
     tasks.spawn(lifecycle::follow_hypervisor(
         Arc::clone(&daemon),
@@ -204,6 +214,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(placement::training(Arc::clone(&daemon)));
+    tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));
     let api: Arc<dyn crate::api::Api> = Arc::new(serve_api::Service(Arc::clone(&daemon)));
     if let Some(section) = &daemon.config.metrics {
         let peers = daemon.peers().map(Peers::names).unwrap_or_default();

@@ -385,20 +385,21 @@ impl Daemon {
                 tracing::error!(%id, "an incoming move's record is not readable; left in the journal");
                 continue;
             };
-            if record.phase == TargetPhase::Running {
-                if self.arrived_long_ago(&record) {
-                    self.store.remove_move(Side::Target, &id)?;
-                    continue;
-                }
-            } else {
+            let arrived = record.phase == TargetPhase::Running;
+            let over = arrived && self.arrived_long_ago(&record);
+            if !arrived {
                 self.reserve(&record);
             }
             target::recover(self, record).await;
+            if over {
+                target::forget_arrival(self, id);
+            }
         }
         Ok(())
     }
 
-    /// Whether nobody will ask about an arrival any more: its feature left again, or a day passed.
+    /// Whether nobody here needs the record of an arrival any more: its feature left again, or a
+    /// day passed. The source may still have to learn of the arrival.
     fn arrived_long_ago(&self, record: &TargetRecord) -> bool {
         const DAY_MS: i64 = 86_400_000;
         let instances = lock(&self.instances);

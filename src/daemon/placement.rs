@@ -22,7 +22,7 @@ use crate::store::Store;
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
 
-use super::{Daemon, clock, lock};
+use super::{Daemon, clock, forecast, lock};
 
 /// Samples over which a host's load is averaged.
 const LOAD_SAMPLES: usize = 3;
@@ -223,13 +223,15 @@ impl Daemon {
         info
     }
 
-    /// The breach under way of a feature, if there is one.
+    /// The measured breach of a feature, or else the expected one.
     pub(super) fn breach_of(&self, domain: &str, feature: &FeatureName) -> Option<BreachCause> {
-        lock(&self.instances)
-            .get(domain)?
-            .features
-            .get(feature)?
-            .breach()
+        self.measured(domain, feature)
+            .or_else(|| Some(forecast::cause(&self.expected_of(domain, feature)?)))
+    }
+
+    fn measured(&self, domain: &str, feature: &FeatureName) -> Option<BreachCause> {
+        let instances = lock(&self.instances);
+        instances.get(domain)?.features.get(feature)?.breach()
     }
 
     /// What would be done with a feature, and why.
@@ -256,8 +258,15 @@ impl Daemon {
             (recent, f.record.moved_at_ms, f.record.spec.automatic)
         };
         let window = UsageWindow::of(&recent);
-        let demand = self.demand(domain, feature);
-        let view = self.view();
+        let mut demand = self.demand(domain, feature);
+        let mut view = self.view();
+        // Hosts are compared as they will be when the expected breach begins.
+        if !matches!(cause, Cause::Manual { .. })
+            && self.measured(domain, feature).is_none()
+            && let Some(expected) = self.expected_of(domain, feature)
+        {
+            forecast::grow(&mut view, &mut demand, domain, &expected);
+        }
         let mut policy = self.policy();
         policy.automatic &= automatic;
         let ask = Ask {
@@ -327,13 +336,18 @@ impl Daemon {
         }
     }
 
-    /// Features in breach whose last decision is long enough ago.
+    /// Features in breach, measured or expected, whose last decision is long enough ago.
     fn due(&self) -> Vec<(String, FeatureName, BreachCause)> {
         let now = clock::now_ms();
+        let expected = self.expected();
         let mut due = Vec::new();
         for (domain, i) in lock(&self.instances).iter_mut() {
             for (name, f) in &mut i.features {
-                let Some(breach) = f.breach() else {
+                let spec = &f.record.spec;
+                let expected = expected
+                    .get(&(domain.clone(), name.clone()))
+                    .filter(|e| forecast::holds(e, f.record.enabled, &spec.thresholds));
+                let Some(breach) = f.breach().or_else(|| expected.map(forecast::cause)) else {
                     f.decided_ms = 0;
                     continue;
                 };

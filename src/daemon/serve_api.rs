@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::api::{Api, ApiError, ApiEvent, Changed, Destination, FeatureRow, Job, Plan, Result};
+use crate::api::{
+    Api, ApiError, ApiEvent, Changed, Destination, FeatureForecast, FeatureRow, Job, Plan, Result,
+};
 use crate::decision::Cause;
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
 use crate::guest::{GuestError, install, remove};
@@ -126,18 +128,24 @@ impl Api for Service {
     }
 
     async fn features(&self) -> Vec<FeatureRow> {
+        let expected = self.0.expected();
         let instances = lock(&self.0.instances);
         let host = self.0.name();
         let mut rows = Vec::new();
         for (domain, i) in instances.iter() {
             for f in i.features.values() {
+                let spec = &f.record.spec;
+                let expected = expected
+                    .get(&(domain.clone(), spec.name.clone()))
+                    .filter(|e| super::forecast::holds(e, f.record.enabled, &spec.thresholds))
+                    .map(super::forecast::cause);
                 rows.push(FeatureRow {
                     host: host.to_owned(),
                     domain: domain.clone(),
-                    spec: f.record.spec.clone(),
+                    spec: spec.clone(),
                     status: f.status(),
                     usage: f.recent.back().copied(),
-                    breach: f.breach().map(|b| b.text),
+                    breach: f.breach().or(expected).map(|b| b.text),
                 });
             }
         }
@@ -329,6 +337,10 @@ impl Api for Service {
             .range(&key, since_ms, until_ms, limit)
             .await
             .map_err(|e| ApiError::Failed(format!("history: {e}")))
+    }
+
+    async fn forecast(&self, domain: &str, feature: &FeatureName) -> Result<FeatureForecast> {
+        self.0.forecast_now(domain, feature).await
     }
 
     async fn plan(&self, domain: &str, feature: &FeatureName) -> Result<Plan> {

@@ -37,6 +37,8 @@ pub trait Manager {
         until_ms: i64,
         limit: u32,
     ) -> zbus::Result<String>;
+    /// JSON [`crate::api::FeatureForecast`].
+    fn forecast(&self, domain: &str, feature: &str) -> zbus::Result<String>;
     /// JSON [`crate::api::Plan`].
     fn plan(&self, domain: &str, feature: &str) -> zbus::Result<String>;
     /// Starts a move; empty texts let Drover choose. Returns the move's object path.

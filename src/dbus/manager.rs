@@ -181,6 +181,12 @@ impl Manager {
         )
     }
 
+    #[zbus(out_args("forecast_json"))]
+    async fn forecast(&self, domain: &str, feature: &str) -> Result<String, Error> {
+        let name = FeatureName::new(feature)?;
+        json(&self.api.forecast(domain, &name).await?)
+    }
+
     #[zbus(out_args("plan_json"))]
     async fn plan(&self, domain: &str, feature: &str) -> Result<String, Error> {
         let name = FeatureName::new(feature)?;

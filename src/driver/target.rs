@@ -11,7 +11,7 @@ use crate::daemon::Daemon;
 use crate::guest::{Guest, GuestError};
 use crate::moving::record::{TargetPhase, TargetRecord};
 use crate::moving::target::{Action, Event, State, Target};
-use crate::peer::BulkReceiver;
+use crate::peer::{BulkReceiver, PeerError};
 use crate::wire::guest::{Call, MoveId, Reply};
 use crate::wire::peer::{TargetStatus, Verdict};
 
@@ -306,6 +306,31 @@ pub async fn recover(daemon: &Arc<Daemon>, record: TargetRecord) {
     watch_doubt(daemon, &id);
     let mut incoming = slot.lock().await;
     settle(daemon, &mut incoming, actions).await;
+}
+
+/// Forgets an arrival once its source has no record of the move any more: until then the source
+/// asks to resume, and only this record tells it that the feature came.
+pub fn forget_arrival(daemon: &Arc<Daemon>, id: MoveId) {
+    let daemon = Arc::clone(daemon);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(PAUSE).await;
+            let (Some(slot), Some(peers)) = (daemon.incoming.get(&id), daemon.peers()) else {
+                return;
+            };
+            let record = slot.lock().await.record.clone();
+            match peers.verdict(&record.from_host, &id).await {
+                // A record that is gone: this arrival was heard of.
+                Ok(Verdict::Aborted) | Err(PeerError::UnknownPeer(_)) => {
+                    daemon.forget_target(&record).await;
+                    daemon.incoming.remove(&id);
+                    return;
+                }
+                Ok(Verdict::Committed | Verdict::Pending) => {}
+                Err(e) => tracing::debug!(%id, error = %e, "an arrival is not forgotten yet"),
+            }
+        }
+    });
 }
 
 async fn fail(daemon: &Arc<Daemon>, incoming: &mut Incoming, reason: String) {

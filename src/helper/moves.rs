@@ -235,6 +235,9 @@ impl Moves {
 
     fn end(&self, id: &str) {
         let mut ended = lock(&self.ended);
+        if ended.iter().any(|e| e == id) {
+            return;
+        }
         if ended.len() == ENDED {
             ended.pop_front();
         }
@@ -280,12 +283,8 @@ impl Moves {
             }
             _ => {}
         }
-        match &call {
-            Call::Release { id, .. } | Call::Discard { id } => self.end(id),
-            Call::PreDump { id, .. } | Call::Freeze { id, .. } | Call::Receive { id, .. } => {
-                self.refuse_late_step(id)?;
-            }
-            _ => {}
+        if let Call::Release { id, .. } | Call::Discard { id } = &call {
+            self.end(id);
         }
         match call {
             Call::Preflight { feature } => {
@@ -298,7 +297,7 @@ impl Moves {
                 stream,
                 round,
             } => {
-                let source = self.source(&id);
+                let source = self.source_unless_ended(&id)?;
                 let ask = source::Ask {
                     id: &id,
                     feature: &feature,
@@ -313,7 +312,7 @@ impl Moves {
                 stream,
                 round,
             } => {
-                let source = self.source(&id);
+                let source = self.source_unless_ended(&id)?;
                 let ask = source::Ask {
                     id: &id,
                     feature: &feature,
@@ -345,6 +344,8 @@ impl Moves {
             } => {
                 self.drop_arrived(&spec.name);
                 let target = self.target(&id);
+                // In this order, see `source_unless_ended`.
+                self.refuse_late_step(&id)?;
                 target.receive(&id, &spec, stream, &files)?;
                 lock(&self.streams).insert(stream, id);
                 Ok(Reply::Done)
@@ -373,6 +374,14 @@ impl Moves {
                 "this request is not about a move",
             )),
         }
+    }
+
+    /// The source side for a round. Its end may come between any two steps here; looked up before
+    /// the list of the ended, it is the same that a release not yet on that list will mark.
+    fn source_unless_ended(&self, id: &str) -> Result<Arc<Source>, Failure> {
+        let source = self.source(id);
+        self.refuse_late_step(id)?;
+        Ok(source)
     }
 
     fn source(&self, id: &str) -> Arc<Source> {
@@ -493,6 +502,55 @@ mod tests {
         assert_eq!(ask(Call::Resume { id: id.clone() }), ErrorKind::NotFound);
         assert_eq!(ask(Call::AwaitRound { id, round: 1 }), ErrorKind::NotFound);
         assert_eq!(ask(Call::Status), ErrorKind::Invalid);
+    }
+
+    #[test]
+    fn what_comes_late_does_not_begin_a_move_anew() {
+        let moves = Moves::new(Arc::new(|_: &Message| Ok(())));
+        let feature = FeatureName::new("no-such-feature").unwrap();
+        let (left, arrived) = ("0000aaaa-2222-bbbb", "0000aaaa-3333-bbbb");
+        let late = |call: Call| match moves.handle(call, &|_| {}) {
+            Reply::Error { message, .. } => message,
+            other => panic!("{other:?}"),
+        };
+        // A request that had its move looked up before the end came.
+        let (source, target) = (moves.source(left), moves.target(arrived));
+        let release = Call::Release {
+            id: left.into(),
+            feature: feature.clone(),
+            commit: false,
+        };
+        assert_eq!(moves.handle(release, &|_| {}), Reply::Done);
+        let discard = Call::Discard { id: arrived.into() };
+        assert_eq!(moves.handle(discard, &|_| {}), Reply::Done);
+        let ask = source::Ask {
+            id: left,
+            feature: &feature,
+            stream: 1,
+            round: 1,
+        };
+        let send: &bulk::Send = &|_: &Message| Ok(());
+        let e = source.pre_dump(&ask, send, &|_| {}).unwrap_err();
+        assert!(e.message.contains("released already"), "{e}");
+        let spec = r#"{"name":"no-such-feature","workload":{"kind":"unit","unit":"x.service"}}"#;
+        let spec: FeatureSpec = serde_json::from_str(spec).unwrap();
+        let e = target.receive(arrived, &spec, 2, &[]).unwrap_err();
+        assert!(e.message.contains("discarded already"), "{e}");
+        // And one that comes whole.
+        let round = Call::PreDump {
+            id: left.into(),
+            feature,
+            stream: 1,
+            round: 1,
+        };
+        assert!(late(round).contains("was ended here"));
+        let receive = Call::Receive {
+            id: arrived.into(),
+            spec,
+            stream: 2,
+            files: Vec::new(),
+        };
+        assert!(late(receive).contains("was ended here"));
     }
 
     #[test]

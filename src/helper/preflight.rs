@@ -192,17 +192,22 @@ impl Proc {
                 dir,
             };
             threads += fs::read_dir(p.dir.join("task")).map_or(0, Iterator::count);
+            let mut own = BTreeSet::new();
             let mounts = fs::read_link(p.dir.join("ns/mnt")).ok();
             if mounts.is_none() || mounts != guest_mounts {
-                problems.insert(format!(
+                own.insert(format!(
                     "{p} has a mount namespace of its own; run it without sandboxing of mounts"
                 ));
             }
             let rollup = fs::read_to_string(p.dir.join("smaps_rollup")).unwrap_or_default();
             let pss = field(&rollup, "Pss:").or_else(|| field(&rollup, "Rss:"));
             found.resident_bytes += pss.unwrap_or(0) * 1024;
-            p.descriptors(&mut problems, &mut sockets);
-            p.mappings(&mut problems, &mut files);
+            p.descriptors(&mut own, &mut sockets);
+            p.mappings(&mut own, &mut files);
+            // One that ended while it was looked at stands in nobody's way.
+            if !p.ended() {
+                problems.append(&mut own);
+            }
         }
         if threads > MAX_THREADS {
             problems.insert(format!(
@@ -228,6 +233,16 @@ impl Proc {
 }
 
 impl Process {
+    /// Whether it is gone, or dead and only waits to be reaped.
+    fn ended(&self) -> bool {
+        match fs::read_to_string(self.dir.join("stat")) {
+            Ok(stat) => stat
+                .rsplit_once(')')
+                .is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X'])),
+            Err(_) => !self.dir.exists(),
+        }
+    }
+
     fn descriptors(&self, problems: &mut BTreeSet<String>, sockets: &mut HashMap<u64, String>) {
         let entries = match fs::read_dir(self.dir.join("fd")) {
             Ok(e) => e,
@@ -491,6 +506,19 @@ mod tests {
         let mut found = Preflight::default();
         Proc(root.to_owned()).scan(pids, peers, &mut found);
         found
+    }
+
+    #[test]
+    fn a_process_that_ended_meanwhile_is_no_problem() {
+        let t = tempfile::tempdir().unwrap();
+        process(t.path(), 1, "", &[]);
+        process(t.path(), 7, "", &[("3", "/dev/kmsg")]);
+        assert_eq!(scan(t.path(), &[7, 8], &Peers::new()).problems.len(), 1);
+        fs::write(t.path().join("7/stat"), "7 (a) b) Z 1 7").unwrap();
+        assert_eq!(
+            scan(t.path(), &[7, 8], &Peers::new()).problems,
+            Vec::<String>::new()
+        );
     }
 
     #[test]

@@ -56,6 +56,7 @@ struct Inner {
 /// The source side of one move.
 #[derive(Debug, Default)]
 pub struct Source {
+    // A release was asked for. For good: a round that was asked for before it may come late.
     cancel: AtomicBool,
     inner: Mutex<Inner>,
 }
@@ -77,7 +78,7 @@ impl Source {
         events: &dyn Fn(Event),
     ) -> Result<RoundStats, Failure> {
         let mut inner = lock(&self.inner);
-        let (mut record, pid) = Self::begin(ask, &mut inner)?;
+        let (mut record, pid) = self.begin(ask, &mut inner)?;
         let begin = Instant::now();
         let mut criu = match inner.prepared.take() {
             Some(c) => c,
@@ -169,7 +170,7 @@ impl Source {
         events: &dyn Fn(Event),
     ) -> Result<RoundStats, Failure> {
         let mut inner = lock(&self.inner);
-        let (mut record, pid) = Self::begin(ask, &mut inner)?;
+        let (mut record, pid) = self.begin(ask, &mut inner)?;
         record.decided = true;
         record.save(ask.id)?;
         match self.freeze_by(&mut inner, ask, &mut record, pid, send, events) {
@@ -289,8 +290,11 @@ impl Source {
     }
 
     /// What both kinds of rounds begin with: checks, the record, the round's directory.
-    fn begin(ask: &Ask<'_>, inner: &mut Inner) -> Result<(Record, i32), Failure> {
+    fn begin(&self, ask: &Ask<'_>, inner: &mut Inner) -> Result<(Record, i32), Failure> {
         let invalid = |why: String| Failure::new(ErrorKind::Invalid, why);
+        if self.cancel.load(Ordering::Relaxed) {
+            return Err(invalid(format!("move {} was released already", ask.id)));
+        }
         let spec = features::get(ask.feature)?;
         if spec.managed().is_none() {
             return Err(Failure::new(

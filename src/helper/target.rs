@@ -30,6 +30,7 @@ const RESERVE: u64 = 48 << 20;
 #[derive(Debug, Default)]
 pub struct Target {
     receiver: Mutex<Option<Arc<Receiver>>>,
+    // A discard was asked for. For good: a request from before it may come late.
     given_up: AtomicBool,
     // One of restore, resume, discard at a time.
     turn: Mutex<()>,
@@ -78,6 +79,9 @@ impl Target {
     ) -> Result<(), Failure> {
         let _turn = lock(&self.turn);
         let refused = |why: String| Failure::new(ErrorKind::Refused, why);
+        if self.given_up.load(Ordering::Relaxed) {
+            return Err(refused(format!("move {id} was discarded already")));
+        }
         let name = &spec.name;
         spec.validate()
             .map_err(|e| Failure::new(ErrorKind::Invalid, e.to_string()))?;
@@ -364,6 +368,20 @@ impl Target {
 
     /// Gives the move up.
     pub fn discard(&self, id: &str) -> Result<(), Failure> {
+        let committed = |r: &Record| r.side != Side::Target || r.decided || is_running(id);
+        let refusal = |r: &Record| {
+            Failure::new(
+                ErrorKind::Invalid,
+                format!(
+                    "move {id} of '{}' was resumed or leaves from here",
+                    r.feature
+                ),
+            )
+        };
+        // Nothing of this may touch a move that is to resume.
+        if let Some(r) = Record::load(id).filter(committed) {
+            return Err(refusal(&r));
+        }
         self.given_up.store(true, Ordering::Relaxed);
         if let Some(r) = lock(&self.receiver).take() {
             r.discard();
@@ -372,14 +390,8 @@ impl Target {
         let Some(r) = Record::load(id) else {
             return Ok(());
         };
-        if r.side != Side::Target || r.decided || is_running(id) {
-            return Err(Failure::new(
-                ErrorKind::Invalid,
-                format!(
-                    "move {id} of '{}' was resumed or leaves from here",
-                    r.feature
-                ),
-            ));
+        if committed(&r) {
+            return Err(refusal(&r));
         }
         let dir = paths::move_dir(id);
         if let Ok(mut c) = Client::connect(&dir) {

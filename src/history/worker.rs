@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -89,6 +90,9 @@ struct Import {
     reply: Reply<u64>,
 }
 
+/// How long to wait for the lock of another owner.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
 /// Takes the lock, looks at the directory and starts the thread.
 pub(super) fn start(
     dir: &Path,
@@ -103,10 +107,19 @@ pub(super) fn start(
     };
     files::make_dir(dir).map_err(|e| io(&e))?;
     let lock = File::create(dir.join("lock")).map_err(|e| io(&e))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => return Err(HistoryError::InUse(dir.to_owned())),
-        Err(std::fs::TryLockError::Error(e)) => return Err(io(&e)),
+    // A process that a closed history's owner has just forked holds the lock until its exec.
+    let until = Instant::now() + LOCK_WAIT;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => break,
+            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(HistoryError::InUse(dir.to_owned()));
+            }
+            Err(std::fs::TryLockError::Error(e)) => return Err(io(&e)),
+        }
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()

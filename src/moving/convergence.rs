@@ -33,7 +33,7 @@ impl std::fmt::Display for Reason {
 }
 
 /// A round as the coordinator saw it.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Round {
     /// What the helper reported.
     pub stats: RoundStats,

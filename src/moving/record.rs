@@ -57,7 +57,7 @@ pub struct TargetRecord {
 }
 
 /// Durable phases of a target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TargetPhase {
     /// Before READY: a restart discards it.
@@ -69,7 +69,7 @@ pub enum TargetPhase {
 }
 
 /// How a move ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Ending {
     /// Result.
     pub result: JobResult,

@@ -140,7 +140,7 @@ pub enum Action {
 }
 
 /// The machine.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Source {
     state: State,
     budget_ms: u64,
@@ -425,6 +425,38 @@ mod tests {
         assert_eq!(s.ending().unwrap().result, JobResult::Canceled);
     }
 
+    #[test]
+    fn while_the_commit_is_written_only_the_journal_decides() {
+        let mut s = Source::new(1000, 1);
+        for e in [
+            Event::Start,
+            Event::Preflight(Preflight::default()),
+            Event::Offered,
+            Event::RoundSent(1, round()),
+            Event::RoundSent(2, round()),
+            Event::TargetReady,
+        ] {
+            s.step(e);
+        }
+        assert_eq!(s.state(), State::Committing);
+        // The peer or the bulk connection is lost meanwhile: the record may be there already.
+        assert_eq!(s.step(Event::Failed("host b was lost".into())), []);
+        assert_eq!(s.step(Event::TimedOut("restore".into())), []);
+        let mut other = s.clone();
+        assert_eq!(s.step(Event::Committed), [Action::Resume { again: false }]);
+        assert_eq!(s.step(Event::CommitFailed("late".into())), []);
+        assert_eq!(
+            other.step(Event::CommitFailed("disk full".into())),
+            [
+                Action::Release {
+                    commit: false,
+                    again: false
+                },
+                Action::Discard
+            ]
+        );
+    }
+
     fn event() -> impl Strategy<Value = Event> {
         prop_oneof![
             Just(Event::Start),
@@ -456,6 +488,7 @@ mod tests {
             for e in events {
                 let was = s.state();
                 let is_commit = e == Event::Committed && was == State::Committing;
+                let refused = matches!(e, Event::CommitFailed(_));
                 for a in s.step(e) {
                     match a {
                         Action::Commit => prop_assert_eq!(was, State::Restoring),
@@ -465,6 +498,7 @@ mod tests {
                         }
                         Action::Release { commit: false, .. } => {
                             prop_assert!(!committed && !is_commit);
+                            prop_assert!(was != State::Committing || refused);
                             aborted = true;
                         }
                         Action::Discard => prop_assert!(!committed),

@@ -354,7 +354,7 @@ pub struct Preflight {
 }
 
 /// What a round took.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct RoundStats {
     /// Bytes put on the bulk port.
     pub bytes: u64,

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use drover::api::{FeatureRow, Plan};
+use drover::api::{FeatureForecast, FeatureRow, Plan};
 use drover::feature::FeatureSpec;
 use drover::host::HostState;
 
@@ -184,6 +184,28 @@ async fn history() {
     let e = bad(&bus, 5, &["history", "web", "slow", "--timeout", "300ms"]).await;
     assert!(start.elapsed() < Duration::from_secs(10));
     assert!(e.contains("--timeout"), "{e}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forecasts() {
+    let (bus, _fake, _service) = served().await;
+    let out = good(&bus, &["forecast", "web", "cache"]).await;
+    for part in [
+        "cpu > 90 % for 10 s",
+        "damped smoothing",
+        "0.81",
+        "expected above 90.0 % in 4 min",
+    ] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    // Memory has no threshold, so it is shown only when asked for.
+    assert!(!out.contains("too little history"), "{out}");
+    let out = good(&bus, &["forecast", "web", "cache", "--resource", "memory"]).await;
+    assert!(out.contains("too little history"), "{out}");
+    let f: FeatureForecast = as_json(&bus, &["forecast", "web", "cache", "--horizon", "5m"]).await;
+    assert_eq!(f.series.len(), 2);
+    assert_eq!(f.series[0].steps.len(), 30);
+    bad(&bus, 3, &["forecast", "web", "nope"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,12 +1,12 @@
 //! Methods, properties, errors, and who may change things.
 
-use drover::api::{FeatureRow, Plan};
+use drover::api::{FeatureForecast, FeatureRow, Plan};
 use drover::dbus::client::MoveProxy;
 use drover::dbus::{Access, serve_with};
 use drover::host::HostState;
 use drover::usage::Usage;
 
-use crate::dbus_support::{Bus, Fake, job, me, plan, served, unit, usage};
+use crate::dbus_support::{Bus, Fake, forecast, job, me, plan, served, unit, usage};
 use crate::support::{client, error_of, soon};
 
 #[tokio::test]
@@ -22,6 +22,9 @@ async fn reads() {
     assert_eq!(h, [usage(1000), usage(2000)]);
     let p: Plan = serde_json::from_str(&m.plan("web", "cache").await.unwrap()).unwrap();
     assert_eq!(p, plan("cache"));
+    let f = m.forecast("web", "cache").await.unwrap();
+    let f: FeatureForecast = serde_json::from_str(&f).unwrap();
+    assert_eq!(f, forecast("cache"));
     assert_eq!(m.jobs().await.unwrap(), "[]");
     assert_eq!(m.version().await.unwrap(), env!("CARGO_PKG_VERSION"));
     assert_eq!(m.host_name().await.unwrap(), "alpha");
@@ -103,6 +106,8 @@ async fn errors() {
         "Invalid"
     );
     assert_eq!(error_of(m.plan("web", "nope").await).0, "NotFound");
+    assert_eq!(error_of(m.forecast("web", "nope").await).0, "NotFound");
+    assert_eq!(error_of(m.forecast("web", "No Name").await).0, "Invalid");
     assert_eq!(
         error_of(m.migrate("web", "cache", "gamma", "").await).0,
         "Refused"

@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use drover::api::{
-    Api, ApiError, ApiEvent, Candidate, Changed, Destination, FeatureRow, Job, JobResult,
-    ModelInfo, Plan, Result, RoundRow,
+    Api, ApiError, ApiEvent, Candidate, Changed, Destination, FeatureForecast, FeatureRow, Job,
+    JobResult, ModelInfo, Plan, Result, RoundRow, SeriesForecast,
 };
 use drover::dbus::{Access, Service, serve_with};
 use drover::feature::{FeatureName, FeatureSpec, Threshold, Workload};
@@ -142,6 +142,43 @@ pub fn plan(feature: &str) -> Plan {
             rows: 12,
             ..ModelInfo::default()
         },
+    }
+}
+
+pub fn forecast(feature: &str) -> FeatureForecast {
+    let now = 1_760_000_000_000;
+    let steps = (1..=120).map(|i| drover::forecast::Step {
+        at_ms: now + i * 10_000,
+        p10: 60.0,
+        p50: 70.0 + i as f64 * 0.25,
+        p90: 80.0 + i as f64 * 0.25,
+    });
+    FeatureForecast {
+        host: "alpha".into(),
+        domain: "web".into(),
+        feature: name(feature),
+        at_ms: now,
+        confidence: 0.8,
+        lead_s: 300.0,
+        breach: None,
+        series: vec![
+            SeriesForecast {
+                threshold: Some(drover::threshold::parse("cpu > 90 % for 10 s").unwrap()),
+                method: Some("damped smoothing".into()),
+                mae: Some(3.25),
+                mase: Some(0.8125),
+                step_s: 10.0,
+                points: 240,
+                expected: Some("forecast: cpu is expected above 90.0 % in 4 min".into()),
+                steps: steps.collect(),
+                ..SeriesForecast::default()
+            },
+            SeriesForecast {
+                resource: drover::feature::Resource::Memory,
+                problem: Some("too little history".into()),
+                ..SeriesForecast::default()
+            },
+        ],
     }
 }
 
@@ -357,6 +394,11 @@ impl Api for Fake {
             .map(usage)
             .take(limit)
             .collect())
+    }
+
+    async fn forecast(&self, domain: &str, feature: &FeatureName) -> Result<FeatureForecast> {
+        self.find(domain, feature)?;
+        Ok(forecast(feature.as_str()))
     }
 
     async fn plan(&self, domain: &str, feature: &FeatureName) -> Result<Plan> {

@@ -1,6 +1,7 @@
 //! Data to text: each function takes data and a writer, none asks anybody.
 
 pub mod features;
+pub mod forecast;
 pub mod history;
 pub mod hosts;
 pub mod jobs;

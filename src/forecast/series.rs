@@ -1,0 +1,196 @@
+//! A series in regular steps, of bounded length.
+
+use std::collections::VecDeque;
+
+use super::MOST_CELLS;
+
+/// Steps that a series coarsens to as it grows, milliseconds; each divides the next.
+const LADDER: [i64; 3] = [10_000, 30_000, 60_000];
+/// Unknown steps in a row after which the past says nothing about the present any more.
+const MOST_UNKNOWN: i64 = 30;
+
+/// No resource's use is near this in its unit; squares of it are still finite.
+const ABSURD: f64 = 1e18;
+
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct Cell {
+    sum: f64,
+    n: u32,
+}
+
+/// The latest use of one resource, averaged over steps that are multiples of their length since
+/// the epoch. A full series of 10 s steps (2 h) goes on in steps of 30 s, then 60 s, which keep
+/// 12 h; memory and the cost of a forecast stay the same.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Series {
+    step_ms: i64,
+    /// Number of the first cell since the epoch.
+    first: i64,
+    cells: VecDeque<Cell>,
+    last_ms: i64,
+    fixed: bool,
+}
+
+impl Series {
+    /// An empty series of points that come about every `interval_ms` milliseconds.
+    pub fn new(interval_ms: i64) -> Self {
+        let step = LADDER.into_iter().find(|s| *s >= interval_ms);
+        Self::with_step(step.unwrap_or(interval_ms), step.is_none())
+    }
+
+    /// An empty series of a step that never changes, milliseconds.
+    pub fn fixed(step_ms: i64) -> Self {
+        Self::with_step(step_ms, true)
+    }
+
+    fn with_step(step_ms: i64, fixed: bool) -> Self {
+        Self {
+            step_ms: step_ms.max(1),
+            first: 0,
+            cells: VecDeque::new(),
+            last_ms: i64::MIN,
+            fixed,
+        }
+    }
+
+    /// Length of a step, milliseconds.
+    pub fn step_ms(&self) -> i64 {
+        self.step_ms
+    }
+
+    /// Time of the newest point, milliseconds since the epoch; `None` when there is none.
+    pub fn last_ms(&self) -> Option<i64> {
+        (!self.cells.is_empty()).then_some(self.last_ms)
+    }
+
+    /// Adds a point: the use over the interval that ended at `at_ms`. One that is not newer than
+    /// the newest is left out, as is one that is not a number or absurd.
+    pub fn push(&mut self, at_ms: i64, value: f64) {
+        let sane = value.abs() <= ABSURD;
+        if !sane || (!self.cells.is_empty() && at_ms <= self.last_ms) {
+            return;
+        }
+        let mut index = self.index(at_ms);
+        if index - (self.first + self.len()) >= MOST_UNKNOWN {
+            self.cells.clear();
+        }
+        if self.cells.is_empty() {
+            self.first = index;
+        }
+        if index - self.first >= MOST_CELLS.cast_signed() as i64 && !self.fixed {
+            self.coarsen();
+            index = self.index(at_ms);
+        }
+        while index >= self.first + self.len() {
+            self.cells.push_back(Cell::default());
+        }
+        while self.cells.len() > MOST_CELLS {
+            self.cells.pop_front();
+            self.first += 1;
+        }
+        if let Some(c) = self.cells.back_mut() {
+            c.sum += value;
+            c.n += 1;
+        }
+        self.last_ms = at_ms;
+    }
+
+    fn len(&self) -> i64 {
+        self.cells.len().cast_signed() as i64
+    }
+
+    /// The cell that ends at or after a time: cell `i` is `(i * step, (i + 1) * step]`.
+    fn index(&self, at_ms: i64) -> i64 {
+        at_ms.saturating_sub(1).div_euclid(self.step_ms)
+    }
+
+    fn coarsen(&mut self) {
+        let Some(step) = LADDER.into_iter().find(|s| *s > self.step_ms) else {
+            return;
+        };
+        let factor = step / self.step_ms;
+        let first = self.first.div_euclid(factor);
+        let mut cells: VecDeque<Cell> = VecDeque::new();
+        for (i, c) in (self.first..).zip(&self.cells) {
+            let index = (i.div_euclid(factor) - first) as usize;
+            if index == cells.len() {
+                cells.push_back(Cell::default());
+            }
+            // Means of means: a short cell weighs as much as a full one.
+            if c.n > 0
+                && let Some(to) = cells.back_mut()
+            {
+                to.sum += c.sum / f64::from(c.n);
+                to.n += 1;
+            }
+        }
+        (self.step_ms, self.first, self.cells) = (step, first, cells);
+    }
+
+    /// Values per step, oldest first, with the end of the last one; a step is `None` when
+    /// nothing was measured in it. The newest step is left out while less than half of it is
+    /// over.
+    pub(super) fn values(&self) -> (Vec<Option<f64>>, i64) {
+        let mut end = (self.first + self.len()) * self.step_ms;
+        let mut values: Vec<Option<f64>> = self
+            .cells
+            .iter()
+            .map(|c| (c.n > 0).then(|| c.sum / f64::from(c.n)))
+            .collect();
+        if values.len() > 1 && end - self.last_ms > self.step_ms / 2 {
+            values.pop();
+            end -= self.step_ms;
+        }
+        (values, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn averages_per_step() {
+        let mut s = Series::new(5_000);
+        for (at, v) in [(5_000, 1.0), (10_000, 3.0), (25_000, 7.0), (31_000, 9.0)] {
+            s.push(at, v);
+        }
+        s.push(30_000, 100.0);
+        s.push(32_000, f64::NAN);
+        // The step that ends at 40 s has hardly begun.
+        let (v, end) = s.values();
+        assert_eq!((v, end), (vec![Some(2.0), None, Some(7.0)], 30_000));
+        s.push(36_000, 11.0);
+        assert_eq!(s.values().0.last(), Some(&Some(10.0)));
+    }
+
+    #[test]
+    fn coarsens_and_stays_bounded() {
+        let mut s = Series::new(5_000);
+        let mut steps = Vec::new();
+        for i in 1..=20 * 720i64 {
+            s.push(i * 5_000, i as f64);
+            assert!(s.cells.len() <= MOST_CELLS);
+            if steps.last() != Some(&s.step_ms()) {
+                steps.push(s.step_ms());
+            }
+        }
+        assert_eq!(steps, [10_000, 30_000, 60_000]);
+        let (v, end) = s.values();
+        assert_eq!(end, 20 * 720 * 5_000);
+        assert_eq!(v.len(), 720);
+        // 60 s are 12 points: their mean lies 5.5 points before the last.
+        let last = v.last().copied().flatten().unwrap();
+        assert!((last - (14_400.0 - 5.5)).abs() < 0.6, "{last}");
+    }
+
+    #[test]
+    fn a_long_gap_begins_anew() {
+        let mut s = Series::new(10_000);
+        s.push(10_000, 1.0);
+        s.push(100_000, 1.0);
+        assert_eq!(s.values().0.len(), 10);
+        s.push(1_000_000, 1.0);
+        assert_eq!(s.values().0.len(), 1);
+    }
+}
