@@ -4,6 +4,7 @@
 #   make test      set up, build, run every test, those on the real cluster included
 #   make build     binaries for hosts (release) and the static helper for guests
 #   make install DESTDIR=...
+#   make packages  Debian packages for hosts and guests
 
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -12,7 +13,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS := --release --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage demo test test-unit test-cluster bench-forecast lint fmt-check deny clean
+.PHONY: all setup build stage packages demo test test-unit test-cluster bench-forecast lint fmt-check deny clean
 
 all: build
 
@@ -30,6 +31,15 @@ build:
 stage: build
 	rm -rf $(STAGE)
 	$(MAKE) --no-print-directory install DESTDIR=$(STAGE)
+
+# .deb files of host and guest into target/debian; needs `cargo install --locked cargo-deb`.
+packages: build
+	@command -v cargo-deb >/dev/null || { echo "make packages needs cargo-deb: cargo install --locked cargo-deb" >&2; exit 1; }
+	install -D -m 755 target/x86_64-unknown-linux-gnu/release/drover-guest target/packages/drover-guest
+	target/release/drover generate man target/packages/man
+	target/release/drover generate completions target/packages/completions
+	$(CARGO) deb --no-build --package drover --output target/debian/
+	$(CARGO) deb --no-build --package drover --variant guest --output target/debian/
 
 demo: setup stage
 	vagrant/scenarios/demo.py
