@@ -10,12 +10,14 @@
 # for whoever still uses it.
 #
 #   DROVER_CACHE         where images are kept (default /var/cache/drover)
-#   DROVER_MIRROR        Debian mirror
+#   DROVER_MIRROR        Debian mirror (default: the one that this machine's apt uses)
 #   DROVER_GUEST_EXTRA   more packages, separated by spaces
 set -euo pipefail
 
 CACHE=${DROVER_CACHE:-/var/cache/drover}
-MIRROR=${DROVER_MIRROR:-http://deb.debian.org/debian}
+# mmdebstrap takes its own default when apt names none.
+MIRROR=${DROVER_MIRROR:-$(apt-get indextargets --format '$(SITE)' 'Label: Debian' 2>/dev/null |
+    sort -u | head -n 1)}
 SUITE=trixie
 SIZE=3G
 PACKAGES="systemd systemd-sysv dbus udev kmod qemu-guest-agent criu iproute2
@@ -153,7 +155,7 @@ mmdebstrap --mode=root --variant=minbase --quiet \
     --essential-hook="cp -a $tmp/pre/. \"\$1/\"" \
     --dpkgopt='force-confold' \
     --customize-hook="$tmp/customize" \
-    "$SUITE" "$tmp/rootfs" "$MIRROR" >&2
+    "$SUITE" "$tmp/rootfs" ${MIRROR:+"$MIRROR"} >&2
 
 mkdir "$tmp/image"
 cp -L "$tmp/rootfs"/boot/vmlinuz-* "$tmp/image/vmlinuz"
