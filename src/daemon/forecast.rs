@@ -249,12 +249,7 @@ impl Daemon {
     ) -> Result<FeatureForecast, ApiError> {
         let (spec, recent) = {
             let instances = lock(&self.instances);
-            let f = instances.get(domain).and_then(|i| i.features.get(feature));
-            let f = f.ok_or_else(|| {
-                ApiError::NotFound(format!(
-                    "no feature '{feature}' in domain '{domain}'; 'drover list' shows them"
-                ))
-            })?;
+            let (_, f) = self.find(&instances, domain, feature)?;
             let recent: Vec<Usage> = f.recent.iter().copied().collect();
             (f.record.spec.clone(), recent)
         };

@@ -107,8 +107,13 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// An instance as libvirt lists it.
-    pub fn new(info: DomainInfo) -> Self {
+    /// An instance as libvirt lists it, with its features among the registry's records (domain
+    /// UUID and record).
+    pub fn registered(info: DomainInfo, records: &[(String, FeatureRecord)]) -> Self {
+        let own = records.iter().filter(|(uuid, _)| *uuid == info.uuid);
+        let features = own
+            .map(|(_, r)| (r.spec.name.clone(), Feature::new(r.clone())))
+            .collect();
         let reason = "no helper; install it with 'drover guest install'".to_owned();
         Self {
             info,
@@ -117,7 +122,7 @@ impl Instance {
             capabilities: None,
             totals: None,
             cpus_used: 0.0,
-            features: BTreeMap::new(),
+            features,
         }
     }
 

@@ -11,16 +11,14 @@ use crate::api::{ApiEvent, JobResult};
 use crate::feature::FeatureName;
 use crate::guest::{Guest, GuestEvent};
 use crate::host::{GuestCapabilities, HelperState};
-use crate::hypervisor::HypervisorEvent;
 use crate::hypervisor::hook::HookNotice;
+use crate::hypervisor::{DomainInfo, HypervisorEvent};
 use crate::store::{JOBS_KEPT, Side};
 use crate::wire::guest::{Call, GuestMoveState, GuestStatus, Reply};
 
-use super::instance::{Feature, Instance};
-use super::{Daemon, DaemonError, lock};
+use super::instance::Instance;
+use super::{Daemon, DaemonError, SHORT, lock};
 
-/// Longest wait for a guest's small steps.
-const SHORT: Duration = Duration::from_secs(30);
 /// Longest wait for a start: the helper itself gives up earlier.
 pub(super) const START: Duration = Duration::from_secs(130);
 /// Pause between looks at libvirt's list without an event.
@@ -39,7 +37,7 @@ impl Daemon {
 
     /// Brings instances in line with libvirt and connects to helpers whose channels exist.
     ///
-    /// False when libvirt did not list its domains.
+    /// False when libvirt did not list its domains, or new ones cannot get their features.
     pub(super) async fn refresh_domains(&self) -> bool {
         let domains = match self.hypervisor.domains().await {
             Ok(d) => d,
@@ -48,11 +46,22 @@ impl Daemon {
                 return false;
             }
         };
-        let records = match self.store.features() {
-            Ok(r) => r,
+        // Only what appears takes its features from the registry; later they are changed here and
+        // there together, and one that is just leaving must not come back from there.
+        let appeared = {
+            let instances = lock(&self.instances);
+            let known = |d: &DomainInfo| {
+                instances
+                    .get(&d.name)
+                    .is_some_and(|i| i.info.uuid == d.uuid)
+            };
+            !domains.iter().all(known)
+        };
+        let records = match appeared.then(|| self.store.features()).transpose() {
+            Ok(r) => r.unwrap_or_default(),
             Err(e) => {
                 tracing::error!(error = %e, "the registry cannot be read");
-                Vec::new()
+                return false;
             }
         };
         let mut connect = Vec::new();
@@ -67,18 +76,12 @@ impl Daemon {
                 keep
             });
             for d in &domains {
-                let i = instances
-                    .entry(d.name.clone())
-                    .or_insert_with(|| Instance::new(d.clone()));
+                let new = || Instance::registered(d.clone(), &records);
+                let i = instances.entry(d.name.clone()).or_insert_with(new);
                 if i.info.uuid != d.uuid {
-                    *i = Instance::new(d.clone());
+                    *i = new();
                 }
                 i.info = d.clone();
-                for (_, r) in records.iter().filter(|(uuid, _)| *uuid == d.uuid) {
-                    i.features
-                        .entry(r.spec.name.clone())
-                        .or_insert_with(|| Feature::new(r.clone()));
-                }
                 if !d.running {
                     if let Some(g) = i.guest.take() {
                         g.close();
@@ -270,13 +273,7 @@ impl Daemon {
     }
 
     pub(super) fn set_running(&self, domain: &str, feature: &FeatureName, runs: bool) {
-        let mut instances = lock(&self.instances);
-        if let Some(f) = instances
-            .get_mut(domain)
-            .and_then(|i| i.features.get_mut(feature))
-        {
-            f.running = Some(runs);
-        }
+        self.with_feature(domain, feature, |f| f.running = Some(runs));
     }
 
     fn set_helper(&self, domain: &str, helper: HelperState) {

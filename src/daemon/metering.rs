@@ -10,7 +10,6 @@ use crate::history::SeriesKey;
 use crate::hypervisor::DomainStats;
 use crate::hypervisor::load::{MachineSample, domain_rates, host_load};
 use crate::sample::MeterFrame;
-use crate::threshold::Watch;
 use crate::usage::{Usage, usage};
 
 use super::{Daemon, clock, lock};
@@ -106,17 +105,6 @@ impl Daemon {
                 Err(_) => tracing::error!("samples not recorded: the history does not answer"),
             }
         });
-    }
-
-    /// Gives a feature's watch its thresholds anew.
-    pub(super) fn rewatch(&self, domain: &str, feature: &crate::feature::FeatureName) {
-        let mut instances = lock(&self.instances);
-        if let Some(f) = instances
-            .get_mut(domain)
-            .and_then(|i| i.features.get_mut(feature))
-        {
-            f.watch = Watch::new(&f.record.spec.thresholds);
-        }
     }
 }
 

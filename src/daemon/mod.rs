@@ -25,11 +25,12 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc};
 
 use crate::affinity::Affinity;
-use crate::api::ApiEvent;
+use crate::api::{ApiError, ApiEvent};
 use crate::config::Config;
 use crate::dbus::DbusError;
 use crate::driver::source::Handle;
 use crate::driver::target;
+use crate::feature::FeatureName;
 use crate::guest::{Guest, GuestEvent};
 use crate::history::{History, HistoryError};
 use crate::host::HostState;
@@ -39,7 +40,7 @@ use crate::peer::{PeerError, PeerEvent, Peers};
 use crate::store::{Store, StoreError};
 use crate::wire::guest::MoveId;
 
-use instance::Instance;
+use instance::{Feature, Instance};
 use placement::HostRuntime;
 
 /// Why the daemon cannot start.
@@ -76,7 +77,7 @@ pub struct Daemon {
     /// Configuration.
     pub config: Config,
     hypervisor: Hypervisor,
-    store: Arc<Store>,
+    store: Store,
     history: History,
     peers: OnceLock<Peers>,
     events: broadcast::Sender<ApiEvent>,
@@ -104,12 +105,51 @@ impl std::fmt::Debug for Daemon {
     }
 }
 
+/// Longest wait for a guest's small steps.
+pub(crate) const SHORT: Duration = Duration::from_secs(30);
+
 /// A lock whose holder panicked still guards plain data: go on with it.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Daemon {
+    fn no_domain(&self, domain: &str) -> ApiError {
+        ApiError::NotFound(format!(
+            "no domain '{domain}' on host '{}'; 'virsh list --all' shows them",
+            self.name()
+        ))
+    }
+
+    /// A feature and its instance among the locked ones, or who is missing.
+    fn find<'a>(
+        &self,
+        instances: &'a BTreeMap<String, Instance>,
+        domain: &str,
+        feature: &FeatureName,
+    ) -> Result<(&'a Instance, &'a Feature), ApiError> {
+        let instance = instances
+            .get(domain)
+            .ok_or_else(|| self.no_domain(domain))?;
+        let found = instance.features.get(feature).ok_or_else(|| {
+            ApiError::NotFound(format!(
+                "no feature '{feature}' in domain '{domain}'; 'drover list' shows them"
+            ))
+        })?;
+        Ok((instance, found))
+    }
+
+    /// Changes a feature at run time, if it is (still) there.
+    fn with_feature(&self, domain: &str, feature: &FeatureName, change: impl FnOnce(&mut Feature)) {
+        let mut instances = lock(&self.instances);
+        if let Some(f) = instances
+            .get_mut(domain)
+            .and_then(|i| i.features.get_mut(feature))
+        {
+            change(f);
+        }
+    }
+
     /// Publishes an event to `org.drover1` and whoever listens.
     pub fn emit(&self, event: ApiEvent) {
         self.counters.observe(&event);
@@ -153,7 +193,7 @@ impl Daemon {
 /// Runs the daemon until `stop` resolves.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
     let history = History::open(&config.history.dir, config.history.keep_hours)?;
-    let store = Arc::new(Store::open(&config.history.state_dir)?);
+    let store = Store::open(&config.history.state_dir)?;
     let (hv_events, hv_inbox) = mpsc::channel::<HypervisorEvent>(1024);
     let hypervisor = Hypervisor::connect(
         &config.libvirt.uri,

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::affinity::Demand;
+use crate::affinity::{Demand, Stat, UsageWindow};
 use crate::api::{ApiError, ApiEvent, Destination, Job, JobResult};
 use crate::driver::source::{self, Begin};
 use crate::driver::target;
 use crate::feature::FeatureName;
 use crate::moving::record::{SourceRecord, TargetPhase, TargetRecord};
-use crate::moving::source::Event;
-use crate::store::{Change, FeatureRecord, Side};
+use crate::moving::source::{Event, State};
+use crate::store::{Change, FeatureRecord, Side, StoreError};
 use crate::wire::guest::MoveId;
 use crate::wire::peer::Verdict;
 
@@ -27,17 +27,13 @@ impl Daemon {
         let Some(f) = instances.get(domain).and_then(|i| i.features.get(feature)) else {
             return Demand::default();
         };
-        let last: Vec<_> = f.recent.iter().rev().take(5).collect();
-        let mean = |get: fn(&crate::usage::Usage) -> Option<f64>| {
-            let values: Vec<f64> = last.iter().filter_map(|u| get(u)).collect();
-            let n = values.len().max(1) as f64;
-            values.iter().sum::<f64>() / n * DEMAND_MARGIN
-        };
+        let window = UsageWindow::of(f.recent.iter().rev().take(5));
+        let expected = |stat: Option<Stat>| stat.map_or(0.0, |s| s.mean * DEMAND_MARGIN);
         Demand {
-            cpus: mean(|u| u.cpu_percent) / 100.0,
-            memory_mib: mean(|u| u.memory_mib),
-            net_bps: mean(|u| Some(u.net_rx_bps? + u.net_tx_bps?)),
-            disk_bps: mean(|u| Some(u.disk_read_bps? + u.disk_write_bps?)),
+            cpus: expected(window.cpus),
+            memory_mib: expected(window.memory_mib),
+            net_bps: expected(window.net_bps),
+            disk_bps: expected(window.disk_bps),
         }
     }
 
@@ -53,14 +49,8 @@ impl Daemon {
         let _guard = self.changes.lock().await;
         let id: MoveId = uuid::Uuid::new_v4().to_string();
         let record = {
-            let mut instances = lock(&self.instances);
-            let instance = instances
-                .get_mut(domain)
-                .ok_or_else(|| ApiError::NotFound(format!("no domain '{domain}' on this host")))?;
-            let uuid = instance.info.uuid.clone();
-            let f = instance.features.get_mut(feature).ok_or_else(|| {
-                ApiError::NotFound(format!("no feature '{feature}' in domain '{domain}'"))
-            })?;
+            let instances = lock(&self.instances);
+            let (instance, f) = self.find(&instances, domain, feature)?;
             if let Some(other) = &f.moving {
                 return Err(ApiError::Busy(format!(
                     "feature '{feature}' is being moved already (move {other}); see 'drover jobinfo'"
@@ -71,12 +61,11 @@ impl Daemon {
                     "feature '{feature}' does not run; enable it first"
                 )));
             }
-            f.moving = Some(id.clone());
             SourceRecord {
                 id: id.clone(),
                 spec: f.record.spec.clone(),
                 domain: domain.to_owned(),
-                domain_uuid: uuid,
+                domain_uuid: instance.info.uuid.clone(),
                 from_host: self.name().to_owned(),
                 to_host: to_host.to_owned(),
                 to_domain: to_domain.to_owned(),
@@ -86,6 +75,8 @@ impl Daemon {
                 committed: false,
             }
         };
+        // Nothing else begins or ends a feature's move while `changes` is held.
+        self.set_moving(domain, feature, Some(id.clone()));
         if let Err(e) = self.put_source(&record).await {
             self.set_moving(domain, feature, None);
             return Err(ApiError::Failed(format!(
@@ -100,43 +91,26 @@ impl Daemon {
     }
 
     fn set_moving(&self, domain: &str, feature: &FeatureName, id: Option<MoveId>) {
-        let mut instances = lock(&self.instances);
-        if let Some(f) = instances
-            .get_mut(domain)
-            .and_then(|i| i.features.get_mut(feature))
-        {
-            f.moving = id;
-        }
+        self.with_feature(domain, feature, |f| f.moving = id);
     }
 
-    async fn write(&self, changes: Vec<Change>) -> Result<(), String> {
-        let store = Arc::clone(&self.store);
-        match tokio::task::spawn_blocking(move || store.transaction(changes)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => Err(e.to_string()),
-            Err(e) => Err(e.to_string()),
-        }
+    async fn write(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        self.store.run(move |s| s.transaction(changes)).await
     }
 
     async fn put_source(&self, record: &SourceRecord) -> Result<(), String> {
         let bytes = serde_json::to_vec(record).map_err(|e| e.to_string())?;
-        self.write(vec![Change::PutMove {
-            side: Side::Source,
-            id: record.id.clone(),
-            record: bytes,
-        }])
-        .await
+        self.write(vec![put_move(Side::Source, &record.id, bytes)])
+            .await
+            .map_err(|e| e.to_string())
     }
 
     /// Writes a target's record durably.
     pub async fn put_target(&self, record: &TargetRecord) -> Result<(), String> {
         let bytes = serde_json::to_vec(record).map_err(|e| e.to_string())?;
-        self.write(vec![Change::PutMove {
-            side: Side::Target,
-            id: record.id.clone(),
-            record: bytes,
-        }])
-        .await
+        self.write(vec![put_move(Side::Target, &record.id, bytes)])
+            .await
+            .map_err(|e| e.to_string())
     }
 
     /// Writes the one durable commit record and takes the feature out of the registry, in one
@@ -151,11 +125,7 @@ impl Daemon {
             Err(e) => return Event::CommitFailed(e.to_string()),
         };
         let changes = vec![
-            Change::PutMove {
-                side: Side::Source,
-                id: record.id.clone(),
-                record: bytes,
-            },
+            put_move(Side::Source, &record.id, bytes),
             Change::RemoveFeature {
                 domain_uuid: record.domain_uuid.clone(),
                 name: record.spec.name.clone(),
@@ -183,11 +153,8 @@ impl Daemon {
     }
 
     async fn source_record(&self, id: &str) -> Result<Option<SourceRecord>, String> {
-        let store = Arc::clone(&self.store);
-        let moves = tokio::task::spawn_blocking(move || store.moves(Side::Source))
-            .await
-            .map_err(|e| e.to_string())?
-            .map_err(|e| e.to_string())?;
+        let moves = self.store.run(|s| s.moves(Side::Source)).await;
+        let moves = moves.map_err(|e| e.to_string())?;
         match moves.into_iter().find(|(i, _)| i == id) {
             Some((_, bytes)) => serde_json::from_slice(&bytes)
                 .map(Some)
@@ -204,17 +171,14 @@ impl Daemon {
             Ok(Some(r)) if r.committed => Verdict::Committed,
             Ok(Some(_)) => {
                 let outgoing = lock(&self.outgoing);
-                let aborting = outgoing
-                    .get(id)
-                    .is_some_and(|h| h.job.borrow().state == "aborting");
-                if aborting {
-                    Verdict::Aborted
-                } else {
-                    Verdict::Pending
+                let state = outgoing.get(id).map(|h| *h.state.borrow());
+                match state {
+                    Some(State::Aborting { .. }) => Verdict::Aborted,
+                    _ => Verdict::Pending,
                 }
             }
             // No record means aborted, unless a record is there that cannot be read.
-            Ok(None) => match self.store.damaged_moves(Side::Source) {
+            Ok(None) => match self.store.run(|s| s.damaged_moves(Side::Source)).await {
                 Ok(damaged) if damaged.iter().all(|d| d != id) => Verdict::Aborted,
                 _ => Verdict::Pending,
             },
@@ -316,11 +280,7 @@ impl Daemon {
                 domain_uuid: record.domain_uuid.clone(),
                 record: Box::new(feature.clone()),
             },
-            Change::PutMove {
-                side: Side::Target,
-                id: record.id.clone(),
-                record: bytes,
-            },
+            put_move(Side::Target, &record.id, bytes),
         ];
         while let Err(e) = self.write(changes.clone()).await {
             tracing::error!(id = %record.id, error = %e,
@@ -467,6 +427,14 @@ impl Daemon {
         self.emit(ApiEvent::Decision { plan });
         self.begin_move(domain, feature, &host, &target, "manual".into())
             .await
+    }
+}
+
+fn put_move(side: Side, id: &MoveId, record: Vec<u8>) -> Change {
+    Change::PutMove {
+        side,
+        id: id.clone(),
+        record,
     }
 }
 

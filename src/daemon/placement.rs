@@ -243,17 +243,7 @@ impl Daemon {
     ) -> Result<Plan, ApiError> {
         let (recent, moved_at, automatic) = {
             let instances = lock(&self.instances);
-            let instance = instances.get(domain).ok_or_else(|| {
-                ApiError::NotFound(format!(
-                    "no domain '{domain}' on host '{}'; 'virsh list --all' shows them",
-                    self.name()
-                ))
-            })?;
-            let f = instance.features.get(feature).ok_or_else(|| {
-                ApiError::NotFound(format!(
-                    "no feature '{feature}' in domain '{domain}'; 'drover list' shows them"
-                ))
-            })?;
+            let (_, f) = self.find(&instances, domain, feature)?;
             let recent: Vec<Usage> = f.recent.iter().copied().collect();
             (recent, f.record.moved_at_ms, f.record.spec.automatic)
         };

@@ -12,16 +12,15 @@ use crate::feature::{FeatureName, FeatureSpec, Threshold};
 use crate::guest::{GuestError, install, remove};
 use crate::host::{HelperState, HostState};
 use crate::moving::source::Event;
-use crate::store::FeatureRecord;
+use crate::store::{FeatureRecord, Store, StoreError};
+use crate::threshold::Watch;
 use crate::usage::Usage;
 use crate::wire::guest::Call;
 
 use super::instance::Feature;
 use super::lifecycle::START;
-use super::{Daemon, lock};
+use super::{Daemon, SHORT, lock};
 
-/// Longest wait for a helper's small steps.
-const SHORT: Duration = Duration::from_secs(30);
 /// The helper's binary on this host.
 const HELPER: &str = "/usr/lib/drover/drover-guest";
 /// Ended jobs shown.
@@ -33,17 +32,7 @@ pub struct Service(pub Arc<Daemon>);
 impl Service {
     fn record(&self, domain: &str, feature: &FeatureName) -> Result<(String, FeatureRecord)> {
         let instances = lock(&self.0.instances);
-        let instance = instances.get(domain).ok_or_else(|| {
-            ApiError::NotFound(format!(
-                "no domain '{domain}' on host '{}'; 'virsh list --all' shows them",
-                self.0.name()
-            ))
-        })?;
-        let f = instance.features.get(feature).ok_or_else(|| {
-            ApiError::NotFound(format!(
-                "no feature '{feature}' in domain '{domain}'; 'drover list' shows them"
-            ))
-        })?;
+        let (instance, f) = self.0.find(&instances, domain, feature)?;
         if let Some(id) = &f.moving {
             return Err(ApiError::Busy(format!(
                 "feature '{feature}' is being moved (move {id}); wait, or cancel with 'drover jobabort {id}'"
@@ -53,15 +42,15 @@ impl Service {
     }
 
     async fn save(&self, uuid: String, record: FeatureRecord) -> Result<()> {
-        let store = Arc::clone(&self.0.store);
-        let written = tokio::task::spawn_blocking(move || store.put_feature(&uuid, &record));
-        match written.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(e)) => Err(ApiError::Failed(format!(
-                "the registry cannot be written: {e}"
-            ))),
-            Err(e) => Err(ApiError::Failed(e.to_string())),
-        }
+        self.registry(move |s| s.put_feature(&uuid, &record)).await
+    }
+
+    async fn registry(
+        &self,
+        change: impl FnOnce(&Store) -> std::result::Result<(), StoreError> + Send + 'static,
+    ) -> Result<()> {
+        let done = self.0.store.run(move |s| change(s)).await;
+        done.map_err(|e| ApiError::Failed(format!("the registry cannot be written: {e}")))
     }
 
     async fn helper(&self, domain: &str, call: Call) -> Result<()> {
@@ -158,12 +147,9 @@ impl Api for Service {
         let _guard = self.0.changes.lock().await;
         let uuid = {
             let instances = lock(&self.0.instances);
-            let instance = instances.get(domain).ok_or_else(|| {
-                ApiError::NotFound(format!(
-                    "no domain '{domain}' on host '{}'; 'virsh list --all' shows them",
-                    self.0.name()
-                ))
-            })?;
+            let instance = instances
+                .get(domain)
+                .ok_or_else(|| self.0.no_domain(domain))?;
             if let Some(f) = instance.features.get(&spec.name) {
                 if f.record.spec == spec {
                     return Ok(Changed::Already);
@@ -217,11 +203,9 @@ impl Api for Service {
             )
             .await?;
         }
-        let (store, name) = (Arc::clone(&self.0.store), feature.clone());
-        tokio::task::spawn_blocking(move || store.remove_feature(&uuid, &name))
-            .await
-            .map_err(|e| ApiError::Failed(e.to_string()))?
-            .map_err(|e| ApiError::Failed(format!("the registry cannot be written: {e}")))?;
+        let name = feature.clone();
+        self.registry(move |s| s.remove_feature(&uuid, &name))
+            .await?;
         if let Some(i) = lock(&self.0.instances).get_mut(domain) {
             i.features.remove(feature);
         }
@@ -263,19 +247,13 @@ impl Api for Service {
         if !already {
             self.save(uuid, record).await?;
         }
-        {
-            let mut instances = lock(&self.0.instances);
-            if let Some(f) = instances
-                .get_mut(domain)
-                .and_then(|i| i.features.get_mut(feature))
-            {
-                f.record.enabled = on;
-                f.running = Some(on);
-                if !on {
-                    f.watch = crate::threshold::Watch::new(&f.record.spec.thresholds);
-                }
+        self.0.with_feature(domain, feature, |f| {
+            f.record.enabled = on;
+            f.running = Some(on);
+            if !on {
+                f.watch = Watch::new(&f.record.spec.thresholds);
             }
-        }
+        });
         if already {
             return Ok(Changed::Already);
         }
@@ -300,13 +278,10 @@ impl Api for Service {
             .validate()
             .map_err(|e| ApiError::Invalid(e.to_string()))?;
         self.save(uuid, record.clone()).await?;
-        if let Some(f) = lock(&self.0.instances)
-            .get_mut(domain)
-            .and_then(|i| i.features.get_mut(feature))
-        {
+        self.0.with_feature(domain, feature, |f| {
+            f.watch = Watch::new(&record.spec.thresholds);
             f.record.spec = record.spec;
-        }
-        self.0.rewatch(domain, feature);
+        });
         self.changed(domain, feature, "thresholds");
         Ok(Changed::Done)
     }
@@ -319,19 +294,11 @@ impl Api for Service {
         until_ms: i64,
         limit: usize,
     ) -> Result<Vec<Usage>> {
-        let spec = {
+        let key = {
             let instances = lock(&self.0.instances);
-            instances
-                .get(domain)
-                .and_then(|i| i.features.get(feature))
-                .map(|f| f.record.spec.clone())
-                .ok_or_else(|| {
-                    ApiError::NotFound(format!(
-                        "no feature '{feature}' in domain '{domain}'; 'drover list' shows them"
-                    ))
-                })?
+            let (_, f) = self.0.find(&instances, domain, feature)?;
+            super::metering::series(&f.record.spec)
         };
-        let key = super::metering::series(&spec);
         self.0
             .history
             .range(&key, since_ms, until_ms, limit)
@@ -370,16 +337,14 @@ impl Api for Service {
             .values()
             .map(|h| h.job.borrow().clone())
             .collect();
-        let store = Arc::clone(&self.0.store);
-        match tokio::task::spawn_blocking(move || store.jobs(JOBS)).await {
-            Ok(Ok(ended)) => {
+        match self.0.store.run(|s| s.jobs(JOBS)).await {
+            Ok(ended) => {
                 for j in ended {
                     if !jobs.iter().any(|o| o.id == j.id) {
                         jobs.push(j);
                     }
                 }
             }
-            Ok(Err(e)) => tracing::error!(error = %e, "ended moves cannot be read"),
             Err(e) => tracing::error!(error = %e, "ended moves cannot be read"),
         }
         jobs.sort_by_key(|j| std::cmp::Reverse(j.started_ms));
@@ -395,7 +360,7 @@ impl Api for Service {
                 job.result.map_or("unknown", |_| "see 'drover jobinfo'")
             )));
         };
-        if !*handle.can_cancel.borrow() {
+        if !handle.state.borrow().can_cancel() {
             return Err(ApiError::Refused(format!(
                 "move {id} is past the point where it can be cancelled"
             )));
@@ -468,10 +433,7 @@ impl Api for Service {
 impl Service {
     fn running(&self, domain: &str) -> Result<()> {
         match lock(&self.0.instances).get(domain) {
-            None => Err(ApiError::NotFound(format!(
-                "no domain '{domain}' on host '{}'; 'virsh list --all' shows them",
-                self.0.name()
-            ))),
+            None => Err(self.0.no_domain(domain)),
             Some(i) if !i.info.running => Err(ApiError::Refused(format!(
                 "domain '{domain}' does not run; start it with 'virsh start {domain}'"
             ))),

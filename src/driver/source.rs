@@ -31,8 +31,8 @@ pub struct Handle {
     pub events: mpsc::Sender<Event>,
     /// The job as it stands.
     pub job: watch::Receiver<Job>,
-    /// Whether a cancel still takes effect.
-    pub can_cancel: watch::Receiver<bool>,
+    /// Where its machine stands.
+    pub state: watch::Receiver<State>,
 }
 
 /// How a task begins.
@@ -78,7 +78,7 @@ impl Shared {
 pub fn spawn(daemon: &Arc<Daemon>, record: SourceRecord, begin: Begin) -> Handle {
     let (events, inbox) = mpsc::channel(64);
     let (job, job_rx) = watch::channel(record.job());
-    let (can_cancel, can_cancel_rx) = watch::channel(true);
+    let (state, state_rx) = watch::channel(State::New);
     let moves = &daemon.config.moves;
     let shared = Arc::new(Shared {
         daemon: Arc::clone(daemon),
@@ -89,11 +89,11 @@ pub fn spawn(daemon: &Arc<Daemon>, record: SourceRecord, begin: Begin) -> Handle
         relay: Mutex::default(),
         record,
     });
-    tokio::spawn(run(shared, begin, inbox, job, can_cancel));
+    tokio::spawn(run(shared, begin, inbox, job, state));
     Handle {
         events,
         job: job_rx,
-        can_cancel: can_cancel_rx,
+        state: state_rx,
     }
 }
 
@@ -102,7 +102,7 @@ async fn run(
     begin: Begin,
     mut inbox: mpsc::Receiver<Event>,
     job: watch::Sender<Job>,
-    can_cancel: watch::Sender<bool>,
+    state: watch::Sender<State>,
 ) {
     let record = &shared.record;
     let moves = &shared.daemon.config.moves;
@@ -160,7 +160,7 @@ async fn run(
             tracing::info!(id = %record.id, feature = %record.spec.name, from = before.word(),
                 to = after.word(), "move");
         }
-        let _ = can_cancel.send(machine.can_cancel());
+        state.send_replace(after);
         if matches!(after, State::Aborting { .. }) {
             lock(&shared.relay).take();
         }

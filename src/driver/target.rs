@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, SHORT};
 use crate::guest::{Guest, GuestError};
 use crate::moving::record::{TargetPhase, TargetRecord};
 use crate::moving::target::{Action, Event, State, Target};
@@ -15,8 +15,6 @@ use crate::peer::{BulkReceiver, PeerError};
 use crate::wire::guest::{Call, MoveId, Reply};
 use crate::wire::peer::{TargetStatus, Verdict};
 
-/// Longest wait for a guest's small steps.
-const SHORT: Duration = Duration::from_secs(30);
 /// How long a move may be READY without a word of the source before it is asked.
 const DOUBT_AFTER: Duration = Duration::from_secs(5);
 /// How long a move may stay in an earlier state before the source is asked.
@@ -164,13 +162,18 @@ pub async fn bulk(daemon: &Arc<Daemon>, id: &str, mut from: BulkReceiver) {
     };
     tracing::debug!(%id, %reason, "bulk connection ended");
     let mut incoming = slot.lock().await;
+    lose_source(daemon, &mut incoming, reason).await;
+}
+
+/// Gives up a move whose source is lost, unless it is READY or further.
+async fn lose_source(daemon: &Arc<Daemon>, incoming: &mut Incoming, reason: String) {
     let before = incoming.machine.state();
     if let Ok(actions) = incoming.machine.step(Event::SourceLost) {
         if incoming.machine.state() != before {
-            tracing::warn!(%id, %reason, "incoming move given up");
+            tracing::warn!(id = %incoming.record.id, %reason, "incoming move given up");
             incoming.failure = Some(reason);
         }
-        settle(daemon, &mut incoming, actions).await;
+        settle(daemon, incoming, actions).await;
     }
 }
 
@@ -279,13 +282,7 @@ pub async fn source_lost(daemon: &Arc<Daemon>, host: &str) {
         if incoming.record.from_host != host {
             continue;
         }
-        let before = incoming.machine.state();
-        if let Ok(actions) = incoming.machine.step(Event::SourceLost) {
-            if incoming.machine.state() != before {
-                incoming.failure = Some(format!("host {host} was lost"));
-            }
-            settle(daemon, &mut incoming, actions).await;
-        }
+        lose_source(daemon, &mut incoming, format!("host {host} was lost")).await;
     }
 }
 

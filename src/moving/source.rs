@@ -61,6 +61,19 @@ impl State {
             Self::Ended => "ended",
         }
     }
+
+    /// Whether a cancel still takes effect.
+    pub fn can_cancel(self) -> bool {
+        matches!(
+            self,
+            Self::New
+                | Self::Preflight
+                | Self::Offering
+                | Self::PreCopy { .. }
+                | Self::Freezing { .. }
+                | Self::Restoring
+        )
+    }
 }
 
 /// What happened.
@@ -171,19 +184,6 @@ impl Source {
     /// How it ended or, while aborting, how it will end.
     pub fn ending(&self) -> Option<&Ending> {
         self.ending.as_ref()
-    }
-
-    /// Whether a cancel still takes effect.
-    pub fn can_cancel(&self) -> bool {
-        matches!(
-            self.state,
-            State::New
-                | State::Preflight
-                | State::Offering
-                | State::PreCopy { .. }
-                | State::Freezing { .. }
-                | State::Restoring
-        )
     }
 
     fn abort(&mut self, ending: Ending) -> Vec<Action> {
@@ -345,13 +345,13 @@ impl Source {
                 };
                 self.settle()
             }
-            (_, Event::Cancel) if self.can_cancel() => {
+            (_, Event::Cancel) if self.state.can_cancel() => {
                 self.abort(Ending::not(JobResult::Canceled, "cancelled by a user"))
             }
-            (_, Event::Failed(reason)) if self.can_cancel() => {
+            (_, Event::Failed(reason)) if self.state.can_cancel() => {
                 self.abort(Ending::not(JobResult::Failed, reason))
             }
-            (_, Event::TimedOut(reason)) if self.can_cancel() => {
+            (_, Event::TimedOut(reason)) if self.state.can_cancel() => {
                 self.abort(Ending::not(JobResult::Timeout, reason))
             }
             _ => Vec::new(),

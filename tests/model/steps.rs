@@ -199,7 +199,7 @@ impl World {
             }
         }
         steps.push(Step::SourceLosesPeer);
-        if out.machine.can_cancel() {
+        if out.machine.state().can_cancel() {
             steps.push(Step::Cancel);
         }
     }
