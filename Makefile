@@ -11,7 +11,7 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 CARGO ?= cargo
 STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
-GUEST_FLAGS := --release --target x86_64-unknown-linux-gnu
+GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
 .PHONY: all setup build stage packages demo test test-unit test-cluster bench-forecast lint fmt-check deny clean
 
@@ -23,8 +23,9 @@ include packaging/install.mk
 setup:
 	vagrant/provision/setup.sh
 
+# PROFILE=quick builds for trying changes on the cluster.
 build:
-	$(CARGO) build --locked --release --workspace --bins
+	$(CARGO) build --locked --profile $(PROFILE) --workspace --bins
 	$(STATIC) $(CARGO) build --locked $(GUEST_FLAGS) --no-default-features --features guest --bin drover-guest
 	$(STATIC) $(CARGO) build --locked $(GUEST_FLAGS) -p drover-testtools
 

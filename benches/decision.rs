@@ -2,7 +2,6 @@
 //! and how long a training takes.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -13,28 +12,19 @@ use drover::api::ModelInfo;
 use drover::decision::{Ask, BreachCause, Cause, Demand, Policy, View, decide};
 use drover::feature::{FeatureName, FeatureSpec, Managed, Resource, Workload};
 use drover::host::{
-    FeatureState, FeatureStatus, GuestCapabilities, HelperState, HostCapabilities, HostLoad,
-    HostState, InstanceState, StorageKind,
+    FeatureState, FeatureStatus, GuestCapabilities, HostCapabilities, HostLoad, HostState,
+    InstanceState, StorageKind,
 };
 
 fn feature(name: &str, address: &str) -> FeatureState {
     FeatureState {
-        spec: FeatureSpec {
-            name: name.parse().unwrap(),
-            group: "default".into(),
-            workload: Workload::Managed(Managed {
-                exec: vec!["/bin/true".into()],
-                address: address.parse().unwrap(),
-                gateway: None,
-                uplink: "eth0".into(),
-                cpu_quota_percent: None,
-                memory_max_mib: None,
-                environment: BTreeMap::new(),
-            }),
-            thresholds: Vec::new(),
-            automatic: true,
-            downtime_ms: 1000,
-        },
+        spec: FeatureSpec::new(
+            name.parse().unwrap(),
+            Workload::Managed(Managed::new(
+                vec!["/bin/true".into()],
+                address.parse().unwrap(),
+            )),
+        ),
         status: FeatureStatus::Running,
         usage: None,
     }
@@ -44,10 +34,6 @@ fn feature(name: &str, address: &str) -> FeatureState {
 fn view(n: usize) -> View {
     let hosts: Vec<HostState> = (0..n)
         .map(|h| HostState {
-            name: format!("host{h:04}"),
-            version: "1".into(),
-            at_ms: 0,
-            clock_ahead_ms: None,
             capabilities: HostCapabilities {
                 cpu_model: "Skylake".into(),
                 cpus: 64.0,
@@ -62,21 +48,13 @@ fn view(n: usize) -> View {
                 stall_percent: if h == 0 { 60.0 } else { 0.0 },
                 ..HostLoad::default()
             },
-            accepts: true,
-            reserved_cpus: 0.0,
-            reserved_memory_mib: 0.0,
             instances: (0..10)
                 .map(|g| InstanceState {
-                    domain: format!("guest{g}"),
                     uuid: format!("{h}-{g}"),
-                    running: true,
                     vcpus: 4.0,
                     memory_mib: 8192.0,
                     memory_available_mib: Some(4096.0),
                     cpus_used: 0.2 * ((h + g) % 10) as f64,
-                    helper: HelperState::Connected {
-                        version: "1".into(),
-                    },
                     capabilities: Some(GuestCapabilities {
                         kernel: "6.12.0".into(),
                         criu: "4.0".into(),
@@ -90,8 +68,10 @@ fn view(n: usize) -> View {
                             feature(&format!("f{h}-{g}-{f}"), &address)
                         })
                         .collect(),
+                    ..InstanceState::new(format!("guest{g}"))
                 })
                 .collect(),
+            ..HostState::new(format!("host{h:04}"))
         })
         .collect();
     View {

@@ -159,6 +159,19 @@ fn default_uplink() -> String {
 }
 
 impl Managed {
+    /// A workload with the defaults for all but what it must say.
+    pub fn new(exec: Vec<String>, address: Cidr) -> Self {
+        Self {
+            exec,
+            address,
+            gateway: None,
+            uplink: default_uplink(),
+            cpu_quota_percent: None,
+            memory_max_mib: None,
+            environment: std::collections::BTreeMap::new(),
+        }
+    }
+
     /// The feature's MAC address: fixed per name and address, so that it moves with the feature
     /// and peers' ARP caches stay right. Locally administered unicast (IEEE 802, bit 1 of octet 0).
     pub fn mac(&self, name: &FeatureName) -> String {
@@ -265,6 +278,18 @@ fn default_downtime() -> u64 {
 }
 
 impl FeatureSpec {
+    /// A definition with the defaults for all but what it must say.
+    pub fn new(name: FeatureName, workload: Workload) -> Self {
+        Self {
+            name,
+            group: default_group(),
+            workload,
+            thresholds: Vec::new(),
+            automatic: true,
+            downtime_ms: default_downtime(),
+        }
+    }
+
     /// The managed workload, when the feature is movable.
     pub fn managed(&self) -> Option<&Managed> {
         match &self.workload {

@@ -163,7 +163,52 @@ pub struct HostState {
     pub instances: Vec<InstanceState>,
 }
 
+impl InstanceState {
+    /// A running instance of which nothing else is known yet; its helper is connected, with the
+    /// version of this build.
+    pub fn new(domain: impl Into<String>) -> Self {
+        let domain = domain.into();
+        Self {
+            uuid: domain.clone(),
+            domain,
+            running: true,
+            vcpus: 1.0,
+            memory_mib: 0.0,
+            memory_available_mib: None,
+            cpus_used: 0.0,
+            helper: HelperState::Connected {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+            capabilities: None,
+            features: Vec::new(),
+        }
+    }
+}
+
 impl HostState {
+    /// A host with this build's version that accepts moves and of which nothing else is known.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            at_ms: 0,
+            clock_ahead_ms: None,
+            capabilities: HostCapabilities {
+                cpu_model: String::new(),
+                cpus: 0.0,
+                memory_mib: 0.0,
+                network_mbps: 0.0,
+                storage: StorageKind::Unknown,
+                virt_type: String::new(),
+            },
+            load: HostLoad::default(),
+            accepts: true,
+            reserved_cpus: 0.0,
+            reserved_memory_mib: 0.0,
+            instances: Vec::new(),
+        }
+    }
+
     /// Finds a feature by domain and name.
     pub fn feature(&self, domain: &str, name: &FeatureName) -> Option<&FeatureState> {
         let i = self.instances.iter().find(|i| i.domain == domain)?;

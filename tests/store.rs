@@ -20,14 +20,13 @@ fn feature(n: &str) -> FeatureRecord {
     FeatureRecord {
         domain: "guest-a".into(),
         spec: FeatureSpec {
-            name: name(n),
             group: "shop".into(),
-            workload: Workload::Unit {
-                unit: format!("{n}.service"),
-            },
-            thresholds: vec![],
-            automatic: true,
-            downtime_ms: 1000,
+            ..FeatureSpec::new(
+                name(n),
+                Workload::Unit {
+                    unit: format!("{n}.service"),
+                },
+            )
         },
         enabled: true,
         moved_at_ms: 0,

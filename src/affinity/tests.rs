@@ -3,8 +3,7 @@
 use super::*;
 use crate::feature::{FeatureName, FeatureSpec, Workload};
 use crate::host::{
-    FeatureState, FeatureStatus, HelperState, HostCapabilities, HostLoad, HostState, InstanceState,
-    StorageKind,
+    FeatureState, FeatureStatus, HostCapabilities, HostLoad, HostState, InstanceState, StorageKind,
 };
 use crate::usage::Usage;
 
@@ -57,27 +56,17 @@ pub(crate) fn feature() -> FeatureName {
 
 pub(crate) fn instance(domain: &str) -> InstanceState {
     InstanceState {
-        domain: domain.into(),
         uuid: format!("uuid-{domain}"),
-        running: true,
         vcpus: 2.0,
         memory_mib: 1024.0,
         memory_available_mib: Some(800.0),
         cpus_used: 0.1,
-        helper: HelperState::Connected {
-            version: "1".into(),
-        },
-        capabilities: None,
-        features: Vec::new(),
+        ..InstanceState::new(domain)
     }
 }
 
 pub(crate) fn host(name: &str, cpus: f64) -> HostState {
     HostState {
-        name: name.into(),
-        version: "1".into(),
-        at_ms: 0,
-        clock_ahead_ms: None,
         capabilities: HostCapabilities {
             cpu_model: "Skylake".into(),
             cpus,
@@ -91,26 +80,20 @@ pub(crate) fn host(name: &str, cpus: f64) -> HostState {
             memory_used_mib: 1024.0,
             ..HostLoad::default()
         },
-        accepts: true,
-        reserved_cpus: 0.0,
-        reserved_memory_mib: 0.0,
         instances: vec![instance("g")],
+        ..HostState::new(name)
     }
 }
 
 pub(crate) fn host_with_feature(name: &str, cpus: f64) -> HostState {
     let mut h = host(name, cpus);
     h.instances[0].features.push(FeatureState {
-        spec: FeatureSpec {
-            name: feature(),
-            group: "default".into(),
-            workload: Workload::Unit {
+        spec: FeatureSpec::new(
+            feature(),
+            Workload::Unit {
                 unit: "cache.service".into(),
             },
-            thresholds: Vec::new(),
-            automatic: true,
-            downtime_ms: 1000,
-        },
+        ),
         status: FeatureStatus::Running,
         usage: None,
     });

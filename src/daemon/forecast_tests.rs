@@ -120,10 +120,6 @@ fn hosts_are_compared_as_they_will_be() {
         me: "alpha".into(),
         now_ms: 0,
         hosts: vec![HostState {
-            name: "alpha".into(),
-            version: "1".into(),
-            at_ms: 0,
-            clock_ahead_ms: None,
             capabilities: HostCapabilities {
                 cpu_model: String::new(),
                 cpus: 8.0,
@@ -137,23 +133,14 @@ fn hosts_are_compared_as_they_will_be() {
                 memory_used_mib: 1000.0,
                 ..HostLoad::default()
             },
-            accepts: true,
-            reserved_cpus: 0.0,
-            reserved_memory_mib: 0.0,
             instances: vec![InstanceState {
-                domain: "web".into(),
-                uuid: "1".into(),
-                running: true,
                 vcpus: 2.0,
                 memory_mib: 1024.0,
                 memory_available_mib: Some(300.0),
                 cpus_used: 0.5,
-                helper: crate::host::HelperState::Connected {
-                    version: "1".into(),
-                },
-                capabilities: None,
-                features: Vec::new(),
+                ..InstanceState::new("web")
             }],
+            ..HostState::new("alpha")
         }],
         stale_after_ms: 1,
         groups: BTreeMap::new(),

@@ -142,16 +142,13 @@ impl Daemon {
             .collect();
         let host = lock(&self.host);
         HostState {
-            name: self.name().to_owned(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
             at_ms: clock::now_ms(),
-            clock_ahead_ms: None,
             capabilities: host.capabilities.clone(),
             load: host.load(),
-            accepts: true,
             reserved_cpus: host.reserved.values().map(|r| r.1).sum(),
             reserved_memory_mib: host.reserved.values().map(|r| r.2).sum(),
             instances,
+            ..HostState::new(self.name())
         }
     }
 

@@ -15,22 +15,13 @@ pub(super) fn name(n: &str) -> FeatureName {
 
 pub(super) fn feature(n: &str, address: &str) -> FeatureState {
     FeatureState {
-        spec: FeatureSpec {
-            name: name(n),
-            group: "default".into(),
-            workload: Workload::Managed(Managed {
-                exec: vec!["/bin/true".into()],
-                address: address.parse().unwrap(),
-                gateway: None,
-                uplink: "eth0".into(),
-                cpu_quota_percent: None,
-                memory_max_mib: None,
-                environment: BTreeMap::new(),
-            }),
-            thresholds: Vec::new(),
-            automatic: true,
-            downtime_ms: 1000,
-        },
+        spec: FeatureSpec::new(
+            name(n),
+            Workload::Managed(Managed::new(
+                vec!["/bin/true".into()],
+                address.parse().unwrap(),
+            )),
+        ),
         status: FeatureStatus::Running,
         usage: None,
     }
@@ -38,16 +29,10 @@ pub(super) fn feature(n: &str, address: &str) -> FeatureState {
 
 pub(super) fn guest(domain: &str) -> InstanceState {
     InstanceState {
-        domain: domain.into(),
-        uuid: domain.into(),
-        running: true,
         vcpus: 1.0,
         memory_mib: 512.0,
         memory_available_mib: Some(400.0),
         cpus_used: 0.05,
-        helper: HelperState::Connected {
-            version: "1".into(),
-        },
         capabilities: Some(GuestCapabilities {
             kernel: "6.12.0".into(),
             criu: "4.0".into(),
@@ -55,16 +40,13 @@ pub(super) fn guest(domain: &str) -> InstanceState {
             cpu_flags: "abc".into(),
             systemd: "257".into(),
         }),
-        features: Vec::new(),
+        ..InstanceState::new(domain)
     }
 }
 
 pub(super) fn host(n: &str, cpus_used: f64) -> HostState {
     HostState {
-        name: n.into(),
-        version: "1".into(),
         at_ms: 1_000_000,
-        clock_ahead_ms: None,
         capabilities: HostCapabilities {
             cpu_model: "Skylake".into(),
             cpus: 4.0,
@@ -78,10 +60,8 @@ pub(super) fn host(n: &str, cpus_used: f64) -> HostState {
             memory_used_mib: 512.0,
             ..HostLoad::default()
         },
-        accepts: true,
-        reserved_cpus: 0.0,
-        reserved_memory_mib: 0.0,
         instances: vec![guest(&format!("{n}-g"))],
+        ..HostState::new(n)
     }
 }
 

@@ -127,10 +127,6 @@ fn read(page: &str) -> BTreeMap<String, Read> {
 
 fn host(name: &str) -> HostState {
     HostState {
-        name: name.into(),
-        version: "1".into(),
-        at_ms: 0,
-        clock_ahead_ms: None,
         capabilities: HostCapabilities {
             cpu_model: "x".into(),
             cpus: 8.0,
@@ -144,10 +140,7 @@ fn host(name: &str) -> HostState {
             stall_percent: 25.0,
             ..HostLoad::default()
         },
-        accepts: true,
-        reserved_cpus: 0.0,
-        reserved_memory_mib: 0.0,
-        instances: vec![],
+        ..HostState::new(name)
     }
 }
 
@@ -155,16 +148,12 @@ fn feature(domain: &str, name: &str) -> FeatureRow {
     FeatureRow {
         host: "h1".into(),
         domain: domain.into(),
-        spec: FeatureSpec {
-            name: FeatureName::new(name).unwrap(),
-            group: "default".into(),
-            workload: Workload::Unit {
+        spec: FeatureSpec::new(
+            FeatureName::new(name).unwrap(),
+            Workload::Unit {
                 unit: "x.service".into(),
             },
-            thresholds: vec![],
-            automatic: true,
-            downtime_ms: 1000,
-        },
+        ),
         status: FeatureStatus::Running,
         usage: Some(Usage {
             cpu_percent: Some(50.0),

@@ -268,10 +268,7 @@ impl Api for Fake {
     async fn hosts(&self) -> Vec<HostState> {
         let features = self.features.lock().unwrap();
         vec![HostState {
-            name: "alpha".into(),
-            version: "0.1.0".into(),
             at_ms: 1_760_000_000_000,
-            clock_ahead_ms: None,
             capabilities: HostCapabilities {
                 cpu_model: "EPYC".into(),
                 cpus: 8.0,
@@ -285,21 +282,13 @@ impl Api for Fake {
                 memory_used_mib: 4096.0,
                 ..HostLoad::default()
             },
-            accepts: true,
-            reserved_cpus: 0.0,
-            reserved_memory_mib: 0.0,
             instances: vec![InstanceState {
-                domain: "web".into(),
-                uuid: "6f1c".into(),
-                running: true,
                 vcpus: 2.0,
                 memory_mib: 1024.0,
-                memory_available_mib: None,
                 cpus_used: 0.5,
                 helper: HelperState::Connected {
                     version: "0.1.0".into(),
                 },
-                capabilities: None,
                 features: features
                     .iter()
                     .map(|r| FeatureState {
@@ -308,7 +297,9 @@ impl Api for Fake {
                         usage: r.usage,
                     })
                     .collect(),
+                ..InstanceState::new("web")
             }],
+            ..HostState::new("alpha")
         }]
     }
 

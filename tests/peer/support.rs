@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use drover::config::{PeerHost, PeerSection};
 use drover::feature::{FeatureName, FeatureSpec, Workload};
-use drover::host::{HostCapabilities, HostLoad, HostState, StorageKind};
+use drover::host::{HostCapabilities, HostState, StorageKind};
 use drover::peer::{BulkReceiver, PeerEvent, PeerRefusal, PeerService, Peers, RefusalKind};
 use drover::usage::Usage;
 use drover::wire::bulk::{Body, Message};
@@ -160,10 +160,8 @@ pub fn host(name: &str, address: SocketAddr) -> PeerHost {
 
 pub fn state(name: &str) -> HostState {
     HostState {
-        name: name.into(),
         version: "0.1.0-test".into(),
         at_ms: 5,
-        clock_ahead_ms: None,
         capabilities: HostCapabilities {
             cpu_model: "Test".into(),
             cpus: 4.0,
@@ -172,11 +170,7 @@ pub fn state(name: &str) -> HostState {
             storage: StorageKind::Ssd,
             virt_type: "kvm".into(),
         },
-        load: HostLoad::default(),
-        accepts: true,
-        reserved_cpus: 0.0,
-        reserved_memory_mib: 0.0,
-        instances: vec![],
+        ..HostState::new(name)
     }
 }
 
@@ -185,14 +179,13 @@ pub fn offer(id: &str, group: &str) -> Offer {
         protocol: PROTOCOL,
         id: id.into(),
         spec: FeatureSpec {
-            name: FeatureName::new("cache").unwrap(),
             group: group.into(),
-            workload: Workload::Unit {
-                unit: "cache.service".into(),
-            },
-            thresholds: vec![],
-            automatic: true,
-            downtime_ms: 1000,
+            ..FeatureSpec::new(
+                FeatureName::new("cache").unwrap(),
+                Workload::Unit {
+                    unit: "cache.service".into(),
+                },
+            )
         },
         from_domain: "vm-a".into(),
         to_domain: "vm-b".into(),

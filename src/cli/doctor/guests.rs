@@ -159,13 +159,8 @@ mod tests {
 
     fn instance(version: &str, criu: &str, problem: &str) -> InstanceState {
         InstanceState {
-            domain: "web".into(),
-            uuid: "u".into(),
-            running: true,
             vcpus: 1.0,
             memory_mib: 1.0,
-            memory_available_mib: None,
-            cpus_used: 0.0,
             helper: HelperState::Connected {
                 version: version.into(),
             },
@@ -174,7 +169,7 @@ mod tests {
                 criu_problem: problem.into(),
                 ..GuestCapabilities::default()
             }),
-            features: vec![],
+            ..InstanceState::new("web")
         }
     }
 
@@ -232,16 +227,12 @@ mod tests {
         let mut row = FeatureRow {
             host: "h1".into(),
             domain: "web".into(),
-            spec: FeatureSpec {
-                name: FeatureName::new("cache").unwrap(),
-                group: "default".into(),
-                workload: Workload::Unit {
+            spec: FeatureSpec::new(
+                FeatureName::new("cache").unwrap(),
+                Workload::Unit {
                     unit: "x.service".into(),
                 },
-                thresholds: vec![],
-                automatic: true,
-                downtime_ms: 1000,
-            },
+            ),
             status: FeatureStatus::Running,
             usage: Some(Usage {
                 at_ms: 100_000,

@@ -319,7 +319,7 @@ pub fn disk(dir: &Path, facts: &Result<DiskFacts, String>) -> Finding {
 mod tests {
     use super::super::finding::Severity::{Error, Ok as Fine, Warning};
     use super::*;
-    use crate::host::{HostCapabilities, HostLoad, StorageKind};
+    use crate::host::{HostCapabilities, StorageKind};
 
     fn present(since_s: i64, libvirt: Option<(i64, bool)>) -> HookFacts {
         HookFacts::Present {
@@ -395,9 +395,6 @@ mod tests {
 
     fn state(name: &str, clock_ahead_ms: Option<i64>) -> HostState {
         HostState {
-            name: name.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            at_ms: 0,
             clock_ahead_ms,
             capabilities: HostCapabilities {
                 cpu_model: String::new(),
@@ -407,11 +404,7 @@ mod tests {
                 storage: StorageKind::Unknown,
                 virt_type: "kvm".into(),
             },
-            load: HostLoad::default(),
-            accepts: true,
-            reserved_cpus: 0.0,
-            reserved_memory_mib: 0.0,
-            instances: vec![],
+            ..HostState::new(name)
         }
     }
 

@@ -120,12 +120,8 @@ mod tests {
 
     fn instance() -> InstanceState {
         InstanceState {
-            domain: "web".into(),
-            uuid: "u".into(),
-            running: true,
             vcpus: 2.0,
             memory_mib: 1024.0,
-            memory_available_mib: None,
             cpus_used: 0.1,
             helper: HelperState::Connected {
                 version: "0.1.0".into(),
@@ -135,17 +131,14 @@ mod tests {
                 criu: "4.1".into(),
                 ..GuestCapabilities::default()
             }),
-            features: vec![],
+            ..InstanceState::new("web")
         }
     }
 
     #[test]
     fn host_rows() {
         let h = HostState {
-            name: "alpha".into(),
-            version: "0.1.0".into(),
             at_ms: 1000,
-            clock_ahead_ms: None,
             capabilities: HostCapabilities {
                 cpu_model: "x".into(),
                 cpus: 8.0,
@@ -159,10 +152,8 @@ mod tests {
                 memory_used_mib: 4096.0,
                 ..HostLoad::default()
             },
-            accepts: true,
-            reserved_cpus: 0.0,
-            reserved_memory_mib: 0.0,
             instances: vec![instance()],
+            ..HostState::new("alpha")
         };
         let out = text(|o, s| hosts(o, &[h], 126_000, s));
         let row = out.lines().nth(1).unwrap();
