@@ -159,6 +159,8 @@ impl Hypervisor {
                 memory_mib: s.balloon_current_kib.unwrap_or(0) as f64 / 1024.0,
                 running: s.running,
                 active: s.id.is_some(),
+                id: s.id,
+                ended: s.ended(),
                 name: s.name,
                 uuid: s.uuid,
             })

@@ -19,6 +19,10 @@ pub struct DomainStats {
     pub id: Option<u32>,
     /// Whether its CPUs run.
     pub running: bool,
+    /// libvirt's number of its state.
+    pub state: u64,
+    /// Why it is in that state, libvirt's number.
+    pub reason: u64,
     /// CPU time of the whole domain, nanoseconds.
     pub cpu_time_ns: Option<u64>,
     /// Time the vCPUs were ready but waited for a host CPU (steal), all vCPUs, nanoseconds.
@@ -51,9 +55,11 @@ impl DomainStats {
         let add = |sum: &mut Option<u64>| *sum = Some(sum.unwrap_or(0).saturating_add(value));
         match name {
             "state.state" => {
+                self.state = value;
                 self.running = value == u64::from(virt_sys::VIR_DOMAIN_RUNNING)
                     || value == u64::from(virt_sys::VIR_DOMAIN_BLOCKED);
             }
+            "state.reason" => self.reason = value,
             "cpu.time" => self.cpu_time_ns = Some(value),
             "vcpu.current" => self.vcpus = Some(value as u32),
             "balloon.current" => self.balloon_current_kib = Some(value),
@@ -70,6 +76,19 @@ impl DomainStats {
                 _ => {}
             },
         }
+    }
+
+    /// Whether it is shut off and nothing of its memory was kept. What libvirt does not know (after
+    /// its own restart) does not count.
+    pub fn ended(&self) -> bool {
+        let shut_off = self.state == u64::from(virt_sys::VIR_DOMAIN_SHUTOFF);
+        let lost = [
+            virt_sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN,
+            virt_sys::VIR_DOMAIN_SHUTOFF_DESTROYED,
+            virt_sys::VIR_DOMAIN_SHUTOFF_CRASHED,
+            virt_sys::VIR_DOMAIN_SHUTOFF_FAILED,
+        ];
+        shut_off && self.id.is_none() && lost.iter().any(|r| u64::from(*r) == self.reason)
     }
 
     /// Memory in use as the guest sees it, MiB: what it cannot give back, else what its process

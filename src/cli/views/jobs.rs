@@ -211,6 +211,7 @@ mod tests {
             freeze_ms: None,
             started_ms: 951_827_405_000,
             ended_ms: None,
+            detail: crate::api::MoveDetail::default(),
             history: vec![RoundRow {
                 round: 1,
                 bytes: 2_097_152,
