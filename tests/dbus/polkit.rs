@@ -64,7 +64,10 @@ async fn secretive(bus: &Bus, access: Access) -> (Arc<Fake>, Service) {
 }
 
 /// The real polkitd on a bus, with our actions and the given rule only.
-struct Polkit(Child, tempfile::TempDir);
+struct Polkit {
+    child: Child,
+    _dir: tempfile::TempDir,
+}
 
 impl Polkit {
     fn start(bus: &Bus, rule: &str) -> Self {
@@ -100,14 +103,14 @@ impl Polkit {
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
-        Self(child, dir)
+        Self { child, _dir: dir }
     }
 }
 
 impl Drop for Polkit {
     fn drop(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 }
 
@@ -240,9 +243,10 @@ impl Authority {
         action: String,
         details: HashMap<String, String>,
         flags: u32,
-        _cancel: String,
+        cancel: String,
     ) -> (bool, bool, HashMap<String, String>) {
         assert_eq!(subject.0, "system-bus-name");
+        assert!(!cancel.is_empty());
         assert!(
             String::try_from(subject.1["name"].clone())
                 .unwrap()
