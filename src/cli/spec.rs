@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use super::error::CliError;
-use crate::feature::{FeatureName, FeatureSpec, Workload};
+use crate::feature::{FeatureName, FeatureSpec, OverBudget, Workload};
 use crate::threshold;
 
 /// Reads a definition; `name` is the file's name for errors. JSON when it begins with `{`.
@@ -35,6 +35,8 @@ struct File<'a> {
     group: &'a str,
     automatic: bool,
     downtime_ms: u64,
+    over_budget: OverBudget,
+    throttle: bool,
     thresholds: Vec<String>,
     workload: &'a Workload,
 }
@@ -49,12 +51,16 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, CliError> {
         thresholds,
         automatic,
         downtime_ms,
+        over_budget,
+        throttle,
     } = spec;
     let file = File {
         name,
         group,
         automatic: *automatic,
         downtime_ms: *downtime_ms,
+        over_budget: *over_budget,
+        throttle: *throttle,
         thresholds: thresholds.iter().map(threshold::format).collect(),
         workload,
     };

@@ -32,7 +32,8 @@ mod tests {
         let held = locks.lock("hung").await;
         drop(locks.lock("other").await);
         let mut same = std::pin::pin!(locks.lock("hung"));
-        assert!(futures_util::poll!(&mut same).is_pending());
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(same.as_mut().poll(&mut context).is_pending());
         drop(locks.lock("other").await);
         drop(held);
         drop(same.await);

@@ -144,7 +144,9 @@ impl Api for Service {
     async fn register(&self, domain: &str, spec: FeatureSpec) -> Result<Changed> {
         spec.validate()
             .map_err(|e| ApiError::Invalid(e.to_string()))?;
-        let _guard = self.0.changes.lock().await;
+        let _guard = self.0.changes.lock(domain).await;
+        // Until it is registered; telling the guest is the domain's affair.
+        let name_guard = self.0.names.lock(spec.name.as_str()).await;
         let uuid = {
             let instances = lock(&self.0.instances);
             let instance = instances
@@ -184,13 +186,14 @@ impl Api for Service {
         if let Some(i) = lock(&self.0.instances).get_mut(domain) {
             i.features.insert(name.clone(), Feature::new(record));
         }
+        drop(name_guard);
         self.0.define(domain).await;
         self.changed(domain, &name, "registered");
         Ok(Changed::Done)
     }
 
     async fn deregister(&self, domain: &str, feature: &FeatureName) -> Result<Changed> {
-        let _guard = self.0.changes.lock().await;
+        let _guard = self.0.changes.lock(domain).await;
         let (uuid, record) = self.record(domain, feature)?;
         // Also a disabled one: a start that timed out may have succeeded late.
         let reachable = record.enabled || self.0.guest(domain).is_some();
@@ -215,7 +218,7 @@ impl Api for Service {
     }
 
     async fn set_enabled(&self, domain: &str, feature: &FeatureName, on: bool) -> Result<Changed> {
-        let _guard = self.0.changes.lock().await;
+        let _guard = self.0.changes.lock(domain).await;
         let (uuid, mut record) = self.record(domain, feature)?;
         let already = record.enabled == on;
         let managed = record.spec.managed().is_some();
@@ -267,7 +270,7 @@ impl Api for Service {
         feature: &FeatureName,
         thresholds: Vec<Threshold>,
     ) -> Result<Changed> {
-        let _guard = self.0.changes.lock().await;
+        let _guard = self.0.changes.lock(domain).await;
         let (uuid, mut record) = self.record(domain, feature)?;
         if record.spec.thresholds == thresholds {
             return Ok(Changed::Already);

@@ -7,6 +7,7 @@
 //! are never true both ways round, so that a constant load does not send a feature to and fro.
 
 mod eligible;
+mod offer;
 mod plan;
 mod refusal;
 mod simulate;
@@ -14,6 +15,7 @@ mod simulate;
 use std::collections::BTreeMap;
 
 pub use crate::affinity::{Demand, Score};
+pub use offer::no_cpu;
 pub use plan::decide;
 pub use refusal::Refusal;
 pub use simulate::GUEST_CPU_TOLERANCE;

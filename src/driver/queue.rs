@@ -92,8 +92,12 @@ impl Drop for Turn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures_util::poll;
-    use std::pin::pin;
+    use std::pin::{Pin, pin};
+    use std::task::{Context, Poll, Waker};
+
+    fn poll<T>(future: Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
+    }
 
     #[tokio::test]
     async fn the_urgent_first_then_in_order() {
@@ -102,15 +106,15 @@ mod tests {
         let mut second = pin!(queue.turn(0));
         let mut third = pin!(queue.turn(0));
         let mut urgent = pin!(queue.turn(9));
-        for w in [&mut second, &mut third, &mut urgent] {
-            assert!(poll!(w.as_mut()).is_pending());
-        }
+        assert!(poll(second.as_mut()).is_pending());
+        assert!(poll(third.as_mut()).is_pending());
+        assert!(poll(urgent.as_mut()).is_pending());
         drop(first);
-        assert!(poll!(second.as_mut()).is_pending());
+        assert!(poll(second.as_mut()).is_pending());
         let turn = urgent.await;
         drop(turn);
         let turn = second.await;
-        assert!(poll!(third.as_mut()).is_pending());
+        assert!(poll(third.as_mut()).is_pending());
         drop(turn);
         drop(third.await);
     }
@@ -121,14 +125,14 @@ mod tests {
         let (a, b) = (queue.turn(0).await, queue.turn(0).await);
         {
             let mut gone = Box::pin(queue.turn(5));
-            assert!(poll!(gone.as_mut()).is_pending());
+            assert!(poll(gone.as_mut()).is_pending());
             // Given its turn, and dropped with it unseen.
             drop(a);
         }
         let mut c = pin!(queue.turn(0));
-        let c = match poll!(c.as_mut()) {
-            std::task::Poll::Ready(turn) => turn,
-            std::task::Poll::Pending => panic!("a turn was lost"),
+        let c = match poll(c.as_mut()) {
+            Poll::Ready(turn) => turn,
+            Poll::Pending => panic!("a turn was lost"),
         };
         drop((b, c));
         drop(queue.turn(0).await);

@@ -171,7 +171,11 @@ async fn run(
         turn: None,
         queue: (begin == Begin::Fresh).then(|| {
             let departures = shared.daemon.departures.clone();
-            let urgency = if record.cause == "manual" { BY_HAND } else { 0 };
+            let urgency = if record.cause == steps::BY_HAND {
+                BY_HAND
+            } else {
+                0
+            };
             Box::pin(async move { departures.turn(urgency).await }) as _
         }),
         freeze: None,

@@ -17,6 +17,8 @@ use crate::peer::{PeerError, RefusalKind};
 use crate::wire::guest::{Call, Preflight, Reply, RoundStats};
 use crate::wire::peer::{Offer, PROTOCOL, TargetStatus};
 
+/// Cause of a move that a user asked for.
+pub(super) const BY_HAND: &str = "manual";
 /// Longest wait for the target to discard; it asks by itself when it was not told.
 const DISCARD: Duration = Duration::from_secs(30);
 /// Longest wait for a target that is busy with other moves, to take the offer and to freeze.
@@ -149,6 +151,7 @@ async fn offer(shared: &Shared) -> Result<Relay, String> {
         stream: record.stream,
         cpus: demand.cpus,
         memory_mib: demand.memory_mib,
+        by_hand: record.cause == BY_HAND,
         files: preflight.files.clone(),
         preflight,
     };

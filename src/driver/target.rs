@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
+use super::queue::Turn;
 use crate::daemon::{Daemon, SHORT};
 use crate::guest::{Guest, GuestError};
-use super::queue::Turn;
 use crate::moving::record::{TargetPhase, TargetRecord};
 use crate::moving::target::{Action, Event, State, Target};
 use crate::peer::{BulkReceiver, PeerError};
@@ -61,7 +61,10 @@ impl Moves {
     pub fn under_way(&self) -> usize {
         let over = |s: &Slot| {
             s.try_lock().is_ok_and(|i| {
-                matches!(i.machine.state(), State::Running | State::Gone | State::Lost)
+                matches!(
+                    i.machine.state(),
+                    State::Running | State::Gone | State::Lost
+                )
             })
         };
         self.all().iter().filter(|s| !over(s)).count()
@@ -118,32 +121,45 @@ async fn call(
         .map_err(|e: GuestError| e.to_string())
 }
 
-/// Accepts a checked offer: records it and has the guest prepare. `files` are the digests that
-/// the guest compares.
-pub async fn accept(
-    daemon: &Arc<Daemon>,
-    record: TargetRecord,
-    files: Vec<crate::wire::guest::FileDigest>,
-) -> Result<(), String> {
-    let id = record.id.clone();
-    daemon.put_target(&record).await?;
-    let receive = Call::Receive {
-        id: id.clone(),
-        spec: record.spec.clone(),
-        stream: record.stream,
-        files,
-    };
-    let slot = Arc::new(Mutex::new(Incoming {
+/// Makes a checked offer known: from now on it is found by its id, and counted.
+pub fn enter(daemon: &Daemon, record: &TargetRecord) {
+    let incoming = Incoming {
         record: record.clone(),
         machine: Target::new(),
         restore_ms: 0,
         resume_ms: 0,
         failure: None,
         freeze: None,
-    }));
+    };
+    daemon
+        .incoming
+        .insert(record.id.clone(), Arc::new(Mutex::new(incoming)));
+}
+
+/// Accepts an offer that was entered: records it and has the guest prepare. `files` are the
+/// digests that the guest compares.
+pub async fn accept(
+    daemon: &Arc<Daemon>,
+    id: &str,
+    files: Vec<crate::wire::guest::FileDigest>,
+) -> Result<(), String> {
+    let slot = daemon.incoming.get(id).ok_or("no such move here")?;
     let mut incoming = slot.lock().await;
-    daemon.incoming.insert(id.clone(), Arc::clone(&slot));
-    watch_doubt(daemon, &id);
+    if incoming.machine.state() != State::Offered {
+        return Err("the move was given up before it was accepted".into());
+    }
+    let record = incoming.record.clone();
+    if let Err(reason) = daemon.put_target(&record).await {
+        daemon.incoming.remove(id);
+        return Err(reason);
+    }
+    let receive = Call::Receive {
+        id: id.to_owned(),
+        spec: record.spec.clone(),
+        stream: record.stream,
+        files,
+    };
+    watch_doubt(daemon, id);
     match call(daemon, &record, receive, SHORT).await {
         Ok(_) => {
             let _ = incoming.machine.step(Event::Prepared);
@@ -402,8 +418,10 @@ pub async fn recover(daemon: &Arc<Daemon>, record: TargetRecord) {
 pub fn forget_arrival(daemon: &Arc<Daemon>, id: MoveId) {
     let daemon = Arc::clone(daemon);
     tokio::spawn(async move {
+        let mut pause = PAUSE;
         loop {
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(60));
             let (Some(slot), Some(peers)) = (daemon.incoming.get(&id), daemon.peers()) else {
                 return;
             };

@@ -189,7 +189,9 @@ impl Guest {
     /// Asks the helper. Fails at once when it is not connected, and with
     /// [`GuestError::Helper`] when it answers with an error.
     pub async fn call(&self, call: Call, timeout: Duration) -> Result<Reply, GuestError> {
-        self.call_in_boot(call, timeout).await.map(|(reply, _)| reply)
+        self.call_in_boot(call, timeout)
+            .await
+            .map(|(reply, _)| reply)
     }
 
     /// As [`Guest::call`], with the boot id of the guest that answered.
@@ -285,6 +287,7 @@ fn call_name(call: &Call) -> &'static str {
         Call::Capabilities => "capabilities",
         Call::Preflight { .. } => "preflight",
         Call::PreDump { .. } => "pre-dump",
+        Call::Throttle { .. } => "throttle",
         Call::Freeze { .. } => "freeze",
         Call::Release { .. } => "release",
         Call::Receive { .. } => "receive",

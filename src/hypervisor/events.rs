@@ -97,9 +97,7 @@ impl Registration {
         // SAFETY: as above.
         let agent: unsafe extern "C" fn(_, _, *mut c_void) =
             unsafe { std::mem::transmute(on_agent as AgentFn) };
-        // SAFETY: as above.
-        let reboot: unsafe extern "C" fn(_, _, *mut c_void) =
-            unsafe { std::mem::transmute(on_reboot as RebootFn) };
+        let reboot: unsafe extern "C" fn(_, _, *mut c_void) = on_reboot;
         for (id, callback, needed) in [
             (virt_sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, true),
             (virt_sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent, false),
@@ -220,9 +218,6 @@ unsafe extern "C" fn on_agent(
         context.send(HypervisorEvent::AgentConnected { domain, connected });
     }
 }
-
-type RebootFn =
-    unsafe extern "C" fn(virt_sys::virConnectPtr, virt_sys::virDomainPtr, *mut c_void);
 
 unsafe extern "C" fn on_reboot(
     _: virt_sys::virConnectPtr,

@@ -114,10 +114,12 @@ pub fn next(rounds: &[Round], limits: &Limits, throttled: u8) -> Next {
     let before = rounds.len().checked_sub(2).map(|i| &rounds[i]);
     // A round that sent more than 70 % of the one before it does not converge any more.
     let no_gain = before.is_some_and(|b| last.stats.bytes as f64 > 0.7 * b.stats.bytes as f64);
-    if no_gain && !out_of_rounds && limits.throttle {
-        if let Some(more) = THROTTLES.into_iter().find(|t| *t > throttled) {
-            return Next::Throttle(more);
-        }
+    if no_gain
+        && !out_of_rounds
+        && limits.throttle
+        && let Some(more) = THROTTLES.into_iter().find(|t| *t > throttled)
+    {
+        return Next::Throttle(more);
     }
     if !no_gain && !out_of_rounds {
         return Next::Again;
@@ -173,9 +175,15 @@ mod tests {
 
     #[test]
     fn first_round_never_freezes_and_budget_stops() {
-        assert_eq!(next(&[round(40_000_000, 1500)], &go(1000, 6), 0), Next::Again);
+        assert_eq!(
+            next(&[round(40_000_000, 1500)], &go(1000, 6), 0),
+            Next::Again
+        );
         let r = [round(40_000_000, 1500), round(1_000_000, 200)];
-        assert_eq!(next(&r, &go(1000, 6), 0), Next::Freeze(Reason::WithinBudget));
+        assert_eq!(
+            next(&r, &go(1000, 6), 0),
+            Next::Freeze(Reason::WithinBudget)
+        );
         assert_eq!(next(&r, &go(100, 6), 0), Next::Again);
     }
 
@@ -228,7 +236,11 @@ mod tests {
             max_rounds: 1,
             ..go(100, 6)
         };
-        assert_eq!(next(&r, &wait, 0), Next::Again, "rounds are no limit, time is");
+        assert_eq!(
+            next(&r, &wait, 0),
+            Next::Again,
+            "rounds are no limit, time is"
+        );
         let short = Limits {
             wait_ms: 3000,
             ..wait

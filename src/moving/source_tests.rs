@@ -53,7 +53,12 @@ fn a_lost_target_gives_the_move_back() {
     let lost = Event::TargetLost("host b: the guest was booted anew".into());
     assert_eq!(s.step(lost.clone()), [Action::Revert]);
     // Nothing is thawed before the record says so.
-    for e in [Event::TargetRunning, Event::ResumeFailed, Event::Cancel, lost] {
+    for e in [
+        Event::TargetRunning,
+        Event::ResumeFailed,
+        Event::Cancel,
+        lost,
+    ] {
         assert_eq!(s.step(e), []);
     }
     assert_eq!(s.step(Event::Reverted), [THAW, Action::Discard]);
@@ -79,13 +84,17 @@ fn a_late_turn_brings_another_round() {
     s.step(Event::Offered);
     assert_eq!(s.step(Event::RoundSent(1, round())), [Action::AskFreeze]);
     assert_eq!(s.state().word(), "waiting");
-    assert_eq!(
-        s.step(Event::FreezeGranted { late: true }),
-        [pre_dump(2)]
-    );
+    assert_eq!(s.step(Event::FreezeGranted { late: true }), [pre_dump(2)]);
     assert_eq!(s.step(Event::RoundSent(2, round())), [Action::Freeze(3)]);
     assert_eq!(s.step(Event::FreezeTooLong(2000)), [THAW, Action::Discard]);
-    assert!(s.ending().unwrap().reason.as_ref().unwrap().contains("2000 ms"));
+    assert!(
+        s.ending()
+            .unwrap()
+            .reason
+            .as_ref()
+            .unwrap()
+            .contains("2000 ms")
+    );
 }
 
 #[test]

@@ -29,6 +29,9 @@ pub struct Offer {
     pub cpus: f64,
     /// MiB the feature is expected to use.
     pub memory_mib: f64,
+    /// A user asked for the move, which may overdraw CPU.
+    #[serde(default)]
+    pub by_hand: bool,
     /// Source's preflight.
     pub preflight: Preflight,
     /// Files that must be the same on the target.

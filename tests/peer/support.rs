@@ -192,6 +192,7 @@ pub fn offer(id: &str, group: &str) -> Offer {
         stream: 7,
         cpus: 1.5,
         memory_mib: 256.0,
+        by_hand: false,
         preflight: Preflight::default(),
         files: vec![],
     }
@@ -240,6 +241,10 @@ impl PeerService for Fake {
         if id == SLOW {
             tokio::time::sleep(Duration::from_secs(60)).await;
         }
+        Ok(())
+    }
+    async fn grant_freeze(&self, from: &str, id: &str) -> Result<(), PeerRefusal> {
+        self.saw(format!("grant_freeze {from} {id}"));
         Ok(())
     }
     async fn restore(&self, from: &str, id: &str, round: u16) -> Result<TargetStatus, PeerRefusal> {
