@@ -138,9 +138,15 @@ pub enum Workload {
     Managed(Managed),
 }
 
+/// What stands for an argument or value of the environment that the reader may not see.
+pub const HIDDEN: &str = "(hidden)";
+
 /// A workload that Drover runs: unit `drover-NAME.service`, with a PID namespace and a network
 /// namespace (macvlan on the guest's uplink) of its own.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+///
+/// Arguments and environment may hold passwords: [`std::fmt::Debug`], hence every log, leaves
+/// them out.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Managed {
     /// Absolute path of the program and its arguments.
@@ -177,6 +183,15 @@ impl Workload {
             Self::Cgroup { cgroup } => format!("cgroup {cgroup}"),
             Self::Managed(m) => m.exec.first().cloned().unwrap_or_default(),
         }
+    }
+}
+
+impl fmt::Debug for Managed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Managed")
+            .field("program", &self.exec.first())
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }
 
@@ -320,6 +335,32 @@ impl FeatureSpec {
         }
     }
 
+    /// The definition for those who may look but not see secrets: arguments and values of the
+    /// environment are [`HIDDEN`]. It cannot be registered again.
+    #[must_use]
+    pub fn redacted(&self) -> Self {
+        let mut spec = self.clone();
+        if let Workload::Managed(m) = &mut spec.workload {
+            m.exec.iter_mut().skip(1).for_each(|a| HIDDEN.clone_into(a));
+            m.environment
+                .values_mut()
+                .for_each(|v| HIDDEN.clone_into(v));
+        }
+        spec
+    }
+
+    /// What other hosts need to decide about the feature: neither program nor environment. Both
+    /// cross hosts within a move's offer only.
+    #[must_use]
+    pub fn for_peers(&self) -> Self {
+        let mut spec = self.clone();
+        if let Workload::Managed(m) = &mut spec.workload {
+            m.exec.clear();
+            m.environment.clear();
+        }
+        spec
+    }
+
     /// Checks what serde cannot: paths, interface and unit names, limits.
     pub fn validate(&self) -> Result<(), FeatureError> {
         let bad = |why: &str| FeatureError::Definition(self.name.to_string(), why.to_owned());
@@ -379,6 +420,16 @@ impl FeatureSpec {
                     .any(|a| a.contains(['\n', '\0']))
                 {
                     return Err(bad("exec and environment must not contain line breaks"));
+                }
+                if m.exec
+                    .iter()
+                    .chain(m.environment.values())
+                    .any(|a| a == HIDDEN)
+                {
+                    return Err(bad(
+                        "its arguments or environment are hidden: it was read by someone who may \
+                         not see them; read it as root",
+                    ));
                 }
                 if m.environment
                     .keys()
@@ -460,6 +511,30 @@ mod tests {
         ] {
             assert!(spec(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn secrets_are_left_out() {
+        let mut m = Managed::new(
+            vec!["/bin/db".into(), "--password=geheim".into()],
+            "192.0.2.1/24".parse().unwrap(),
+        );
+        m.environment.insert("TOKEN".into(), "geheim".into());
+        let spec = FeatureSpec::new(
+            FeatureName::new("db").unwrap(),
+            Workload::Managed(m.clone()),
+        );
+        assert!(!format!("{spec:?}").contains("geheim"));
+        let seen = spec.redacted();
+        let shown = seen.managed().unwrap();
+        assert_eq!(shown.exec, ["/bin/db", HIDDEN]);
+        assert_eq!(shown.environment["TOKEN"], HIDDEN);
+        assert!(seen.validate().unwrap_err().to_string().contains("hidden"));
+        let told = spec.for_peers();
+        let told = told.managed().unwrap();
+        assert_eq!(told.address, m.address);
+        assert!(told.exec.is_empty() && told.environment.is_empty());
+        spec.validate().unwrap();
     }
 
     #[test]
