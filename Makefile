@@ -13,7 +13,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast lint fmt-check deny clean
+.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast lint fmt-check vagrant-validate deny clean
 
 all: build
 
@@ -60,7 +60,11 @@ bench-forecast:
 fmt-check:
 	$(CARGO) fmt --all --check
 
-lint: fmt-check
+# The Vagrantfile, by Debian's vagrant; its plug-in comes with setup.
+vagrant-validate:
+	cd vagrant && VAGRANT_DEFAULT_PROVIDER=libvirt vagrant validate
+
+lint: fmt-check vagrant-validate
 	$(CARGO) clippy --locked --workspace --all-targets --features guest -- -D warnings
 
 clean:

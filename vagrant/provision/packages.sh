@@ -4,6 +4,7 @@
 #   packages.sh            a host
 #   packages.sh --cluster  also what the one-machine cluster and the image need
 #   packages.sh --build    also what building Drover needs
+#   packages.sh --vagrant  also what checks the Vagrantfile
 #   packages.sh --packages also what checking the packages needs
 set -euo pipefail
 
@@ -13,6 +14,7 @@ packages=(qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-system
 for option in "$@"; do
     case $option in
         --cluster) packages+=(util-linux python3 iputils-ping polkitd python3-jeepney) ;;
+        --vagrant) packages+=(vagrant vagrant-libvirt) ;;
         --packages) packages+=(lintian rpm file) ;;
         --build) packages+=(libvirt-dev pkg-config gcc libc6-dev make curl ca-certificates) ;;
         *) echo "packages.sh: unknown option '$option'" >&2; exit 2 ;;
