@@ -29,11 +29,13 @@ fn status(s: FeatureStatus) -> &'static str {
 fn kind(r: &FeatureRow) -> &'static str {
     match r.spec.workload {
         Workload::Unit { .. } => "unit",
+        Workload::Container { .. } => "container",
+        Workload::Cgroup { .. } => "cgroup",
         Workload::Managed(_) => "managed",
     }
 }
 
-/// The feature's own address, empty for a unit.
+/// The feature's own address, empty for what Drover does not run.
 fn address(r: &FeatureRow) -> String {
     r.spec
         .managed()
