@@ -245,9 +245,9 @@ pub struct MoveDetail {
 pub struct FreezeParts {
     /// From the request to freeze until everything is dumped, milliseconds.
     pub dump_ms: u64,
-    /// Until the last round is on the target, complete and checked.
+    /// Until the last round is out of the guest.
     pub send_ms: u64,
-    /// Until the target's guest has restored it and this is durable.
+    /// Until it is on the target, restored there, and this is durable.
     pub restore_ms: u64,
     /// Until the commit record is durable.
     pub commit_ms: u64,

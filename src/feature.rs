@@ -121,8 +121,18 @@ impl From<Cidr> for String {
 pub enum Workload {
     /// An existing systemd unit: metered, not movable.
     Unit {
-        /// Unit name, for instance `nginx.service`.
+        /// Unit name, for instance `nginx.service` or `batch.slice`.
         unit: String,
+    },
+    /// A podman or docker container: metered, not movable.
+    Container {
+        /// Its name, or its identifier or the beginning of it (12 hexadecimal digits or more).
+        container: String,
+    },
+    /// Any cgroup: metered, not movable.
+    Cgroup {
+        /// Path below the hierarchy's root, for instance `/system.slice/batch.service/job`.
+        cgroup: String,
     },
     /// A workload that Drover starts in namespaces of its own: metered and movable.
     Managed(Managed),
@@ -162,6 +172,18 @@ pub struct Managed {
 
 fn default_uplink() -> String {
     "eth0".to_owned()
+}
+
+impl Workload {
+    /// What it is, in a few words: unit, container, path or program.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Unit { unit } => unit.clone(),
+            Self::Container { container } => format!("container {container}"),
+            Self::Cgroup { cgroup } => format!("cgroup {cgroup}"),
+            Self::Managed(m) => m.exec.first().cloned().unwrap_or_default(),
+        }
+    }
 }
 
 impl fmt::Debug for Managed {
@@ -338,7 +360,7 @@ impl FeatureSpec {
     pub fn managed(&self) -> Option<&Managed> {
         match &self.workload {
             Workload::Managed(m) => Some(m),
-            Workload::Unit { .. } => None,
+            Workload::Unit { .. } | Workload::Container { .. } | Workload::Cgroup { .. } => None,
         }
     }
 
@@ -383,6 +405,37 @@ impl FeatureSpec {
                 if !ok {
                     return Err(bad(
                         "the unit name has characters that systemd does not allow",
+                    ));
+                }
+            }
+            Workload::Container { container } => {
+                // The rule of podman and docker for names.
+                let ok = container.len() <= 255
+                    && container
+                        .bytes()
+                        .next()
+                        .is_some_and(|b| b.is_ascii_alphanumeric())
+                    && container
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+                if !ok {
+                    return Err(bad(
+                        "the container must be a name or an identifier: letters, digits, '_', '.' \
+                         and '-', beginning with a letter or digit",
+                    ));
+                }
+            }
+            Workload::Cgroup { cgroup } => {
+                let ok = cgroup.len() <= 1024
+                    && cgroup.strip_prefix('/').is_some_and(|rest| {
+                        rest.split('/')
+                            .all(|c| !c.is_empty() && c != "." && c != "..")
+                    })
+                    && !cgroup.contains(|c: char| c.is_control());
+                if !ok {
+                    return Err(bad(
+                        "the cgroup must be a path below the hierarchy's root, for instance \
+                         /system.slice/batch.service",
                     ));
                 }
             }
@@ -458,6 +511,34 @@ mod tests {
             &"a".repeat(49),
         ] {
             assert!(FeatureName::new(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn workloads_that_are_only_metered() {
+        let spec = |workload: &str| {
+            let text = format!(r#"{{"name":"a","workload":{workload}}}"#);
+            serde_json::from_str::<FeatureSpec>(&text)
+                .unwrap()
+                .validate()
+        };
+        for good in [
+            r#"{"kind":"unit","unit":"batch.slice"}"#,
+            r#"{"kind":"container","container":"web_1.x"}"#,
+            r#"{"kind":"cgroup","cgroup":"/machine.slice/a b/c"}"#,
+        ] {
+            assert_eq!(spec(good), Ok(()), "{good}");
+        }
+        for bad in [
+            r#"{"kind":"container","container":""}"#,
+            r#"{"kind":"container","container":"-x"}"#,
+            r#"{"kind":"container","container":"a/b"}"#,
+            r#"{"kind":"cgroup","cgroup":"a"}"#,
+            r#"{"kind":"cgroup","cgroup":"/"}"#,
+            r#"{"kind":"cgroup","cgroup":"/a/../b"}"#,
+            r#"{"kind":"cgroup","cgroup":"/a//b"}"#,
+        ] {
+            assert!(spec(bad).is_err(), "{bad}");
         }
     }
 

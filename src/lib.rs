@@ -17,6 +17,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 // Pure core.
+pub mod counters;
 pub mod feature;
 pub mod sample;
 pub mod wire;
@@ -55,6 +56,8 @@ pub mod guest;
 pub mod history;
 #[cfg(feature = "daemon")]
 pub mod hypervisor;
+#[cfg(feature = "daemon")]
+pub mod log;
 #[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]

@@ -185,7 +185,7 @@ impl Daemon {
     }
 
     /// Asks a guest what it holds, and brings it in line.
-    pub(super) async fn recheck(&self, domain: &str) {
+    pub(crate) async fn recheck(&self, domain: &str) {
         let Some(guest) = self.guest(domain) else {
             return;
         };

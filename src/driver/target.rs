@@ -484,6 +484,11 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
                 daemon.adopt(&mut incoming.record).await;
                 close_books(daemon, incoming).await;
                 forget_arrival(daemon, id);
+                if daemon.copy_is_gone(&incoming.record).is_some() {
+                    // Its guest was booted anew and looked after already, before it was known here.
+                    let (daemon, domain) = (Arc::clone(daemon), incoming.record.domain.clone());
+                    tokio::spawn(async move { daemon.recheck(&domain).await });
+                }
                 continue;
             }
             Action::RecordLost => {

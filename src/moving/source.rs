@@ -108,7 +108,8 @@ pub enum Event {
     },
     /// The freeze lasts longer than the budget already, milliseconds.
     FreezeTooLong(u64),
-    /// A round is on the target, complete and checked. `Freezing`'s round too.
+    /// A round is on the target, complete and checked. `Freezing`'s round is on its way: the
+    /// restore waits for it.
     RoundSent(u16, Round),
     /// The target restored and holds at the gate, durably.
     TargetReady,

@@ -192,8 +192,13 @@ impl World {
                 self.target_journal = Some(TargetPhase::Running);
                 self.target_registered = true;
                 self.arrived = true;
-                if let Some(slot) = self.slot_mut() {
+                let boot = self.target_guest.boot;
+                if let Some(t) = self.target.as_mut()
+                    && let Some(slot) = t.slot.as_mut()
+                {
                     slot.forgetting = true;
+                    // `recheck`
+                    t.greeted &= slot.boot == boot;
                 }
                 self.settle(Vec::new(), op.reply);
             }
