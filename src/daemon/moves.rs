@@ -21,7 +21,7 @@ use super::{Daemon, DaemonError, clock, lock};
 /// Share of the mean by which the expected demand of a feature is rounded up.
 const DEMAND_MARGIN: f64 = 1.1;
 /// Longest wait for moves to end when droverd stops; systemd gives it 60 s in all.
-const END_MOVES: Duration = Duration::from_secs(25);
+const END_MOVES: Duration = Duration::from_secs(15);
 
 impl Daemon {
     /// What a feature is expected to use on a target: the mean of its recent use, with a margin.
@@ -262,15 +262,24 @@ impl Daemon {
                 id: record.id.clone(),
             },
         ];
-        if let Err(e) = self.write(changes).await {
-            tracing::error!(id = %record.id, error = %e, "the end of a move cannot be recorded");
+        // As long as there is a record, the target may be in doubt.
+        while let Err(e) = self.write(changes.clone()).await {
+            tracing::error!(id = %record.id, error = %e,
+                "the end of a move cannot be recorded; trying again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
         let feature = &record.spec.name;
         if job.result == Some(JobResult::Done) {
             self.send_history(record).await;
             let mut instances = lock(&self.instances);
             if let Some(i) = instances.get_mut(&record.domain) {
-                i.features.remove(feature);
+                // Unless it has come back meanwhile: then it is another one.
+                if i.features
+                    .get(feature)
+                    .is_some_and(|f| f.moving.as_ref() == Some(&record.id))
+                {
+                    i.features.remove(feature);
+                }
             }
         } else {
             self.set_moving(&record.domain, feature, None);
@@ -400,7 +409,10 @@ impl Daemon {
                 continue;
             };
             tracing::warn!(%id, committed = record.committed, "move found in the journal");
-            self.set_moving(&record.domain, &record.spec.name, Some(id.clone()));
+            // A committed one took the feature out of the registry; what is there came back since.
+            if !record.committed {
+                self.set_moving(&record.domain, &record.spec.name, Some(id.clone()));
+            }
             let handle = source::spawn(self, record, Begin::Recovered);
             lock(&self.outgoing).insert(id, handle);
         }
