@@ -18,6 +18,7 @@
 
 // Pure core.
 pub mod feature;
+pub mod rules;
 pub mod sample;
 pub mod wire;
 

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 11] = [
+const PURE: [&str; 12] = [
     "feature.rs",
+    "rules.rs",
     "sample.rs",
     "usage.rs",
     "host.rs",
