@@ -10,7 +10,7 @@
 //! errors `org.drover1.Error.NAME` ([`error::Error`]). `packaging/dbus/org.drover1.xml` is the
 //! contract; a test compares it with what is served.
 //!
-//! Anyone may read; who may change is decided by [`access::Access`]. Objects are registered
+//! Anyone may read, but for secrets; who may change is decided by [`access::Access`]. Objects are registered
 //! before the name is taken, so that whoever sees the name finds the objects.
 
 pub mod access;
@@ -18,6 +18,7 @@ pub mod client;
 pub mod error;
 mod manager;
 mod moves;
+mod polkit;
 mod pump;
 
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use zbus::{Connection, ObjectPath};
 
 use crate::api::Api;
 
-pub use access::Access;
+pub use access::{Access, Verb};
 
 /// Well-known name.
 pub const NAME: &str = "org.drover1";
@@ -96,14 +97,14 @@ impl Drop for Service {
     }
 }
 
-/// Serves `api` as `org.drover1`; changes are for uid 0. `address` is a D-Bus address; `None` is
+/// Serves `api` as `org.drover1`; changes are for root and whom polkit lets. `address` is a D-Bus address; `None` is
 /// the system bus (`DBUS_SYSTEM_BUS_ADDRESS` honoured). Needs a tokio runtime.
 pub async fn serve(
     api: Arc<dyn Api>,
     host_name: &str,
     address: Option<&str>,
 ) -> Result<Service, DbusError> {
-    serve_with(api, host_name, address, Access::root()).await
+    serve_with(api, host_name, address, Access::polkit()).await
 }
 
 /// Like [`serve`], with another rule for who may change things.

@@ -10,7 +10,7 @@ use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, ObjectPath, Variant};
 
-use super::access::Access;
+use super::access::{Access, Verb};
 use super::error::Error;
 use super::{MOVE, move_path};
 use crate::api::{Api, Job, JobResult};
@@ -193,11 +193,7 @@ impl Move {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), Error> {
         self.access
-            .sender(
-                connection,
-                &header,
-                &format!("abort the move '{}'", self.id),
-            )
+            .sender(connection, &header, Verb::Cancel, &[("move", &self.id)])
             .await?;
         Ok(self.api.abort(&self.id).await?)
     }

@@ -10,5 +10,6 @@ mod calls;
 #[path = "../dbus_support/mod.rs"]
 mod dbus_support;
 mod moves;
+mod polkit;
 mod service;
 mod support;
