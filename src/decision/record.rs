@@ -105,7 +105,7 @@ impl Scorer for Vec<Given> {
 fn slim_spec(spec: &FeatureSpec) -> FeatureSpec {
     let workload = match &spec.workload {
         Workload::Managed(m) => Workload::Managed(Managed::new(Vec::new(), m.address)),
-        Workload::Unit { .. } => Workload::Unit {
+        _ => Workload::Unit {
             unit: String::new(),
         },
     };
