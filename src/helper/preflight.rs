@@ -71,6 +71,7 @@ pub fn check(spec: &FeatureSpec) -> Preflight {
             Peers::new()
         }
     };
+    root.first_process(main, &mut found);
     root.scan(&pids, &peers, &mut found);
     let multipath = sockets::multipath(&pids);
     if multipath > 0 {
@@ -177,6 +178,25 @@ impl Proc {
         ns(main).is_some_and(|m| ns(pid) == Some(m))
     }
 
+    /// criu has the first process mount a /proc of the PID namespace, so that one must be allowed
+    /// to (`CAP_SYS_ADMIN`); the others need not be.
+    fn first_process(&self, main: i32, found: &mut Preflight) {
+        const CAP_SYS_ADMIN: u32 = 21;
+        let status = fs::read_to_string(self.0.join(format!("{main}/status"))).unwrap_or_default();
+        let capabilities = status
+            .lines()
+            .find_map(|l| l.strip_prefix("CapEff:"))
+            .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        if capabilities.is_some_and(|mask| mask & (1 << CAP_SYS_ADMIN) == 0) {
+            let name = fs::read_to_string(self.0.join(format!("{main}/comm"))).unwrap_or_default();
+            found.problems.push(format!(
+                "process {main} ({}), the feature's first, gave up the rights of root, which criu \
+                 needs of it; let a parent keep them: /bin/sh -c 'PROGRAM & wait $!'",
+                name.trim()
+            ));
+        }
+    }
+
     fn scan(&self, pids: &[i32], peers: &Peers, found: &mut Preflight) {
         let mut problems = BTreeSet::new();
         let mut files = BTreeMap::new();
@@ -267,7 +287,12 @@ impl Process {
                 }
                 continue;
             }
-            if let Some(what) = special(&link) {
+            if link == "anon_inode:[io_uring]" {
+                problems.insert(format!(
+                    "{self} uses io_uring, which criu cannot carry; switch it off in the guest \
+                     (sysctl kernel.io_uring_disabled=2) and restart the feature"
+                ));
+            } else if let Some(what) = special(&link) {
                 problems.insert(format!(
                     "{self} uses {what} (descriptor {number}), which criu cannot carry"
                 ));
@@ -308,9 +333,6 @@ impl Process {
 
 /// A descriptor's target that criu cannot carry, in words.
 fn special(link: &str) -> Option<&'static str> {
-    if link == "anon_inode:[io_uring]" {
-        return Some("io_uring");
-    }
     if link.starts_with("/dev/pts/")
         || link == "/dev/ptmx"
         || link.starts_with("/dev/tty")
@@ -587,6 +609,22 @@ mod tests {
             assert_eq!(hit, 1, "{word}: {:?}", found.problems);
         }
         assert_eq!(found.problems.len(), 8);
+    }
+
+    #[test]
+    fn the_first_process_keeps_the_rights_of_root() {
+        let t = tempfile::tempdir().unwrap();
+        process(t.path(), 7, "", &[]);
+        let problems = |mask: &str| {
+            let status = format!("Name:\tcache\nCapEff:\t{mask}\n");
+            fs::write(t.path().join("7/status"), status).unwrap();
+            let mut found = Preflight::default();
+            Proc(t.path().to_owned()).first_process(7, &mut found);
+            found.problems
+        };
+        assert_eq!(problems("000001ffffffffff"), Vec::<String>::new());
+        assert_eq!(problems("0000000000000000").len(), 1);
+        assert!(problems("0000000000000400")[0].contains("process 7 (cache)"));
     }
 
     #[test]
