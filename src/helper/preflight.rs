@@ -304,6 +304,8 @@ impl Process {
 
     fn mappings(&self, problems: &mut BTreeSet<String>, files: &mut BTreeMap<PathBuf, String>) {
         let maps = fs::read_to_string(self.dir.join("maps")).unwrap_or_default();
+        let ipc = |dir: &Path| fs::read_link(dir.join("ns/ipc")).ok();
+        let own_ipc = ipc(&self.dir) != self.dir.parent().and_then(|p| ipc(&p.join("1")));
         for m in maps.lines().filter_map(mapping) {
             match m {
                 Mapping::Huge(what) => {
@@ -314,6 +316,15 @@ impl Process {
                 Mapping::Device(what) => {
                     problems.insert(format!(
                         "{self} maps the device {what}, which stays with this guest"
+                    ));
+                }
+                Mapping::SystemV => {
+                    if own_ipc {
+                        continue;
+                    }
+                    problems.insert(format!(
+                        "{self} maps System V shared memory of the guest; restart the feature, \
+                         which then has an IPC namespace of its own"
                     ));
                 }
                 Mapping::Deleted(what) => {
@@ -374,6 +385,7 @@ fn plain_device(fd: &Path, link: &str) -> bool {
 enum Mapping<'a> {
     Huge(&'a str),
     Device(&'a str),
+    SystemV,
     Deleted(&'a str),
     Code(&'a str),
 }
@@ -392,6 +404,9 @@ fn mapping(line: &str) -> Option<Mapping<'_>> {
     let path = path.trim_start();
     if path.starts_with("/anon_hugepage") || path.starts_with("/dev/hugepages/") {
         return Some(Mapping::Huge(path));
+    }
+    if path.starts_with("/SYSV") {
+        return Some(Mapping::SystemV);
     }
     let harmless = ["/dev/zero", "/dev/shm/"];
     if path.starts_with("/dev/") && !harmless.iter().any(|h| path.starts_with(h)) {
@@ -579,7 +594,8 @@ mod tests {
         let t = tempfile::tempdir().unwrap();
         let maps = "0-1 r-xp 00000000 fe:00 12  /usr/bin/old (deleted)\n\
                     1-2 rw-s 00000000 00:0e 13  /anon_hugepage (deleted)\n\
-                    2-3 rw-s 00000000 00:06 14  /dev/dri/card0\n";
+                    2-3 rw-s 00000000 00:06 14  /dev/dri/card0\n\
+                    3-4 rw-s 00000000 00:01 15  /SYSV00002f1a (deleted)\n";
         process(t.path(), 1, "", &[]);
         process(
             t.path(),
@@ -604,11 +620,18 @@ mod tests {
             "huge pages",
             "/dev/dri/card0",
             "mount namespace",
+            "System V",
         ] {
             let hit = found.problems.iter().filter(|p| p.contains(word)).count();
             assert_eq!(hit, 1, "{word}: {:?}", found.problems);
         }
-        assert_eq!(found.problems.len(), 8);
+        assert_eq!(found.problems.len(), 9);
+        symlink("ipc:[1]", t.path().join("1/ns/ipc")).unwrap();
+        symlink("ipc:[2]", t.path().join("7/ns/ipc")).unwrap();
+        assert_eq!(
+            scan(t.path(), &[7], &Peers::from([(5, 99)])).problems.len(),
+            8
+        );
     }
 
     #[test]

@@ -12,12 +12,12 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1] / "vagrant" / "scenarios"))
 
-from cluster_api import ROOT, Cluster, Failed, wait_until  # noqa: E402, F401
+from cluster_api import ROOT, TOOLS, Cluster, Failed, run, wait_until  # noqa: E402, F401
 
 OUT = ROOT / "target" / "bench"
 # What the workloads and the other ways of moving need in the guests, as an image of its own beside
 # the one that the tests use.
-PACKAGES = ("memcached nginx-light postgresql nodejs python3 podman crun runc iputils-arping socat")
+PACKAGES = ("memcached nginx-light postgresql nodejs python3 podman crun libcriu2 iputils-arping socat")
 BEGIN = time.monotonic()
 
 
@@ -73,6 +73,10 @@ class Bench(Cluster):
         if check and code:
             raise Failed(f"{guest}: exit code {code} of: {script}\n{out}{err}")
         return out
+
+    def machine(self, *args):
+        """A command outside of the cluster."""
+        run(*args)
 
     def client(self, protocol, address, **options):
         return BenchClient(self, protocol, address, **options)
