@@ -17,6 +17,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 // Pure core.
+pub mod counters;
 pub mod feature;
 pub mod sample;
 pub mod wire;

@@ -78,9 +78,10 @@ impl Feature {
         }
     }
 
+    /// As deciding needs it, here and on other hosts: without what the workload runs.
     fn state(&self) -> FeatureState {
         FeatureState {
-            spec: self.record.spec.clone(),
+            spec: self.record.spec.for_peers(),
             status: self.status(),
             usage: self.recent.back().copied(),
         }

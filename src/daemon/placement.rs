@@ -440,6 +440,10 @@ pub(super) async fn follow_peers(daemon: Arc<Daemon>, mut events: mpsc::Receiver
                 let now_ms = clock::now_ms();
                 state.clock_ahead_ms = Some(state.at_ms.saturating_sub(now_ms));
                 state.at_ms = now_ms;
+                // A peer of an older version tells more than it should.
+                for f in state.instances.iter_mut().flat_map(|i| &mut i.features) {
+                    f.spec = f.spec.for_peers();
+                }
                 lock(&daemon.peer_states).insert(state.name.clone(), state);
             }
         }

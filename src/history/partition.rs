@@ -125,7 +125,7 @@ impl Partition {
         }
         for (series, point) in head {
             self.next_id = self.next_id.max(series.saturating_add(1));
-            self.add_to_head(series, point);
+            self.add_to_head(series, &point);
         }
         let named: HashSet<u32> = self.ids.values().copied().collect();
         let with_points: BTreeSet<u32> = self
@@ -162,10 +162,10 @@ impl Partition {
         ));
     }
 
-    fn add_to_head(&mut self, series: u32, point: Usage) {
+    fn add_to_head(&mut self, series: u32, point: &Usage) {
         let run = self.head.entry(series).or_default();
         if let Err(at) = run.binary_search_by_key(&point.at_ms, |p| p.at_ms) {
-            run.insert(at, point);
+            run.insert(at, *point);
             self.head_points += 1;
             self.last_ms = self.last_ms.max(point.at_ms);
         }
@@ -256,7 +256,7 @@ impl Partition {
         self.sealed_points += added;
         self.head_keys.extend(keys);
         for (id, point) in fresh {
-            self.add_to_head(id, point);
+            self.add_to_head(id, &point);
         }
         if added > 0 {
             self.note_sealed(&late);
