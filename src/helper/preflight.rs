@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::{cgroup, criu, features, moves, netns, paths, sockets};
 use crate::feature::FeatureSpec;
 use crate::wire::guest::{FileDigest, Preflight};
+use crate::wire::sum::Sum;
 
 /// Most threads that criu handles in reasonable time.
 const MAX_THREADS: usize = 2000;
@@ -115,7 +116,7 @@ pub fn local_addresses() -> HashSet<Ipv4Addr> {
 pub fn compare(want: &FileDigest) -> Result<(), String> {
     let path = &want.path;
     match digest(Path::new(path)) {
-        Ok(here) if (here.size, here.crc) == (want.size, want.crc) => Ok(()),
+        Ok(here) if (here.size, here.sum) == (want.size, want.sum) => Ok(()),
         Ok(here) => Err(format!(
             "{path} differs from the source guest's ({} bytes there, {} here); install the same version in both guests",
             want.size, here.size
@@ -126,26 +127,26 @@ pub fn compare(want: &FileDigest) -> Result<(), String> {
     }
 }
 
-/// Size and CRC-32 of a file.
+/// Size and sum of a file.
 fn digest(path: &Path) -> io::Result<FileDigest> {
     let mut file = fs::File::open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("it is not a plain file"));
     }
-    let (mut crc, mut size) = (crc32fast::Hasher::new(), 0);
+    let (mut sum, mut size) = (Sum::new(), 0);
     let mut buf = vec![0; 256 << 10];
     loop {
         let n = file.read(&mut buf)?;
         if n == 0 {
             break;
         }
-        crc.update(&buf[..n]);
+        sum.update(&buf[..n]);
         size += n as u64;
     }
     Ok(FileDigest {
         path: path.display().to_string(),
         size,
-        crc: crc.finalize(),
+        sum: sum.finish(),
     })
 }
 
@@ -581,8 +582,8 @@ mod tests {
         assert_eq!(found.resident_bytes, 30 * 1024);
         assert_eq!(found.files.len(), 1);
         assert_eq!(
-            (found.files[0].size, found.files[0].crc),
-            (4, crc32fast::hash(b"code"))
+            (found.files[0].size, found.files[0].sum),
+            (4, crate::wire::sum::of(b"code"))
         );
         assert!(compare(&found.files[0]).is_ok());
         fs::write(&program, b"c0de").unwrap();
