@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::rules::Rules;
+
 /// Why a feature's definition was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FeatureError {
@@ -308,6 +310,9 @@ pub struct FeatureSpec {
     /// Whether a move may slow the feature down when its memory changes faster than it is sent.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub throttle: bool,
+    /// Where it may be.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub placement: Box<Rules>,
 }
 
 /// What a move does when the freeze would take longer than `downtime_ms`.
@@ -353,6 +358,7 @@ impl FeatureSpec {
             downtime_ms: default_downtime(),
             over_budget: OverBudget::Go,
             throttle: true,
+            placement: Box::default(),
         }
     }
 
@@ -475,6 +481,9 @@ impl FeatureSpec {
                     return Err(bad("a CPU or memory limit of 0 would stop the workload"));
                 }
             }
+        }
+        if let Some(why) = self.placement.problem(&self.name) {
+            return Err(bad(&why));
         }
         for (i, t) in self.thresholds.iter().enumerate() {
             if !(t.limit.is_finite() && t.limit >= 0.0 && t.for_s.is_finite() && t.for_s >= 0.0) {

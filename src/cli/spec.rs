@@ -5,6 +5,7 @@ use toml::Value;
 
 use super::error::CliError;
 use crate::feature::{FeatureName, FeatureSpec, OverBudget, Workload};
+use crate::rules::Rules;
 use crate::threshold;
 
 /// Reads a definition; `name` is the file's name for errors. JSON when it begins with `{`.
@@ -38,6 +39,8 @@ struct File<'a> {
     over_budget: OverBudget,
     throttle: bool,
     thresholds: Vec<String>,
+    #[serde(skip_serializing_if = "Rules::is_default")]
+    placement: &'a Rules,
     workload: &'a Workload,
 }
 
@@ -53,6 +56,7 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, CliError> {
         downtime_ms,
         over_budget,
         throttle,
+        placement,
     } = spec;
     let file = File {
         name,
@@ -62,6 +66,7 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, CliError> {
         over_budget: *over_budget,
         throttle: *throttle,
         thresholds: thresholds.iter().map(threshold::format).collect(),
+        placement,
         workload,
     };
     toml::to_string_pretty(&file)

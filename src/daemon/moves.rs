@@ -375,7 +375,7 @@ impl Daemon {
             feature: record.spec.name.clone(),
             what: "arrived".into(),
         });
-        self.unreserve(&record.id);
+        self.settle(&record.id);
         let domain = record.domain.clone();
         self.define(&domain).await;
     }
@@ -391,7 +391,10 @@ impl Daemon {
         {
             tracing::error!(id = %record.id, error = %e, "a discarded move cannot be forgotten");
         }
-        self.unreserve(&record.id);
+        // The room of one that arrived is freed as its load comes to be measured.
+        if record.phase != TargetPhase::Running {
+            self.unreserve(&record.id);
+        }
         self.define(&record.domain).await;
     }
 

@@ -29,7 +29,7 @@ pub struct Offer {
     pub cpus: f64,
     /// MiB the feature is expected to use.
     pub memory_mib: f64,
-    /// A user asked for the move, which may overdraw CPU.
+    /// A user named the target: lack of CPU does not count.
     #[serde(default)]
     pub by_hand: bool,
     /// Source's preflight.

@@ -177,7 +177,7 @@ impl World {
                 }
                 Action::AskFreeze => self.ask(host, record.to.0, id, Ask::GrantFreeze, 3 * STEP),
                 Action::Restore(round) => {
-                    self.ask(host, record.to.0, id, Ask::Restore(round), STEP)
+                    self.ask(host, record.to.0, id, Ask::Restore(round), STEP);
                 }
                 Action::Resume { again: false } => {
                     self.ask(host, record.to.0, id, Ask::Resume, STEP);

@@ -1,6 +1,7 @@
 //! The target's daemon: `driver::target`, the offers of `serve_peer`, and `adopt`, `recover_moves`
 //! and `reconcile` of `daemon`.
 
+use drover::decision::{Demand, Policy};
 use drover::host::{HostState, InstanceState};
 use drover::moving::record::TargetPhase;
 use drover::moving::target::{Action, Event, State, Target};
@@ -52,18 +53,27 @@ impl World {
         };
         let mut state = HostState::new("b");
         state.capabilities.cpus = GUEST_CPUS * GUESTS as f64;
+        state.capabilities.memory_mib = 1_000_000.0;
         state.load.cpus_used = (0..GUESTS).map(|g| self.used(host, g)).sum();
         state.reserved_cpus = d.reserved.values().map(|r| r.1).sum();
-        let mut instance = InstanceState::new("g");
-        instance.vcpus = GUEST_CPUS;
-        instance.cpus_used = self.used(host, guest);
-        let reserved = d
-            .reserved
-            .values()
-            .filter(|r| r.0 == guest)
-            .map(|r| r.1)
-            .sum();
-        drover::decision::no_cpu(&state, &instance, reserved, FEATURE_CPUS, 0.0).is_none()
+        for g in 0..GUESTS {
+            let mut instance = InstanceState::new(format!("g{g}"));
+            instance.vcpus = GUEST_CPUS;
+            instance.memory_available_mib = Some(1_000_000.0);
+            instance.cpus_used = self.used(host, g);
+            let reserved = d.reserved.values().filter(|r| r.0 == g);
+            instance.reserved_cpus = reserved.map(|r| r.1).sum();
+            state.instances.push(instance);
+        }
+        let policy = Policy {
+            reserve: 0.0,
+            ..Policy::default()
+        };
+        let need = Demand {
+            cpus: FEATURE_CPUS,
+            ..Demand::default()
+        };
+        drover::decision::admit(&state, &format!("g{guest}"), &need, &policy, false).is_ok()
     }
 
     /// A request comes in.
@@ -405,11 +415,12 @@ impl World {
         };
         let (state, busy, since, record, asking) =
             (i.machine.state(), i.busy, i.since, i.record, i.asking);
-        if state == State::Gone {
-            if !busy && let Some(d) = self.daemon(host, life) {
-                d.incoming.remove(&id);
-                return;
-            }
+        if state == State::Gone
+            && !busy
+            && let Some(d) = self.daemon(host, life)
+        {
+            d.incoming.remove(&id);
+            return;
         }
         self.after(PAUSE, Happening::Watch { host, life, id });
         let boot = self.hosts[host].guests[record.guest].boot;

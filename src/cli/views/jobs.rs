@@ -106,6 +106,7 @@ pub fn info(out: &mut dyn Write, j: &Job, screen: &Screen) -> io::Result<()> {
         ("Rounds", &rounds),
         ("Sent", &sent),
         ("Frozen", &frozen(j)),
+        ("Freeze", &parts(j)),
         ("Started", &started),
         ("Ended", &ended),
         ("Lasted", &lasted(j)),
@@ -136,14 +137,37 @@ pub fn info(out: &mut dyn Write, j: &Job, screen: &Screen) -> io::Result<()> {
     t.write(out, screen)
 }
 
+/// Where the freeze went, or how long it is expected to be.
+fn parts(j: &Job) -> String {
+    match (j.detail.freeze, j.detail.predicted_freeze_ms) {
+        (Some(f), _) => format!(
+            "dump {}, send {}, restore {}, commit {}, resume {} ms",
+            f.dump_ms, f.send_ms, f.restore_ms, f.commit_ms, f.resume_ms
+        ),
+        (None, Some(ms)) => format!("predicted {ms} ms"),
+        (None, None) => NONE.to_owned(),
+    }
+}
+
 /// A move under way in a line.
 pub fn progress(j: &Job) -> String {
     let (from, to) = route(j);
-    let round = if j.rounds > 0 {
+    let mut round = if j.rounds > 0 {
         format!(", round {}, {} sent", j.rounds, bytes(j.bytes_sent))
     } else {
         String::new()
     };
+    let d = &j.detail;
+    if d.round_total > 0 {
+        let percent = d.round_sent.saturating_mul(100) / d.round_total;
+        round += &format!(", {} % of the round", percent.min(100));
+    }
+    if d.throttle_percent > 0 {
+        round += &format!(", slowed down by {} %", d.throttle_percent);
+    }
+    if let Some(ms) = d.predicted_freeze_ms.filter(|_| d.freeze.is_none()) {
+        round += &format!(", freeze of {ms} ms predicted");
+    }
     plain(&format!(
         "{}: {from} -> {to}: {}{round}",
         j.feature, j.state
