@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use crate::feature::{FeatureName, FeatureSpec, Workload};
+use crate::rules::Rules;
 use crate::threshold;
 use crate::toml_text::explain;
 
@@ -160,6 +161,8 @@ struct File<'a> {
     automatic: bool,
     downtime_ms: u64,
     thresholds: Vec<String>,
+    #[serde(skip_serializing_if = "Rules::is_default")]
+    placement: &'a Rules,
     workload: &'a Workload,
 }
 
@@ -173,6 +176,7 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, FileError> {
         thresholds,
         automatic,
         downtime_ms,
+        placement,
     } = spec;
     let file = File {
         name,
@@ -180,6 +184,7 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, FileError> {
         automatic: *automatic,
         downtime_ms: *downtime_ms,
         thresholds: thresholds.iter().map(threshold::format).collect(),
+        placement,
         workload,
     };
     toml::to_string_pretty(&file).map_err(|e| FileError::Write(name.to_string(), e.to_string()))
