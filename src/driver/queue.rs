@@ -36,6 +36,13 @@ impl Queue {
         })))
     }
 
+    /// Changes how many turns there are at a time; those that are taken stay so.
+    pub fn allow(&self, most: usize) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.most = most.max(1);
+        inner.fill(self);
+    }
+
     /// Waits for a turn; a higher `urgency` comes first. Dropping the future leaves the queue.
     pub async fn turn(&self, urgency: i64) -> Turn {
         loop {
@@ -60,21 +67,26 @@ impl Queue {
     fn give(&self) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         inner.taken -= 1;
-        while inner.taken < inner.most {
-            let Some((_, next)) = inner.waiting.pop_first() else {
-                return;
-            };
-            inner.taken += 1;
-            // Who has left the queue is passed over; its turn must not give back in here.
-            if let Err(mut turn) = next.send(Turn(Some(self.clone()))) {
-                inner.taken -= 1;
-                turn.0 = None;
-            }
-        }
+        inner.fill(self);
     }
 }
 
 impl Inner {
+    /// Gives turns to those that wait.
+    fn fill(&mut self, queue: &Queue) {
+        while self.taken < self.most {
+            let Some((_, next)) = self.waiting.pop_first() else {
+                return;
+            };
+            self.taken += 1;
+            // Who has left the queue is passed over; its turn must not give back in here.
+            if let Err(mut turn) = next.send(Turn(Some(queue.clone()))) {
+                self.taken -= 1;
+                turn.0 = None;
+            }
+        }
+    }
+
     fn anyone_waits(&mut self) -> bool {
         self.waiting.retain(|_, w| !w.is_closed());
         !self.waiting.is_empty()
@@ -117,6 +129,21 @@ mod tests {
         assert!(poll(third.as_mut()).is_pending());
         drop(turn);
         drop(third.await);
+    }
+
+    #[tokio::test]
+    async fn more_may_be_allowed() {
+        let queue = Queue::new(1);
+        let first = queue.turn(0).await;
+        let mut second = pin!(queue.turn(0));
+        assert!(poll(second.as_mut()).is_pending());
+        queue.allow(2);
+        let second = second.await;
+        queue.allow(1);
+        drop(first);
+        assert!(poll(pin!(queue.turn(0))).is_pending());
+        drop(second);
+        drop(queue.turn(0).await);
     }
 
     #[tokio::test]

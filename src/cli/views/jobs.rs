@@ -152,22 +152,21 @@ fn parts(j: &Job) -> String {
 /// A move under way in a line.
 pub fn progress(j: &Job) -> String {
     let (from, to) = route(j);
-    let mut round = if j.rounds > 0 {
-        format!(", round {}, {} sent", j.rounds, bytes(j.bytes_sent))
-    } else {
-        String::new()
-    };
+    let mut parts = Vec::new();
+    if j.rounds > 0 {
+        parts.push(format!("round {}, {} sent", j.rounds, bytes(j.bytes_sent)));
+    }
     let d = &j.detail;
-    if d.round_total > 0 {
-        let percent = d.round_sent.saturating_mul(100) / d.round_total;
-        round += &format!(", {} % of the round", percent.min(100));
+    if let Some(percent) = d.round_sent.saturating_mul(100).checked_div(d.round_total) {
+        parts.push(format!("{} % of the round", percent.min(100)));
     }
     if d.throttle_percent > 0 {
-        round += &format!(", slowed down by {} %", d.throttle_percent);
+        parts.push(format!("slowed down by {} %", d.throttle_percent));
     }
     if let Some(ms) = d.predicted_freeze_ms.filter(|_| d.freeze.is_none()) {
-        round += &format!(", freeze of {ms} ms predicted");
+        parts.push(format!("freeze of {ms} ms predicted"));
     }
+    let round: String = parts.iter().flat_map(|p| [", ", p]).collect();
     plain(&format!(
         "{}: {from} -> {to}: {}{round}",
         j.feature, j.state
