@@ -14,6 +14,7 @@ use super::{doctor, events, generate, moves, show, spec};
 use crate::api::{Changed, FeatureRow};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
+use crate::transport::{self, Protocol};
 
 /// Largest feature file read, bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -51,6 +52,14 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
     };
     if let Command::Generate { what, dir } = &cli.command {
         return generate::generate(*what, dir);
+    }
+    if let Command::PeerStdio {
+        from,
+        socket,
+        protocol,
+    } = &cli.command
+    {
+        return peer_stdio(from, socket, protocol.as_deref()).await;
     }
     // Looks further when droverd does not answer.
     if let Command::Doctor { config } = &cli.command {
@@ -197,12 +206,26 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         Command::Guest { action } => show::guest(out, json, &client, action).await?,
         Command::Event { count } => events::follow(cli, out, screen, &client, *count).await?,
         // Answered above, without droverd.
-        Command::Doctor { .. } | Command::Generate { .. } => {}
+        Command::Doctor { .. } | Command::Generate { .. } | Command::PeerStdio { .. } => {}
         Command::Version => {
             show::version(out, json, client.version().await)?;
         }
     }
     Ok(())
+}
+
+/// Under a forced command sshd says what was asked for; its last word is the protocol.
+async fn peer_stdio(from: &str, socket: &Path, protocol: Option<&str>) -> Result<()> {
+    let asked = std::env::var("SSH_ORIGINAL_COMMAND").unwrap_or_default();
+    let word = protocol.or_else(|| asked.split_whitespace().last());
+    let protocol = word.and_then(Protocol::from_word).ok_or_else(|| {
+        CliError::Usage(format!(
+            "peer-stdio is for droverd of another host; '{}' is not a protocol that this version speaks",
+            word.unwrap_or_default()
+        ))
+    })?;
+    let done = transport::ssh::stdio(socket, from, protocol).await;
+    done.map_err(|e| CliError::Failed(format!("{}: {e}; is droverd running?", socket.display())))
 }
 
 fn read_file(path: &Path) -> Result<String> {
