@@ -53,14 +53,6 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
     if let Command::Generate { what, dir } = &cli.command {
         return generate::generate(*what, dir);
     }
-    if let Command::PeerStdio {
-        from,
-        socket,
-        protocol,
-    } = &cli.command
-    {
-        return peer_stdio(from, socket, protocol.as_deref()).await;
-    }
     // Looks further when droverd does not answer.
     if let Command::Doctor { config } = &cli.command {
         return doctor::doctor(out, json, screen, config, timeout).await;
@@ -205,7 +197,7 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         }
         Command::Guest { action } => show::guest(out, json, &client, action).await?,
         Command::Event { count } => events::follow(cli, out, screen, &client, *count).await?,
-        // Answered above, without droverd.
+        // Answered before, without droverd.
         Command::Doctor { .. } | Command::Generate { .. } | Command::PeerStdio { .. } => {}
         Command::Version => {
             show::version(out, json, client.version().await)?;
@@ -214,8 +206,8 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
     Ok(())
 }
 
-/// Under a forced command sshd says what was asked for; its last word is the protocol.
-async fn peer_stdio(from: &str, socket: &Path, protocol: Option<&str>) -> Result<()> {
+/// `drover peer-stdio`. Under a forced command sshd says what was asked for; its last word is the protocol.
+pub async fn peer_stdio(from: &str, socket: &Path, protocol: Option<&str>) -> Result<()> {
     let asked = std::env::var("SSH_ORIGINAL_COMMAND").unwrap_or_default();
     let word = protocol.or_else(|| asked.split_whitespace().last());
     let protocol = word.and_then(Protocol::from_word).ok_or_else(|| {
