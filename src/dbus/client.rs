@@ -56,6 +56,9 @@ pub trait Manager {
     /// Removes the helper; a sentence.
     fn guest_remove(&self, domain: &str) -> zbus::Result<String>;
 
+    /// Reads the configuration anew; JSON [`crate::api::Reloaded`].
+    fn reload(&self) -> zbus::Result<String>;
+
     /// droverd's version.
     #[zbus(property(emits_changed_signal = "const"))]
     fn version(&self) -> zbus::Result<String>;
@@ -99,6 +102,9 @@ pub trait Manager {
 pub trait Move {
     /// Cancels the move before its commit.
     fn abort(&self) -> zbus::Result<()>;
+    /// It ended.
+    #[zbus(signal)]
+    fn ended(&self, result: &str, reason: &str) -> zbus::Result<()>;
     /// JSON [`crate::api::Job`].
     #[zbus(property)]
     fn json(&self) -> zbus::Result<String>;
