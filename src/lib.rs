@@ -26,6 +26,8 @@ pub mod affinity;
 #[cfg(feature = "daemon")]
 pub mod api;
 #[cfg(feature = "daemon")]
+pub mod columns;
+#[cfg(feature = "daemon")]
 pub mod decision;
 #[cfg(feature = "daemon")]
 pub mod forecast;
@@ -33,6 +35,8 @@ pub mod forecast;
 pub mod host;
 #[cfg(feature = "daemon")]
 pub mod moving;
+#[cfg(feature = "daemon")]
+pub mod rollup;
 #[cfg(feature = "daemon")]
 pub mod threshold;
 #[cfg(feature = "daemon")]

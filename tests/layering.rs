@@ -4,12 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 11] = [
+const PURE: [&str; 13] = [
     "feature.rs",
     "sample.rs",
     "usage.rs",
     "host.rs",
     "api.rs",
+    "columns.rs",
+    "rollup.rs",
     "threshold",
     "affinity",
     "decision",
