@@ -25,11 +25,14 @@ install:
 	$(INSTALL) -D -m 755 $(bin_dir)/drover-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/50-drover
 	$(INSTALL) -D -m 644 packaging/droverd.service $(DESTDIR)/usr/lib/systemd/system/droverd.service
 	$(INSTALL) -D -m 644 packaging/org.drover1.conf $(DESTDIR)/usr/share/dbus-1/system.d/org.drover1.conf
+	$(INSTALL) -D -m 644 packaging/polkit/org.drover1.policy $(DESTDIR)/usr/share/polkit-1/actions/org.drover1.policy
+	$(INSTALL) -D -m 644 packaging/dbus/org.drover1.xml $(DESTDIR)/usr/share/dbus-1/interfaces/org.drover1.xml
 	$(bin_dir)/drover generate man $(bin_dir)/man
 	$(bin_dir)/drover generate completions $(bin_dir)/completions
-	$(INSTALL) -d $(DESTDIR)/usr/share/man/man1 $(DESTDIR)/usr/share/man/man5 $(DESTDIR)/usr/share/man/man8
+	$(INSTALL) -d $(DESTDIR)/usr/share/man/man1 $(DESTDIR)/usr/share/man/man5 $(DESTDIR)/usr/share/man/man7 $(DESTDIR)/usr/share/man/man8
 	$(INSTALL) -m 644 $(bin_dir)/man/man1/*.1 $(DESTDIR)/usr/share/man/man1
 	$(INSTALL) -m 644 packaging/man/*.5 $(DESTDIR)/usr/share/man/man5
+	$(INSTALL) -m 644 packaging/man/*.7 $(DESTDIR)/usr/share/man/man7
 	$(INSTALL) -m 644 $(bin_dir)/man/man8/*.8 $(DESTDIR)/usr/share/man/man8
 	$(INSTALL) -D -m 644 $(bin_dir)/completions/bash/drover $(DESTDIR)/usr/share/bash-completion/completions/drover
 	$(INSTALL) -D -m 644 $(bin_dir)/completions/zsh/_drover $(DESTDIR)/usr/share/zsh/vendor-completions/_drover

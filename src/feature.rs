@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::rules::Rules;
+
 /// Why a feature's definition was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FeatureError {
@@ -121,16 +123,32 @@ impl From<Cidr> for String {
 pub enum Workload {
     /// An existing systemd unit: metered, not movable.
     Unit {
-        /// Unit name, for instance `nginx.service`.
+        /// Unit name, for instance `nginx.service` or `batch.slice`.
         unit: String,
+    },
+    /// A podman or docker container: metered, not movable.
+    Container {
+        /// Its name, or its identifier or the beginning of it (12 hexadecimal digits or more).
+        container: String,
+    },
+    /// Any cgroup: metered, not movable.
+    Cgroup {
+        /// Path below the hierarchy's root, for instance `/system.slice/batch.service/job`.
+        cgroup: String,
     },
     /// A workload that Drover starts in namespaces of its own: metered and movable.
     Managed(Managed),
 }
 
+/// What stands for an argument or value of the environment that the reader may not see.
+pub const HIDDEN: &str = "(hidden)";
+
 /// A workload that Drover runs: unit `drover-NAME.service`, with a PID namespace and a network
 /// namespace (macvlan on the guest's uplink) of its own.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+///
+/// Arguments and environment may hold passwords: [`std::fmt::Debug`], hence every log, leaves
+/// them out.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Managed {
     /// Absolute path of the program and its arguments.
@@ -156,6 +174,27 @@ pub struct Managed {
 
 fn default_uplink() -> String {
     "eth0".to_owned()
+}
+
+impl Workload {
+    /// What it is, in a few words: unit, container, path or program.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Unit { unit } => unit.clone(),
+            Self::Container { container } => format!("container {container}"),
+            Self::Cgroup { cgroup } => format!("cgroup {cgroup}"),
+            Self::Managed(m) => m.exec.first().cloned().unwrap_or_default(),
+        }
+    }
+}
+
+impl fmt::Debug for Managed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Managed")
+            .field("program", &self.exec.first())
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Managed {
@@ -265,8 +304,14 @@ pub struct FeatureSpec {
     /// Longest acceptable freeze of a move, in milliseconds.
     #[serde(default = "default_downtime")]
     pub downtime_ms: u64,
+    /// Where it may be.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub placement: Box<Rules>,
 }
 
+fn is_default(rules: &Rules) -> bool {
+    rules.is_default()
+}
 fn default_group() -> String {
     "default".to_owned()
 }
@@ -287,6 +332,7 @@ impl FeatureSpec {
             thresholds: Vec::new(),
             automatic: true,
             downtime_ms: default_downtime(),
+            placement: Box::default(),
         }
     }
 
@@ -294,8 +340,34 @@ impl FeatureSpec {
     pub fn managed(&self) -> Option<&Managed> {
         match &self.workload {
             Workload::Managed(m) => Some(m),
-            Workload::Unit { .. } => None,
+            Workload::Unit { .. } | Workload::Container { .. } | Workload::Cgroup { .. } => None,
         }
+    }
+
+    /// The definition for those who may look but not see secrets: arguments and values of the
+    /// environment are [`HIDDEN`]. It cannot be registered again.
+    #[must_use]
+    pub fn redacted(&self) -> Self {
+        let mut spec = self.clone();
+        if let Workload::Managed(m) = &mut spec.workload {
+            m.exec.iter_mut().skip(1).for_each(|a| HIDDEN.clone_into(a));
+            m.environment
+                .values_mut()
+                .for_each(|v| HIDDEN.clone_into(v));
+        }
+        spec
+    }
+
+    /// What other hosts need to decide about the feature: neither program nor environment. Both
+    /// cross hosts within a move's offer only.
+    #[must_use]
+    pub fn for_peers(&self) -> Self {
+        let mut spec = self.clone();
+        if let Workload::Managed(m) = &mut spec.workload {
+            m.exec.clear();
+            m.environment.clear();
+        }
+        spec
     }
 
     /// Checks what serde cannot: paths, interface and unit names, limits.
@@ -316,6 +388,37 @@ impl FeatureSpec {
                     ));
                 }
             }
+            Workload::Container { container } => {
+                // The rule of podman and docker for names.
+                let ok = container.len() <= 255
+                    && container
+                        .bytes()
+                        .next()
+                        .is_some_and(|b| b.is_ascii_alphanumeric())
+                    && container
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b));
+                if !ok {
+                    return Err(bad(
+                        "the container must be a name or an identifier: letters, digits, '_', '.' \
+                         and '-', beginning with a letter or digit",
+                    ));
+                }
+            }
+            Workload::Cgroup { cgroup } => {
+                let ok = cgroup.len() <= 1024
+                    && cgroup.strip_prefix('/').is_some_and(|rest| {
+                        rest.split('/')
+                            .all(|c| !c.is_empty() && c != "." && c != "..")
+                    })
+                    && !cgroup.contains(|c: char| c.is_control());
+                if !ok {
+                    return Err(bad(
+                        "the cgroup must be a path below the hierarchy's root, for instance \
+                         /system.slice/batch.service",
+                    ));
+                }
+            }
             Workload::Managed(m) => {
                 if m.exec.first().is_none_or(|p| !p.starts_with('/')) {
                     return Err(bad("exec must start with the absolute path of a program"));
@@ -326,6 +429,16 @@ impl FeatureSpec {
                     .any(|a| a.contains(['\n', '\0']))
                 {
                     return Err(bad("exec and environment must not contain line breaks"));
+                }
+                if m.exec
+                    .iter()
+                    .chain(m.environment.values())
+                    .any(|a| a == HIDDEN)
+                {
+                    return Err(bad(
+                        "its arguments or environment are hidden: it was read by someone who may \
+                         not see them; read it as root",
+                    ));
                 }
                 if m.environment
                     .keys()
@@ -342,6 +455,9 @@ impl FeatureSpec {
                     return Err(bad("a CPU or memory limit of 0 would stop the workload"));
                 }
             }
+        }
+        if let Some(why) = self.placement.problem(&self.name) {
+            return Err(bad(&why));
         }
         for (i, t) in self.thresholds.iter().enumerate() {
             if !(t.limit.is_finite() && t.limit >= 0.0 && t.for_s.is_finite() && t.for_s >= 0.0) {
@@ -379,6 +495,58 @@ mod tests {
         ] {
             assert!(FeatureName::new(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn workloads_that_are_only_metered() {
+        let spec = |workload: &str| {
+            let text = format!(r#"{{"name":"a","workload":{workload}}}"#);
+            serde_json::from_str::<FeatureSpec>(&text)
+                .unwrap()
+                .validate()
+        };
+        for good in [
+            r#"{"kind":"unit","unit":"batch.slice"}"#,
+            r#"{"kind":"container","container":"web_1.x"}"#,
+            r#"{"kind":"cgroup","cgroup":"/machine.slice/a b/c"}"#,
+        ] {
+            assert_eq!(spec(good), Ok(()), "{good}");
+        }
+        for bad in [
+            r#"{"kind":"container","container":""}"#,
+            r#"{"kind":"container","container":"-x"}"#,
+            r#"{"kind":"container","container":"a/b"}"#,
+            r#"{"kind":"cgroup","cgroup":"a"}"#,
+            r#"{"kind":"cgroup","cgroup":"/"}"#,
+            r#"{"kind":"cgroup","cgroup":"/a/../b"}"#,
+            r#"{"kind":"cgroup","cgroup":"/a//b"}"#,
+        ] {
+            assert!(spec(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_left_out() {
+        let mut m = Managed::new(
+            vec!["/bin/db".into(), "--password=geheim".into()],
+            "192.0.2.1/24".parse().unwrap(),
+        );
+        m.environment.insert("TOKEN".into(), "geheim".into());
+        let spec = FeatureSpec::new(
+            FeatureName::new("db").unwrap(),
+            Workload::Managed(m.clone()),
+        );
+        assert!(!format!("{spec:?}").contains("geheim"));
+        let seen = spec.redacted();
+        let shown = seen.managed().unwrap();
+        assert_eq!(shown.exec, ["/bin/db", HIDDEN]);
+        assert_eq!(shown.environment["TOKEN"], HIDDEN);
+        assert!(seen.validate().unwrap_err().to_string().contains("hidden"));
+        let told = spec.for_peers();
+        let told = told.managed().unwrap();
+        assert_eq!(told.address, m.address);
+        assert!(told.exec.is_empty() && told.environment.is_empty());
+        spec.validate().unwrap();
     }
 
     #[test]

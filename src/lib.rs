@@ -17,7 +17,9 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 // Pure core.
+pub mod counters;
 pub mod feature;
+pub mod rules;
 pub mod sample;
 pub mod wire;
 

@@ -15,10 +15,30 @@ pub struct Usage {
     pub dt_s: f64,
     /// Percent of one CPU.
     pub cpu_percent: Option<f64>,
+    /// User part of `cpu_percent`.
+    #[serde(default)]
+    pub cpu_user_percent: Option<f64>,
+    /// System part of `cpu_percent`.
+    #[serde(default)]
+    pub cpu_system_percent: Option<f64>,
+    /// The feature's share of what its domain costs the host, percent of one host CPU: its
+    /// part of the vCPUs' time, and of the emulator's and I/O threads' that the guest does not
+    /// see (see `attribution`).
+    #[serde(default)]
+    pub host_cpu_percent: Option<f64>,
     /// Percent of the interval throttled by `cpu.max`.
     pub throttled_percent: Option<f64>,
     /// MiB charged to the cgroup.
     pub memory_mib: Option<f64>,
+    /// MiB of anonymous memory among them.
+    #[serde(default)]
+    pub memory_anon_mib: Option<f64>,
+    /// MiB of page cache among them.
+    #[serde(default)]
+    pub memory_file_mib: Option<f64>,
+    /// Processes killed for want of memory in the interval.
+    #[serde(default)]
+    pub oom_kills: Option<f64>,
     /// Bytes per second received.
     pub net_rx_bps: Option<f64>,
     /// Bytes per second sent.
@@ -27,6 +47,12 @@ pub struct Usage {
     pub disk_read_bps: Option<f64>,
     /// Bytes per second written to storage.
     pub disk_write_bps: Option<f64>,
+    /// Reads of storage per second.
+    #[serde(default)]
+    pub disk_reads_ps: Option<f64>,
+    /// Writes to storage per second.
+    #[serde(default)]
+    pub disk_writes_ps: Option<f64>,
     /// Percent of the interval stalled for CPU (PSI some).
     pub psi_cpu_percent: Option<f64>,
     /// Percent of the interval stalled for memory.
@@ -54,11 +80,17 @@ impl Usage {
 /// Bytes in a MiB.
 pub const MIB: f64 = 1_048_576.0;
 
-/// Use between two samples of the same feature; `at_ms` is the host's wall clock for `now`.
+/// How much more than all of its CPUs a feature may seem to use, because its counter and the
+/// clock are not read at the same moment: a fraction, and seconds.
+const CPU_SLACK: (f64, f64) = (0.05, 0.1);
+
+/// Use between two samples of the same feature; `at_ms` is the host's wall clock for `now`, and
+/// `cpus` the number of the guest's CPUs, 0 when that is not known.
 ///
 /// `None` when the samples cannot be compared: another identity (cgroup made anew, guest
-/// rebooted, feature moved), no time between them, or any counter that went back.
-pub fn usage(before: &RawSample, now: &RawSample, at_ms: i64) -> Option<Usage> {
+/// rebooted, feature moved), no time between them, any counter that went back, or more CPU time
+/// than there was (a clock that stood still while the counters went on).
+pub fn usage(before: &RawSample, now: &RawSample, at_ms: i64, cpus: u32) -> Option<Usage> {
     if before.identity != now.identity || before.feature != now.feature {
         return None;
     }
@@ -72,18 +104,34 @@ pub fn usage(before: &RawSample, now: &RawSample, at_ms: i64) -> Option<Usage> {
             _ => Some(None),
         }
     };
+    if cpus > 0
+        && let (Some(x), Some(y)) = (a.cpu_usec, b.cpu_usec)
+        && y.saturating_sub(x) as f64 / 1e6
+            > f64::from(cpus) * (dt_s * (1.0 + CPU_SLACK.0) + CPU_SLACK.1)
+    {
+        return None;
+    }
     let percent = |x, y| diff(x, y).map(|d| d.map(|usec| usec / (dt_s * 1e6) * 100.0));
     let rate = |x, y| diff(x, y).map(|d| d.map(|bytes| bytes / dt_s));
+    let mib = |x: Option<u64>| x.map(|m| m as f64 / MIB);
     Some(Usage {
         at_ms,
         dt_s,
         cpu_percent: percent(a.cpu_usec, b.cpu_usec)?,
+        cpu_user_percent: percent(a.cpu_user_usec, b.cpu_user_usec)?,
+        cpu_system_percent: percent(a.cpu_system_usec, b.cpu_system_usec)?,
+        host_cpu_percent: None,
         throttled_percent: percent(a.cpu_throttled_usec, b.cpu_throttled_usec)?,
-        memory_mib: b.memory_bytes.map(|m| m as f64 / MIB),
+        memory_mib: mib(b.memory_bytes),
+        memory_anon_mib: mib(b.memory_anon_bytes),
+        memory_file_mib: mib(b.memory_file_bytes),
+        oom_kills: diff(a.oom_kills, b.oom_kills)?,
         net_rx_bps: rate(a.net_rx_bytes, b.net_rx_bytes)?,
         net_tx_bps: rate(a.net_tx_bytes, b.net_tx_bytes)?,
         disk_read_bps: rate(a.disk_read_bytes, b.disk_read_bytes)?,
         disk_write_bps: rate(a.disk_write_bytes, b.disk_write_bytes)?,
+        disk_reads_ps: rate(a.disk_reads, b.disk_reads)?,
+        disk_writes_ps: rate(a.disk_writes, b.disk_writes)?,
         psi_cpu_percent: percent(a.psi_cpu_usec, b.psi_cpu_usec)?,
         psi_memory_percent: percent(a.psi_memory_usec, b.psi_memory_usec)?,
         psi_io_percent: percent(a.psi_io_usec, b.psi_io_usec)?,
@@ -111,7 +159,7 @@ mod tests {
 
     #[test]
     fn rate() {
-        let u = usage(&sample(1, 0, 0), &sample(1, 2_000_000_000, 600_000), 5).unwrap();
+        let u = usage(&sample(1, 0, 0), &sample(1, 2_000_000_000, 600_000), 5, 1).unwrap();
         assert_eq!(u.cpu_percent, Some(30.0));
         assert_eq!(u.net_rx_bps, None);
     }
@@ -120,24 +168,29 @@ mod tests {
     fn never_a_spike() {
         let a = sample(1, 1_000_000_000, 1000);
         assert_eq!(
-            usage(&a, &sample(2, 2_000_000_000, 2000), 0),
+            usage(&a, &sample(2, 2_000_000_000, 2000), 0, 0),
             None,
             "other identity"
         );
         assert_eq!(
-            usage(&a, &sample(1, 2_000_000_000, 999), 0),
+            usage(&a, &sample(1, 2_000_000_000, 999), 0, 0),
             None,
             "counter went back"
         );
         assert_eq!(
-            usage(&a, &sample(1, 1_000_000_000, 1001), 0),
+            usage(&a, &sample(1, 1_000_000_000, 1001), 0, 0),
             None,
             "no time"
         );
         assert_eq!(
-            usage(&a, &sample(1, 500_000_000, 1001), 0),
+            usage(&a, &sample(1, 500_000_000, 1001), 0, 0),
             None,
             "clock went back"
         );
+        // One CPU cannot give 3 s in 1 s, four can.
+        let b = sample(1, 2_000_000_000, 3_001_000);
+        assert_eq!(usage(&a, &b, 0, 1), None, "more than there was");
+        assert!(usage(&a, &b, 0, 4).is_some());
+        assert!(usage(&a, &b, 0, 0).is_some(), "CPUs not known");
     }
 }

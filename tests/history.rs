@@ -476,6 +476,7 @@ async fn size_and_latency() {
                         psi_memory_percent: percent(0.0),
                         psi_io_percent: percent(v(20_000)),
                         processes: Some(12.0),
+                        ..Usage::default()
                     };
                     (k.clone(), u)
                 })

@@ -4,8 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 13] = [
+const PURE: [&str; 15] = [
+    "counters",
     "feature.rs",
+    "rules.rs",
     "sample.rs",
     "usage.rs",
     "host.rs",

@@ -78,9 +78,10 @@ impl Feature {
         }
     }
 
+    /// As deciding needs it, here and on other hosts: without what the workload runs.
     fn state(&self) -> FeatureState {
         FeatureState {
-            spec: self.record.spec.clone(),
+            spec: self.record.spec.for_peers(),
             status: self.status(),
             usage: self.recent.back().copied(),
         }
@@ -138,6 +139,8 @@ impl Instance {
                 .totals
                 .map(|t| t.memory_available_bytes as f64 / crate::usage::MIB),
             cpus_used: self.cpus_used,
+            reserved_cpus: 0.0,
+            reserved_memory_mib: 0.0,
             helper: self.helper.clone(),
             capabilities: self.capabilities.clone(),
             features: self.features.values().map(Feature::state).collect(),

@@ -65,7 +65,7 @@ impl Daemon {
                 let point = f
                     .last
                     .as_ref()
-                    .and_then(|before| usage(before, &sample, at_ms));
+                    .and_then(|before| usage(before, &sample, at_ms, frame.guest.cpus));
                 f.last = Some(sample);
                 let Some(point) = point else { continue };
                 f.push(point);

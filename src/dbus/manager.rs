@@ -7,10 +7,10 @@ use zbus::object_server::SignalEmitter;
 
 use zbus::{Connection, ObjectPath, OwnedObjectPath};
 
-use super::access::Access;
+use super::access::{Access, Verb};
 use super::error::{Error, json};
 use super::moves::Moves;
-use crate::api::{Api, Changed, Destination, HistoryQuery};
+use crate::api::{Api, Changed, Destination, FeatureRow, HistoryQuery};
 use crate::feature::{FeatureName, FeatureSpec};
 
 /// Most points that one `History` call returns.
@@ -63,8 +63,19 @@ impl Manager {
     }
 
     #[zbus(out_args("features_json"))]
-    async fn features(&self) -> Result<String, Error> {
-        json(&self.api.features().await)
+    async fn features(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        let mut rows = self.api.features().await;
+        let secret = |r: &FeatureRow| r.spec.redacted() != r.spec;
+        if rows.iter().any(secret) && !self.access.may_inspect(connection, &header).await {
+            for row in &mut rows {
+                row.spec = row.spec.redacted();
+            }
+        }
+        json(&rows)
     }
 
     #[zbus(out_args("changed"))]
@@ -78,12 +89,9 @@ impl Manager {
         let spec: FeatureSpec = serde_json::from_str(spec_json)
             .map_err(|e| Error::Invalid(format!("the definition is not valid: {e}")))?;
         spec.validate()?;
+        let of = [("domain", domain), ("feature", spec.name.as_str())];
         self.access
-            .sender(
-                connection,
-                &header,
-                &format!("define '{domain}/{}'", spec.name),
-            )
+            .sender(connection, &header, Verb::Register, &of)
             .await?;
         Ok(word(self.api.register(domain, spec).await?))
     }
@@ -97,8 +105,9 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<String, Error> {
         let name = FeatureName::new(feature)?;
+        let of = [("domain", domain), ("feature", name.as_str())];
         self.access
-            .sender(connection, &header, &format!("undefine '{domain}/{name}'"))
+            .sender(connection, &header, Verb::Deregister, &of)
             .await?;
         Ok(word(self.api.deregister(domain, &name).await?))
     }
@@ -112,8 +121,9 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<String, Error> {
         let name = FeatureName::new(feature)?;
+        let of = [("domain", domain), ("feature", name.as_str())];
         self.access
-            .sender(connection, &header, &format!("enable '{domain}/{name}'"))
+            .sender(connection, &header, Verb::Enable, &of)
             .await?;
         Ok(word(self.api.set_enabled(domain, &name, true).await?))
     }
@@ -127,8 +137,9 @@ impl Manager {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<String, Error> {
         let name = FeatureName::new(feature)?;
+        let of = [("domain", domain), ("feature", name.as_str())];
         self.access
-            .sender(connection, &header, &format!("disable '{domain}/{name}'"))
+            .sender(connection, &header, Verb::Disable, &of)
             .await?;
         Ok(word(self.api.set_enabled(domain, &name, false).await?))
     }
@@ -154,8 +165,10 @@ impl Manager {
             }
             parsed.push(t);
         }
-        let what = format!("set thresholds of '{domain}/{name}'");
-        self.access.sender(connection, &header, &what).await?;
+        let of = [("domain", domain), ("feature", name.as_str())];
+        self.access
+            .sender(connection, &header, Verb::Threshold, &of)
+            .await?;
         Ok(word(self.api.set_thresholds(domain, &name, parsed).await?))
     }
 
@@ -236,8 +249,9 @@ impl Manager {
                 "destination domain '{to_domain}' without a host: give both, HOST/DOMAIN"
             )));
         }
+        let of = [("domain", domain), ("feature", name.as_str())];
         self.access
-            .sender(connection, &header, &format!("migrate '{domain}/{name}'"))
+            .sender(connection, &header, Verb::Move, &of)
             .await?;
         let to = Destination {
             host: some(to_host),
@@ -260,8 +274,10 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<String, Error> {
-        let what = format!("install the helper into '{domain}'");
-        self.access.sender(connection, &header, &what).await?;
+        let of = [("domain", domain)];
+        self.access
+            .sender(connection, &header, Verb::GuestInstall, &of)
+            .await?;
         Ok(self.api.guest_install(domain).await?)
     }
 
@@ -272,8 +288,10 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<String, Error> {
-        let what = format!("remove the helper from '{domain}'");
-        self.access.sender(connection, &header, &what).await?;
+        let of = [("domain", domain)];
+        self.access
+            .sender(connection, &header, Verb::GuestRemove, &of)
+            .await?;
         Ok(self.api.guest_remove(domain).await?)
     }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! /org/drover1                 org.drover1.Manager, org.freedesktop.DBus.ObjectManager
 //! /org/drover1/move/ID         org.drover1.Move, one per move of this run
+//! /org/drover1/host/...        hosts, instances and features: see [`objects`]
 //! ```
 //!
 //! Structured data crosses the bus as JSON of the types in [`crate::api`], [`crate::feature`],
@@ -10,7 +11,7 @@
 //! errors `org.drover1.Error.NAME` ([`error::Error`]). `packaging/dbus/org.drover1.xml` is the
 //! contract; a test compares it with what is served.
 //!
-//! Anyone may read; who may change is decided by [`access::Access`]. Objects are registered
+//! Anyone may read, but for secrets; who may change is decided by [`access::Access`]. Objects are registered
 //! before the name is taken, so that whoever sees the name finds the objects.
 
 pub mod access;
@@ -18,6 +19,8 @@ pub mod client;
 pub mod error;
 mod manager;
 mod moves;
+pub mod objects;
+mod polkit;
 mod pump;
 
 use std::sync::Arc;
@@ -28,7 +31,7 @@ use zbus::{Connection, ObjectPath};
 
 use crate::api::Api;
 
-pub use access::Access;
+pub use access::{Access, Verb};
 
 /// Well-known name.
 pub const NAME: &str = "org.drover1";
@@ -96,14 +99,14 @@ impl Drop for Service {
     }
 }
 
-/// Serves `api` as `org.drover1`; changes are for uid 0. `address` is a D-Bus address; `None` is
+/// Serves `api` as `org.drover1`; changes are for root and whom polkit lets. `address` is a D-Bus address; `None` is
 /// the system bus (`DBUS_SYSTEM_BUS_ADDRESS` honoured). Needs a tokio runtime.
 pub async fn serve(
     api: Arc<dyn Api>,
     host_name: &str,
     address: Option<&str>,
 ) -> Result<Service, DbusError> {
-    serve_with(api, host_name, address, Access::root()).await
+    serve_with(api, host_name, address, Access::polkit()).await
 }
 
 /// Like [`serve`], with another rule for who may change things.
@@ -137,7 +140,18 @@ pub async fn serve_with(
                 .map_err(DbusError::Objects)?;
         }
     }
-    let pump = tokio::spawn(pump::run(connection.clone(), api, moves, events));
+    let objects = objects::Objects::new(Arc::clone(&api), host_name);
+    objects
+        .refresh(&connection)
+        .await
+        .map_err(DbusError::Objects)?;
+    let pump = pump::Pump {
+        connection: connection.clone(),
+        api,
+        moves,
+        objects,
+    };
+    let pump = tokio::spawn(pump.run(events));
     let service = Service { pump, connection };
     match service
         .connection

@@ -10,7 +10,7 @@ use zbus::names::InterfaceName;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, ObjectPath, Variant};
 
-use super::access::Access;
+use super::access::{Access, Verb};
 use super::error::Error;
 use super::{MOVE, move_path};
 use crate::api::{Api, Job, JobResult};
@@ -98,7 +98,9 @@ impl Moves {
         let emitter = SignalEmitter::new(connection, path.clone())?;
         let interface = InterfaceName::from_static_str(MOVE)?;
         Properties::properties_changed(&emitter, interface, changed, (&[][..]).into()).await?;
-        if job.result.is_some() {
+        if let Some(result) = job.result {
+            let reason = job.reason.as_deref().unwrap_or_default();
+            Move::ended(&emitter, result_word(result), reason).await?;
             table.ended.push_back(job.id.clone());
             trim(&mut table, connection).await?;
         }
@@ -193,14 +195,13 @@ impl Move {
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), Error> {
         self.access
-            .sender(
-                connection,
-                &header,
-                &format!("abort the move '{}'", self.id),
-            )
+            .sender(connection, &header, Verb::Cancel, &[("move", &self.id)])
             .await?;
         Ok(self.api.abort(&self.id).await?)
     }
+
+    #[zbus(signal)]
+    async fn ended(emitter: &SignalEmitter<'_>, result: &str, reason: &str) -> zbus::Result<()>;
 
     #[zbus(property)]
     fn state(&self) -> String {

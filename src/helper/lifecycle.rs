@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::feature::{FeatureName, FeatureSpec, Workload};
+use crate::feature::{FeatureName, FeatureSpec};
 use crate::helper::features::{self, FeatureFileError};
-use crate::helper::meter::unit_directory;
+use crate::helper::meter;
 use crate::helper::unit::{self, UnitError};
 use crate::helper::{cgroup, netns, paths};
 use crate::wire::guest::{ErrorKind, GuestFeature, GuestMove, GuestMoveState, GuestStatus, Reply};
@@ -137,8 +137,8 @@ pub fn status(moves: Vec<GuestMove>) -> GuestStatus {
         .filter_map(|feature| {
             let spec = specs.iter().find(|s| s.name == feature);
             let (dir, present, workload) =
-                if let Some(Workload::Unit { unit }) = spec.map(|s| &s.workload) {
-                    (unit_directory(unit)?, true, None)
+                if let Some(spec) = spec.filter(|s| s.managed().is_none()) {
+                    (meter::directory(spec)?, true, None)
                 } else {
                     let present = paths::unit_file(&feature).exists() || netns::exists(&feature);
                     let workload = paths::workload_cgroup(&feature);

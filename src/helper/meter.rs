@@ -1,25 +1,33 @@
 //! The meter: at every tick, the counters of every feature and of the whole guest.
 //!
 //! Ticks are multiples of the interval on the boot-time clock, so they do not drift. Files are
-//! kept open and read with `pread`; a cgroup that is made anew is noticed by its inode.
+//! kept open and read with `pread`, nothing is looked up by name in a tick.
+//!
+//! - `hierarchy`: cgroups of version 1 and 2; `locate`: where a workload's cgroup is
+//! - `feature`: the open files of one feature; `watch`: notices of what changes seldom
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, File};
+use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::time::{ClockId, clock_gettime};
 
+use crate::counters;
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::helper::features;
 use crate::helper::port::lock;
 use crate::sample::{GuestTotals, MeterFrame};
 
 mod feature;
-mod parse;
+mod hierarchy;
+mod locate;
+mod watch;
 
-use feature::FeatureMeter;
-pub use feature::unit_directory;
+use feature::{FeatureMeter, Guest, read_whole};
+use hierarchy::Hierarchy;
+use watch::Watches;
 
 /// Shortest interval between ticks, milliseconds.
 pub const SHORTEST_MS: u64 = 50;
@@ -89,32 +97,55 @@ impl Ticker {
     }
 }
 
+/// Directory of the workload's cgroup; `None` while it has none. May take seconds.
+pub fn directory(spec: &FeatureSpec) -> Option<PathBuf> {
+    let hierarchy = Hierarchy::detect();
+    let path = locate::usual(&hierarchy, &spec.name, &spec.workload)
+        .or_else(|| locate::ask(&hierarchy, &spec.workload))?;
+    hierarchy.directory(&path)
+}
+
 /// Reads the counters of every feature that is defined and has a cgroup.
 #[derive(Debug)]
 pub struct Meter {
-    boot_id: String,
-    ticks_per_second: u64,
+    guest: Guest,
     definitions: Vec<FeatureSpec>,
     /// Modification time of the definitions' directory when they were read.
     read_at: Option<SystemTime>,
     features: HashMap<FeatureName, FeatureMeter>,
+    stat: Option<File>,
+    meminfo: Option<File>,
 }
 
 impl Default for Meter {
     fn default() -> Self {
+        allow_files();
         let hz = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK);
+        let ticks = hz.ok().flatten().and_then(|t| u64::try_from(t).ok());
         Self {
-            boot_id: boot_id(),
-            ticks_per_second: hz
-                .ok()
-                .flatten()
-                .and_then(|t| u64::try_from(t).ok())
-                .unwrap_or(100)
-                .max(1),
+            guest: Guest {
+                hierarchy: Hierarchy::detect(),
+                boot_id: boot_id(),
+                ticks: ticks.unwrap_or(100).max(1),
+                watches: Watches::default(),
+                buffer: vec![0; 16 << 10],
+            },
             definitions: Vec::new(),
             read_at: None,
             features: HashMap::new(),
+            stat: File::open("/proc/stat").ok(),
+            meminfo: File::open("/proc/meminfo").ok(),
         }
+    }
+}
+
+/// Some nine files of each feature stay open, more than the usual soft limit allows.
+fn allow_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(e) = raised {
+        tracing::warn!("the limit of open files cannot be raised: {e}");
     }
 }
 
@@ -124,17 +155,16 @@ impl Meter {
         let at_ns = boottime_ns();
         let begin = Instant::now();
         self.follow_definitions();
+        self.guest.watches.collect();
         let mut frame = MeterFrame {
             at_ns,
             guest: self.totals(),
             features: Vec::with_capacity(self.features.len()),
         };
         for spec in &self.definitions {
-            let meter = self
-                .features
-                .entry(spec.name.clone())
-                .or_insert_with(|| FeatureMeter::new(spec));
-            if let Some(sample) = meter.read(&self.boot_id) {
+            if let Some(meter) = self.features.get_mut(&spec.name)
+                && let Some(sample) = meter.read(&mut self.guest, at_ns)
+            {
                 frame.features.push(sample);
             }
         }
@@ -158,17 +188,31 @@ impl Meter {
         let definitions = features::all();
         self.features.retain(|name, meter| {
             meter.forget_process();
-            definitions
+            let keep = definitions
                 .iter()
-                .any(|d| d.name == *name && meter.is_for(d))
+                .any(|d| d.name == *name && meter.is_for(d));
+            if !keep {
+                meter.close(&self.guest);
+            }
+            keep
         });
+        for spec in &definitions {
+            self.features
+                .entry(spec.name.clone())
+                .or_insert_with(|| FeatureMeter::new(spec));
+        }
         self.definitions = definitions;
     }
 
-    fn totals(&self) -> GuestTotals {
-        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        parse::totals(&stat, &meminfo, self.ticks_per_second)
+    fn totals(&mut self) -> GuestTotals {
+        let mut text = |file: &Option<File>| -> Vec<u8> {
+            let read = file
+                .as_ref()
+                .and_then(|f| read_whole(f, &mut self.guest.buffer).ok());
+            read.unwrap_or_default().to_vec()
+        };
+        let (stat, meminfo) = (text(&self.stat), text(&self.meminfo));
+        counters::totals(&stat, &meminfo, self.guest.ticks)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::feature::FeatureSpec;
 use crate::wire::guest::{FileDigest, MoveId, Preflight};
 
 /// Version of the peer protocol. Another major number is refused with a reason.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Source asks the target to take a feature.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct Offer {
     pub cpus: f64,
     /// MiB the feature is expected to use.
     pub memory_mib: f64,
+    /// A user named the target: lack of CPU does not count.
+    #[serde(default)]
+    pub by_hand: bool,
     /// Source's preflight.
     pub preflight: Preflight,
     /// Files that must be the same on the target.

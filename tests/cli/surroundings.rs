@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use drover::api::ApiEvent;
 
-use crate::dbus_support::{Bus, job, me, name, served};
+use crate::dbus_support::{Bus, job, managed, me, name, served};
 use crate::support::{Ran, bad, command, drover, good, run};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,6 +190,19 @@ async fn another_user_may_look_but_not_change() {
     };
     let r = as_nobody(&["list"]).await;
     assert_eq!(r.code, 0, "{}", r.err);
+    fake.features.lock().unwrap()[1].spec = managed("broken", "geheim");
+    for command in [
+        &["dumpfile", "web", "broken"][..],
+        &["list", "--format=json"],
+    ] {
+        let r = as_nobody(command).await;
+        assert!(
+            r.out.contains("(hidden)") && !r.out.contains("geheim"),
+            "{}",
+            r.out
+        );
+        assert!(good(&bus, command).await.contains("geheim"));
+    }
     for args in [
         &["disable", "web", "cache"][..],
         &["migrate", "web", "cache"],

@@ -12,7 +12,7 @@ use drover::api::{
     JobResult, ModelInfo, Plan, Result, RoundRow, SeriesForecast,
 };
 use drover::dbus::{Access, Service, serve_with};
-use drover::feature::{FeatureName, FeatureSpec, Threshold, Workload};
+use drover::feature::{FeatureName, FeatureSpec, Threshold};
 use drover::host::{
     FeatureState, FeatureStatus, HelperState, HostCapabilities, HostLoad, HostState, InstanceState,
     StorageKind,
@@ -112,6 +112,19 @@ pub fn unit(feature: &str) -> FeatureSpec {
     .unwrap()
 }
 
+/// A feature whose arguments and environment hold a secret.
+pub fn managed(feature: &str, secret: &str) -> FeatureSpec {
+    serde_json::from_value(serde_json::json!({
+        "name": feature,
+        "workload": {
+            "kind": "managed", "address": "192.0.2.1/24",
+            "exec": ["/bin/db", format!("--password={secret}")],
+            "environment": {"TOKEN": secret},
+        }
+    }))
+    .unwrap()
+}
+
 pub fn plan(feature: &str) -> Plan {
     Plan {
         domain: "web".into(),
@@ -142,6 +155,7 @@ pub fn plan(feature: &str) -> Plan {
             rows: 12,
             ..ModelInfo::default()
         },
+        ..Plan::new("web", name(feature), "alpha")
     }
 }
 
@@ -292,7 +306,7 @@ impl Api for Fake {
                 features: features
                     .iter()
                     .map(|r| FeatureState {
-                        spec: r.spec.clone(),
+                        spec: r.spec.for_peers(),
                         status: r.status,
                         usage: r.usage,
                     })
@@ -398,7 +412,7 @@ impl Api for Fake {
     }
 
     async fn migrate(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Job> {
-        let row = self.find(domain, feature)?;
+        self.find(domain, feature)?;
         self.log(format!(
             "migrate {domain} {feature} {:?} {:?}",
             to.host, to.domain
@@ -408,7 +422,6 @@ impl Api for Fake {
                 "gamma does not take 'web/cache': no guest with the helper runs there".into(),
             ));
         }
-        assert!(matches!(row.spec.workload, Workload::Unit { .. }));
         let n = self.jobs.lock().unwrap().len();
         let mut job = job(&format!("0000000{n}-aaaa"), feature.as_str());
         self.jobs.lock().unwrap().push_front(job.clone());

@@ -9,7 +9,10 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "vagrant" / "cluster"
-TOOLS = ROOT / "target" / "x86_64-unknown-linux-gnu" / "release"
+# Of the newest build, whatever its profile.
+TOOLS = max((ROOT / "target" / "x86_64-unknown-linux-gnu").glob("*/drover-counter"),
+            key=lambda p: p.stat().st_mtime,
+            default=ROOT / "target" / "x86_64-unknown-linux-gnu" / "release" / "drover-counter").parent
 
 
 class Failed(Exception):

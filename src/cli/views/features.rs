@@ -46,11 +46,8 @@ pub fn list(out: &mut dyn Write, rows: &[FeatureRow], screen: &Screen) -> io::Re
     ]);
     for r in rows {
         let (workload, address) = match &r.spec.workload {
-            Workload::Unit { unit } => (unit.clone(), NONE.to_owned()),
-            Workload::Managed(m) => (
-                m.exec.first().cloned().unwrap_or_default(),
-                m.address.to_string(),
-            ),
+            Workload::Managed(m) => (r.spec.workload.label(), m.address.to_string()),
+            other => (other.label(), NONE.to_owned()),
         };
         t.row(vec![
             Cell::new(&r.domain),

@@ -1,67 +1,86 @@
 //! The counters of one feature, from files that stay open.
+//!
+//! A cgroup that was removed answers ENODEV for ever, so a new one at the same place is noticed
+//! without looking at its directory. The dear and slow files are read every ten seconds, and
+//! those of which the kernel tells changes only when it does.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
+use nix::sys::inotify::WatchDescriptor;
+
+use crate::counters::{self, CounterFile};
 use crate::feature::{FeatureName, FeatureSpec, Workload};
 use crate::helper::port::lock;
-use crate::helper::{cgroup, command, features, netns, paths};
+use crate::helper::{features, netns};
 use crate::sample::{Counters, RawSample};
 
-use super::parse;
+use super::hierarchy::Hierarchy;
+use super::locate;
+use super::watch::Watches;
 
-/// How often systemd is asked again where an absent unit's cgroup is.
-const ASK_AGAIN: Duration = Duration::from_secs(30);
+/// Pause between readings of slow files, and between looks at what did not change, nanoseconds.
+pub(super) const SLOW_NS: u64 = 10_000_000_000;
+/// First and longest pause between questions where an absent workload's cgroup is, nanoseconds.
+const ASK_AGAIN_NS: (u64, u64) = (2_000_000_000, 30_000_000_000);
 
-/// The cgroup files, in the order in which they are read.
-const FILES: [&str; 8] = [
-    "cpu.stat",
-    "memory.current",
-    "memory.stat",
-    "io.stat",
-    "cpu.pressure",
-    "memory.pressure",
-    "io.pressure",
-    "pids.current",
-];
+/// What the features of one guest have in common.
+#[derive(Debug)]
+pub struct Guest {
+    /// The guest's cgroups.
+    pub hierarchy: Hierarchy,
+    /// The boot's identity.
+    pub boot_id: String,
+    /// Clock ticks per second.
+    pub ticks: u64,
+    /// Notices of changed files.
+    pub watches: Watches,
+    /// Buffer for files.
+    pub buffer: Vec<u8>,
+}
 
 /// Meter of one feature.
 #[derive(Debug)]
 pub struct FeatureMeter {
     name: FeatureName,
     workload: Workload,
-    directory: Option<PathBuf>,
-    asked: Option<Instant>,
-    /// Where systemd's answer arrives; asking takes longer than a tick may.
-    answer: Arc<Mutex<Option<PathBuf>>>,
+    /// When to ask next, and the pause after that.
+    ask: (u64, u64),
+    /// Where the answer arrives; asking takes longer than a tick may.
+    answer: Arc<Mutex<Option<String>>>,
     open: Option<Open>,
-    network: Option<File>,
-    buffer: Vec<u8>,
 }
 
 /// The files of one cgroup as it was when they were opened.
 #[derive(Debug)]
 struct Open {
-    inode: u64,
-    files: [Option<File>; 8],
+    cgroup: String,
+    inodes: Vec<u64>,
+    identity: u64,
+    files: Vec<(CounterFile, File)>,
+    /// Watch on the file that notifies; `None` when it must be read each time.
+    watch: Option<WatchDescriptor>,
+    network: Option<File>,
+    /// When slow files are due.
+    slow_at: u64,
+    /// All as last read.
+    counters: Counters,
 }
+
+/// A cgroup that is gone, or files that cannot be read any more.
+struct Gone;
 
 impl FeatureMeter {
     /// A meter that opens its files at the first reading.
     pub fn new(spec: &FeatureSpec) -> Self {
-        let directory = spec.managed().map(|_| paths::cgroup_dir(&spec.name));
         Self {
             name: spec.name.clone(),
             workload: spec.workload.clone(),
-            directory,
-            asked: None,
+            ask: (0, ASK_AGAIN_NS.0),
             answer: Arc::default(),
             open: None,
-            network: None,
-            buffer: vec![0; 16 << 10],
         }
     }
 
@@ -73,195 +92,373 @@ impl FeatureMeter {
     /// Looks for the feature's process anew at the next reading. An open `net/dev` would also
     /// keep a removed namespace alive.
     pub fn forget_process(&mut self) {
-        self.network = None;
+        if let Some(open) = &mut self.open {
+            open.network = None;
+            open.slow_at = 0;
+        }
     }
 
-    /// The counters now, or `None` while the feature has no cgroup.
-    pub fn read(&mut self, boot_id: &str) -> Option<RawSample> {
-        let directory = self.find_directory()?;
-        let Ok(metadata) = fs::metadata(&directory) else {
-            self.open = None;
-            self.network = None;
-            return None;
-        };
-        if self.open.as_ref().is_none_or(|o| o.inode != metadata.ino()) {
-            self.open = Some(Open::new(&directory, metadata.ino()));
-            self.network = None;
+    /// Closes all files.
+    pub fn close(&mut self, guest: &Guest) {
+        if let Some(open) = self.open.take() {
+            open.close(guest);
         }
-        let at_ns = super::boottime_ns();
-        let mut counters = self.open.as_ref()?.read(&mut self.buffer);
-        if matches!(self.workload, Workload::Managed(_)) {
-            let network = self.read_network();
-            counters.net_rx_bytes = network.map(|n| n.0);
-            counters.net_tx_bytes = network.map(|n| n.1);
-        }
-        Some(RawSample {
-            feature: self.name.clone(),
-            identity: identity(metadata.ino(), boot_id),
-            at_ns,
-            counters,
-        })
     }
 
-    fn read_network(&mut self) -> Option<(u64, u64)> {
-        if self.network.is_none() {
-            let pid = features::pid(&self.name)?;
-            self.network = File::open(format!("/proc/{pid}/net/dev")).ok();
+    /// The counters now, or `None` while the feature has no cgroup. `now_ns` is the boot-time
+    /// clock; it only says what is due.
+    pub fn read(&mut self, guest: &mut Guest, now_ns: u64) -> Option<RawSample> {
+        for _ in 0..2 {
+            if self.open.is_none() {
+                let cgroup = self.find(guest, now_ns)?;
+                self.open = Open::new(guest, cgroup);
+            }
+            let open = self.open.as_mut()?;
+            let at_ns = super::boottime_ns();
+            if open.read(guest, &self.name, &self.workload, now_ns).is_ok() {
+                return Some(RawSample {
+                    feature: self.name.clone(),
+                    identity: open.identity,
+                    at_ns,
+                    counters: open.counters,
+                });
+            }
+            // Perhaps another has taken its place already.
+            self.close(guest);
         }
-        let text = read(self.network.as_ref(), &mut self.buffer)?;
-        let found = parse::net_dev(text, netns::INTERFACE);
-        if found.is_none() {
-            // The interface is gone, and so is the namespace soon.
-            self.network = None;
-        }
-        found
+        None
     }
 
-    fn find_directory(&mut self) -> Option<PathBuf> {
-        if let Some(known) = &self.directory
-            && (known.exists() || matches!(self.workload, Workload::Managed(_)))
-        {
-            return Some(known.clone());
-        }
-        let Workload::Unit { unit } = &self.workload else {
-            return None;
-        };
-        let found = lock(&self.answer).take().or_else(|| usual_directory(unit));
+    fn find(&mut self, guest: &Guest, now_ns: u64) -> Option<String> {
+        let known = lock(&self.answer).take();
+        let known = known.filter(|c| guest.hierarchy.directory(c).is_some());
+        let found = known.or_else(|| locate::usual(&guest.hierarchy, &self.name, &self.workload));
         if found.is_some() {
-            self.directory = found;
-        } else if self.asked.is_none_or(|at| at.elapsed() > ASK_AGAIN) {
-            self.asked = Some(Instant::now());
-            let (unit, answer) = (unit.clone(), Arc::clone(&self.answer));
-            let ask = move || *lock(&answer) = unit_directory(&unit);
+            self.ask = (0, ASK_AGAIN_NS.0);
+            return found;
+        }
+        let asks = matches!(
+            self.workload,
+            Workload::Unit { .. } | Workload::Container { .. }
+        );
+        if asks && now_ns >= self.ask.0 {
+            self.ask = (
+                now_ns.saturating_add(self.ask.1),
+                (self.ask.1 * 2).min(ASK_AGAIN_NS.1),
+            );
+            let (hierarchy, workload) = (guest.hierarchy.clone(), self.workload.clone());
+            let answer = Arc::clone(&self.answer);
+            let ask = move || *lock(&answer) = locate::ask(&hierarchy, &workload);
             if let Err(e) = std::thread::Builder::new().spawn(ask) {
-                tracing::warn!("cannot ask systemd for a cgroup: {e}");
+                tracing::warn!("cannot look for the cgroup of '{}': {e}", self.name);
             }
         }
-        self.directory.clone()
-    }
-}
-
-/// Where nearly every unit's cgroup is.
-fn usual_directory(unit: &str) -> Option<PathBuf> {
-    let usual = Path::new(cgroup::ROOT).join("system.slice").join(unit);
-    usual.exists().then_some(usual)
-}
-
-/// Where systemd keeps the cgroup of a unit; `None` while it has none.
-pub fn unit_directory(unit: &str) -> Option<PathBuf> {
-    if let Some(usual) = usual_directory(unit) {
-        return Some(usual);
-    }
-    let args = ["show", "-p", "ControlGroup", "--value", "--", unit];
-    match command::run("systemctl", &args, "", Duration::from_secs(5)) {
-        Ok(group) => cgroup::directory(group.trim()),
-        Err(e) => {
-            tracing::warn!("cannot find the cgroup of {unit}: {e}");
-            None
-        }
+        None
     }
 }
 
 impl Open {
-    fn new(directory: &Path, inode: u64) -> Self {
-        Self {
-            inode,
-            files: FILES.map(|f| File::open(directory.join(f)).ok()),
+    fn new(guest: &mut Guest, cgroup: String) -> Option<Self> {
+        let (places, inodes) = guest.hierarchy.files(&cgroup)?;
+        let mut watch = None;
+        let files = places
+            .into_iter()
+            .filter_map(|place| {
+                let file = File::open(&place.path).ok()?;
+                if place.file.notifies() {
+                    watch = guest.watches.add(&place.path);
+                }
+                Some((place.file, file))
+            })
+            .collect();
+        Some(Self {
+            identity: counters::identity(&inodes, &guest.boot_id),
+            cgroup,
+            inodes,
+            files,
+            watch,
+            network: None,
+            slow_at: 0,
+            counters: Counters::default(),
+        })
+    }
+
+    fn close(self, guest: &Guest) {
+        if let Some(watch) = self.watch {
+            guest.watches.remove(watch);
         }
     }
 
-    fn read(&self, buffer: &mut [u8]) -> Counters {
-        let [cpu, current, stat, io, psi_cpu, psi_memory, psi_io, pids] = &self.files;
-        let mut c = Counters::default();
-        if let Some(text) = read(cpu.as_ref(), buffer) {
-            c.cpu_usec = parse::keyed(text, "usage_usec");
-            c.cpu_user_usec = parse::keyed(text, "user_usec");
-            c.cpu_system_usec = parse::keyed(text, "system_usec");
-            c.cpu_throttled_usec = parse::keyed(text, "throttled_usec");
+    fn read(
+        &mut self,
+        guest: &mut Guest,
+        name: &FeatureName,
+        workload: &Workload,
+        now_ns: u64,
+    ) -> Result<(), Gone> {
+        let slow = now_ns >= self.slow_at;
+        if slow {
+            self.slow_at = now_ns.saturating_add(SLOW_NS);
+            self.look_again(guest)?;
         }
-        c.memory_bytes = read(current.as_ref(), buffer).and_then(parse::single);
-        c.memory_anon_bytes = read(stat.as_ref(), buffer).and_then(|t| parse::keyed(t, "anon"));
-        if let Some(text) = read(io.as_ref(), buffer) {
-            c.disk_read_bytes = parse::io_sum(text, "rbytes");
-            c.disk_write_bytes = parse::io_sum(text, "wbytes");
+        let told = self.watch.is_none_or(|w| guest.watches.told(w));
+        let mut at = 0;
+        let mut everything = slow;
+        while at < self.files.len() {
+            let (kind, file) = &self.files[at];
+            if !everything && (kind.slow() || (kind.notifies() && !told)) {
+                at += 1;
+                continue;
+            }
+            match read_whole(file, &mut guest.buffer) {
+                Ok(text) => {
+                    kind.take(text, guest.ticks, &mut self.counters);
+                    at += 1;
+                }
+                Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => return Err(Gone),
+                Err(e) => {
+                    tracing::debug!("{} of '{name}' cannot be read: {e}", kind.name());
+                    // What it said must not stay: read the others anew, without it.
+                    self.files.remove(at);
+                    self.counters = Counters::default();
+                    (at, everything) = (0, true);
+                }
+            }
         }
-        c.psi_cpu_usec = read(psi_cpu.as_ref(), buffer).and_then(parse::pressure);
-        c.psi_memory_usec = read(psi_memory.as_ref(), buffer).and_then(parse::pressure);
-        c.psi_io_usec = read(psi_io.as_ref(), buffer).and_then(parse::pressure);
-        c.processes = read(pids.as_ref(), buffer).and_then(parse::single);
-        c
+        self.read_network(guest, name, workload, slow);
+        Ok(())
+    }
+
+    /// Whether the cgroup is still the same; opens files that were not there when it was opened.
+    fn look_again(&mut self, guest: &mut Guest) -> Result<(), Gone> {
+        let (places, inodes) = guest.hierarchy.files(&self.cgroup).ok_or(Gone)?;
+        if inodes != self.inodes {
+            return Err(Gone);
+        }
+        for place in places {
+            if self.files.iter().any(|(kind, _)| *kind == place.file) {
+                continue;
+            }
+            if let Ok(file) = File::open(&place.path) {
+                if place.file.notifies() {
+                    self.watch = guest.watches.add(&place.path);
+                }
+                self.files.push((place.file, file));
+            }
+        }
+        Ok(())
+    }
+
+    fn read_network(
+        &mut self,
+        guest: &mut Guest,
+        name: &FeatureName,
+        workload: &Workload,
+        slow: bool,
+    ) {
+        let managed = matches!(workload, Workload::Managed(_));
+        if !managed && !matches!(workload, Workload::Container { .. }) {
+            return;
+        }
+        if self.network.is_none() {
+            self.network = if managed {
+                features::pid(name).and_then(|pid| File::open(format!("/proc/{pid}/net/dev")).ok())
+            } else if slow {
+                container_network(&guest.hierarchy, &self.cgroup)
+            } else {
+                None
+            };
+        }
+        let text = self
+            .network
+            .as_ref()
+            .and_then(|f| read_whole(f, &mut guest.buffer).ok());
+        let found = text.and_then(|t| {
+            if managed {
+                counters::net_dev(t, netns::INTERFACE)
+            } else {
+                counters::net_sum(t)
+            }
+        });
+        if found.is_none() {
+            // The interface is gone, and so is the namespace soon.
+            self.network = None;
+        }
+        self.counters.net_rx_bytes = found.map(|n| n.0);
+        self.counters.net_tx_bytes = found.map(|n| n.1);
     }
 }
 
-/// The file's whole text, read anew from its beginning; at most the buffer's size.
-fn read<'a>(file: Option<&File>, buffer: &'a mut [u8]) -> Option<&'a str> {
-    let file = file?;
+/// Interfaces of a container that has a network namespace of its own; with the guest's own
+/// network nothing tells its part.
+fn container_network(hierarchy: &Hierarchy, cgroup: &str) -> Option<File> {
+    let directory = hierarchy.directory(cgroup)?;
+    let pid = first_process(&directory, 0)?;
+    let namespace = |of: &str| {
+        fs::metadata(format!("/proc/{of}/ns/net"))
+            .ok()
+            .map(|m| m.ino())
+    };
+    let (own, its) = (namespace("self")?, namespace(&pid)?);
+    (own != its).then(|| File::open(format!("/proc/{pid}/net/dev")).ok())?
+}
+
+fn first_process(directory: &Path, depth: usize) -> Option<String> {
+    let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    if let Some(pid) = procs.lines().find(|l| *l != "0" && !l.is_empty()) {
+        return Some(pid.to_owned());
+    }
+    // podman and systemd in a container put the processes into cgroups below.
+    if depth == 3 {
+        return None;
+    }
+    let entries = fs::read_dir(directory).ok()?.filter_map(Result::ok);
+    entries
+        .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+        .find_map(|e| first_process(&e.path(), depth + 1))
+}
+
+/// The file's whole text, read anew from its beginning; at most the buffer's size. The kernel
+/// gives these files whole, so a short read is the end.
+pub(super) fn read_whole<'a>(file: &File, buffer: &'a mut [u8]) -> std::io::Result<&'a [u8]> {
     let mut length = 0;
     loop {
-        match file.read_at(&mut buffer[length..], length as u64) {
-            Ok(0) => break,
-            Ok(n) => length += n,
-            Err(_) => return None,
+        let n = file.read_at(&mut buffer[length..], length as u64)?;
+        length += n;
+        if n == 0 || length < buffer.len() {
+            return Ok(&buffer[..length]);
         }
     }
-    std::str::from_utf8(&buffer[..length]).ok()
-}
-
-/// FNV-1a over the inode and the boot id: another cgroup or another boot, another identity.
-fn identity(inode: u64, boot_id: &str) -> u64 {
-    let bytes = inode.to_le_bytes();
-    bytes
-        .iter()
-        .chain(boot_id.as_bytes())
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::PathBuf;
 
-    fn meter(directory: &Path) -> FeatureMeter {
-        let spec: FeatureSpec =
-            serde_json::from_str(r#"{"name":"web","workload":{"kind":"unit","unit":"x.service"}}"#)
-                .unwrap();
-        let mut meter = FeatureMeter::new(&spec);
-        meter.directory = Some(directory.to_owned());
-        meter.asked = Some(Instant::now());
-        meter
+    fn guest(hierarchy: Hierarchy) -> Guest {
+        Guest {
+            hierarchy,
+            boot_id: "boot".into(),
+            ticks: 100,
+            watches: Watches::default(),
+            buffer: vec![0; 4096],
+        }
+    }
+
+    fn meter(workload: &str) -> FeatureMeter {
+        let text = format!(r#"{{"name":"web","workload":{workload}}}"#);
+        let spec: FeatureSpec = serde_json::from_str(&text).unwrap();
+        FeatureMeter::new(&spec)
+    }
+
+    const CGROUP: &str = r#"{"kind":"cgroup","cgroup":"/a/b"}"#;
+
+    fn tree(files: &[(&str, &str)]) -> (tempfile::TempDir, PathBuf) {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("a/b");
+        fs::create_dir_all(&dir).unwrap();
+        for (name, text) in files {
+            fs::write(dir.join(name), text).unwrap();
+        }
+        (root, dir)
     }
 
     #[test]
     fn reads_what_is_there_and_follows_a_new_cgroup() {
-        let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("x.service");
-        let mut meter = meter(&dir);
-        assert_eq!(meter.read("boot"), None);
+        let (root, dir) = tree(&[]);
+        fs::remove_dir(&dir).unwrap();
+        let mut guest = guest(Hierarchy::V2(root.path().into()));
+        let mut meter = meter(CGROUP);
+        assert_eq!(meter.read(&mut guest, 0), None);
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("cpu.stat"), "usage_usec 5\nuser_usec 3\n").unwrap();
         fs::write(dir.join("memory.current"), "4096\n").unwrap();
+        fs::write(dir.join("memory.stat"), "anon 1\nfile 2\n").unwrap();
+        fs::write(dir.join("memory.events"), "high 0\nmax 0\noom_kill 0\n").unwrap();
         fs::write(dir.join("io.stat"), "").unwrap();
-        let first = meter.read("boot").unwrap();
+        let first = meter.read(&mut guest, 1).unwrap();
         assert_eq!(first.counters.cpu_usec, Some(5));
         assert_eq!(first.counters.cpu_throttled_usec, None);
         assert_eq!(first.counters.memory_bytes, Some(4096));
+        assert_eq!(first.counters.memory_anon_bytes, Some(1));
+        assert_eq!(first.counters.oom_kills, Some(0));
         assert_eq!(first.counters.disk_write_bytes, Some(0));
         assert_eq!(first.counters.psi_io_usec, None);
         assert_eq!(first.counters.net_rx_bytes, None);
-        // The same file, read again.
+        // The same files, read again: the dear one not yet, the one that notifies when it does.
         fs::write(dir.join("cpu.stat"), "usage_usec 9\n").unwrap();
-        let second = meter.read("boot").unwrap();
+        fs::write(dir.join("memory.stat"), "anon 7\nfile 2\n").unwrap();
+        fs::write(dir.join("memory.events"), "high 0\nmax 1\noom_kill 1\n").unwrap();
+        guest.watches.collect();
+        let second = meter.read(&mut guest, 2).unwrap();
         assert_eq!(second.counters.cpu_usec, Some(9));
+        assert_eq!(second.counters.memory_anon_bytes, Some(1));
+        assert_eq!(second.counters.oom_kills, Some(1));
         assert_eq!(second.identity, first.identity);
-        // Another cgroup at the same place.
+        let later = meter.read(&mut guest, 2 + SLOW_NS).unwrap();
+        assert_eq!(later.counters.memory_anon_bytes, Some(7));
+        // Another cgroup at the same place. (A real one that is gone also answers ENODEV.)
         fs::rename(&dir, root.path().join("old")).unwrap();
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("cpu.stat"), "usage_usec 1\n").unwrap();
-        let third = meter.read("boot").unwrap();
+        let third = meter.read(&mut guest, 3 + 2 * SLOW_NS).unwrap();
         assert_eq!(third.counters.cpu_usec, Some(1));
         assert_eq!(third.counters.memory_bytes, None);
         assert_ne!(third.identity, first.identity);
-        assert_ne!(identity(1, "a"), identity(1, "b"));
+        // A controller that is switched on later.
+        fs::write(dir.join("memory.current"), "1\n").unwrap();
+        let fourth = meter.read(&mut guest, 4 + 3 * SLOW_NS).unwrap();
+        assert_eq!(fourth.counters.memory_bytes, Some(1));
+        assert_eq!(fourth.identity, third.identity);
+    }
+
+    #[test]
+    fn version_1_in_several_hierarchies() {
+        let (root, dir) = tree(&[("memory.usage_in_bytes", "4096\n")]);
+        let cpu = tempfile::tempdir().unwrap();
+        fs::create_dir_all(cpu.path().join("a/b")).unwrap();
+        fs::write(cpu.path().join("a/b/cpuacct.usage"), "5000\n").unwrap();
+        let mut guest = guest(Hierarchy::V1(vec![
+            ("cpuacct".into(), cpu.path().into()),
+            ("memory".into(), root.path().into()),
+        ]));
+        let mut meter = meter(CGROUP);
+        let first = meter.read(&mut guest, 0).unwrap();
+        assert_eq!(first.counters.cpu_usec, Some(5));
+        assert_eq!(first.counters.memory_bytes, Some(4096));
+        assert_eq!(first.counters.psi_cpu_usec, None, "version 1 has none");
+        // The cgroup of one controller comes anew.
+        fs::rename(&dir, root.path().join("old")).unwrap();
+        fs::create_dir(&dir).unwrap();
+        let second = meter.read(&mut guest, SLOW_NS).unwrap();
+        assert_eq!(second.counters.memory_bytes, None);
+        assert_ne!(second.identity, first.identity);
+    }
+
+    #[test]
+    fn the_hierarchy_of_this_machine() {
+        // Whatever this machine has: its first cgroup with a counter is read from the kernel.
+        let hierarchy = Hierarchy::detect();
+        let mut guest = guest(hierarchy);
+        let names: Vec<String> = guest
+            .hierarchy
+            .roots()
+            .into_iter()
+            .flat_map(|root| {
+                fs::read_dir(root)
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Result::ok)
+            })
+            .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+            .filter_map(|e| e.file_name().into_string().ok())
+            .collect();
+        for name in names {
+            let workload = serde_json::json!({"kind": "cgroup", "cgroup": format!("/{name}")});
+            if let Some(s) = meter(&workload.to_string()).read(&mut guest, 0) {
+                assert!(s.at_ns > 0 && s.identity != 0);
+            }
+        }
     }
 }
