@@ -13,12 +13,8 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-<<<<<<< HEAD
-.PHONY: all setup build stage packages demo test test-unit test-cluster bench-forecast bench-history lint fmt-check deny clean
-=======
-.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-workloads bench-move \
+.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-history bench-workloads bench-move \
 	lint fmt-check vagrant-validate deny clean
->>>>>>> main
 
 all: build
 
@@ -62,11 +58,10 @@ test-cluster: stage
 bench-forecast:
 	$(CARGO) run --locked --release --example bench_forecast
 
-<<<<<<< HEAD
 # The history beside Debian's Prometheus, on traces and on a recording of the cluster, if there.
 bench-history:
 	$(CARGO) run --locked --release --example bench_history
-=======
+
 # Each workload moved there and back 20 times under load; target/bench/workloads.json.
 # BENCH_ARGS="--moves 4 --only redis" for less.
 bench-workloads: setup stage
@@ -75,7 +70,6 @@ bench-workloads: setup stage
 # The same redis moved as a whole VM, by criu, by podman, by Drover; target/bench/move.json.
 bench-move: setup stage
 	tests/bench/bench_move.py $(BENCH_ARGS)
->>>>>>> main
 
 fmt-check:
 	$(CARGO) fmt --all --check

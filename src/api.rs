@@ -8,11 +8,8 @@ use crate::feature::{FeatureName, FeatureSpec, Resource, Threshold};
 use crate::forecast::Step;
 
 use crate::host::{FeatureStatus, HostState};
-<<<<<<< HEAD
 use crate::rollup::Rollup;
-=======
 use crate::rules::Mode;
->>>>>>> main
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
 

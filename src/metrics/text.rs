@@ -36,7 +36,14 @@ impl Kind {
 pub struct Page(String);
 
 /// Units that are told apart from the name, longest first: a name must end in its unit.
-const UNITS: [&str; 6] = ["bytes_per_second", "per_second", "bytes", "ratio", "seconds", "cpus"];
+const UNITS: [&str; 6] = [
+    "bytes_per_second",
+    "per_second",
+    "bytes",
+    "ratio",
+    "seconds",
+    "cpus",
+];
 
 impl Page {
     /// Begins a family and gives what adds its samples.
