@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use drover::feature::FeatureName;
 use drover::history::{History, Options, Query, SeriesKey};
+use drover::rollup::Rollup;
 use drover::usage::Usage;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -23,7 +24,7 @@ const ROUNDS: u64 = 8;
 fn key(n: usize) -> SeriesKey {
     SeriesKey {
         group: "shop".into(),
-        feature: FeatureName::new(format!("f{n}")).unwrap(),
+        feature: FeatureName::new(&format!("f{n}")).unwrap(),
     }
 }
 
@@ -177,7 +178,7 @@ fn a_power_cut_loses_nothing_acknowledged() {
                 limit: 100_000,
             };
             let page = h.query(&key(0), query).await.unwrap();
-            let covered: f64 = page.points.iter().map(|p| p.covered_s()).sum();
+            let covered: f64 = page.points.iter().map(Rollup::covered_s).sum();
             assert!(covered >= 15.0 * (*last + 1) as f64, "{covered} {last}");
             assert_eq!(h.problems(), Vec::<String>::new(), "round {round}");
             h.close().await;

@@ -180,7 +180,7 @@ fn questions(features: &[Feature]) -> Vec<Question> {
             Question {
                 feature,
                 column: known[random(known.len())],
-                until_ms: series::end_ms() - random(4 * 3600) as i64 * 1000,
+                until_ms: series::end_ms() - i64::try_from(random(4 * 3600)).unwrap() * 1000,
             }
         })
         .collect()

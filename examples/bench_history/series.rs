@@ -60,7 +60,7 @@ fn features(prefix: &str, sources: &[Arc<Vec<Usage>>]) -> Vec<Feature> {
             let points = &sources[n % sources.len()];
             let turns = FEATURES.div_ceil(sources.len());
             Feature {
-                name: FeatureName::new(format!("{prefix}-{n}")).unwrap(),
+                name: FeatureName::new(&format!("{prefix}-{n}")).unwrap(),
                 points: Arc::clone(points),
                 from: n / sources.len() * points.len() / turns,
             }

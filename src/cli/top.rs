@@ -122,7 +122,7 @@ async fn gather(client: &Client, state: &mut State) -> Result<Vec<FeatureRow>> {
         if !state.recent.knows(&key) && n < PREFILL {
             let now = now_ms();
             let query = HistoryQuery {
-                since_ms: now - STEP_MS * view::SPARK as i64,
+                since_ms: now - STEP_MS * i64::try_from(view::SPARK).unwrap_or(0),
                 until_ms: now,
                 step_ms: Some(STEP_MS),
                 limit: view::SPARK,

@@ -149,12 +149,17 @@ pub(super) struct Mark {
     pub(super) last_ms: i64,
     /// It is packed.
     pub(super) packed: bool,
+    /// Time of the oldest point; 0 when that is not known.
+    pub(super) first_ms: i64,
 }
 
 impl Mark {
     pub(super) fn write(self, path: &Path) -> io::Result<()> {
-        let packed = if self.packed { " packed" } else { "" };
-        let body = format!("1 {} {} {}{packed}", self.seq, self.points, self.last_ms);
+        let packed = if self.packed { "packed" } else { "open" };
+        let body = format!(
+            "1 {} {} {} {packed} {}",
+            self.seq, self.points, self.last_ms, self.first_ms
+        );
         let line = format!("{body} {:08x}\n", crc32fast::hash(body.as_bytes()));
         replace(path, line.as_bytes())
     }
@@ -180,7 +185,9 @@ impl Mark {
             seq: next()?.parse().map_err(|_| bad())?,
             points: next()?.parse().map_err(|_| bad())?,
             last_ms: next()?.parse().map_err(|_| bad())?,
+            // Not in marks of earlier versions.
             packed: next().is_ok_and(|word| word == "packed"),
+            first_ms: next().ok().and_then(|w| w.parse().ok()).unwrap_or(0),
         }))
     }
 }
@@ -220,6 +227,7 @@ mod tests {
                 points: 400,
                 last_ms: 99,
                 packed,
+                first_ms: 7,
             };
             mark.write(&path).unwrap();
             assert_eq!(Mark::read(&path).unwrap(), Some(mark));

@@ -397,6 +397,9 @@ impl Worker {
             p.sync()?;
             Ok(added)
         })?;
+        if let Some(first) = points.first() {
+            self.tiers.touch_points(first.at_ms);
+        }
         // Hours that are rolled up already get this series now.
         let rolled = self.tiers.rolled.minute_ms;
         let mut hours: Vec<i64> = points
@@ -464,6 +467,9 @@ impl Worker {
             Ok(added)
         })?;
         if tier == StoredTier::Minute {
+            if let Some(first) = points.first() {
+                self.tiers.touch_minutes(first.at_ms());
+            }
             let times: Vec<i64> = points.iter().map(Rollup::at_ms).collect();
             self.after_minutes(key, &times)?;
         }

@@ -50,10 +50,18 @@ pub(super) struct Bounds {
 
 impl Bounds {
     pub(super) fn of(tiers: &Tiers, interval_ms: i64) -> Self {
+        // Where one tier begins the coarser one ends: at a whole step of its own.
+        let [raw, minute, quarter] = tiers.oldest();
+        let down = |at: i64, step: i64| at.div_euclid(step) * step;
+        let oldest = [
+            raw.map(|at| down(at, MINUTE_MS)),
+            minute.map(|at| down(at, QUARTER_MS)),
+            quarter,
+        ];
         Self {
-            oldest: tiers.oldest().map(|o| o.unwrap_or(i64::MAX)),
+            oldest: oldest.map(|o| o.unwrap_or(i64::MAX)),
             rolled: [tiers.rolled.minute_ms, tiers.rolled.quarter_ms],
-            newest_ms: tiers.newest_ms,
+            newest_ms: tiers.newest().unwrap_or(i64::MIN),
             interval_ms: interval_ms.max(1),
         }
     }

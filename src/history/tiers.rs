@@ -51,6 +51,9 @@ pub(super) struct Tiers {
     pub(super) rolled: Rolled,
     /// Newest time known: of the points that came last, or of the clock.
     pub(super) newest_ms: i64,
+    /// Oldest time of which points, and minutes, were written since rolling up of an hour, a day,
+    /// began: what is under way must be done again when it is of that time.
+    touched_ms: [i64; 2],
     /// Partitions that cannot be packed, for now.
     unpackable: HashSet<(StoredTier, i64)>,
     /// When the size was looked at, by `newest_ms`.
@@ -82,6 +85,7 @@ impl Tiers {
             quarter: Partitions::new(root, QUARTER, floor, problems.clone())?,
             rolled: Rolled::read(root),
             newest_ms: i64::MIN,
+            touched_ms: [i64::MAX; 2],
             unpackable: HashSet::new(),
             measured_ms: i64::MIN,
             options,
@@ -92,10 +96,20 @@ impl Tiers {
     /// Oldest time of which there are points, minutes and quarters.
     pub(super) fn oldest(&self) -> [Option<i64>; 3] {
         [
-            self.raw.oldest().map(|s| s.start_ms),
-            self.minute.oldest().map(|s| s.start_ms),
-            self.quarter.oldest().map(|s| s.start_ms),
+            self.raw.oldest_ms(),
+            self.minute.oldest_ms(),
+            self.quarter.oldest_ms(),
         ]
+    }
+
+    /// Newest time of which anything is known.
+    pub(super) fn newest(&self) -> Option<i64> {
+        if self.newest_ms != i64::MIN {
+            return Some(self.newest_ms);
+        }
+        let minute = self.minute.newest_ms().map(|t| t + MINUTE_MS);
+        let quarter = self.quarter.newest_ms().map(|t| t + QUARTER_MS);
+        self.raw.newest_ms().max(minute).max(quarter)
     }
 
     /// Milliseconds that a tier is kept.
@@ -114,8 +128,19 @@ impl Tiers {
         })
     }
 
+    /// Points of this time and later ones were merged beside what comes in.
+    pub(super) fn touch_points(&mut self, at_ms: i64) {
+        self.touched_ms[0] = self.touched_ms[0].min(at_ms);
+    }
+
+    /// Minutes likewise.
+    pub(super) fn touch_minutes(&mut self, at_ms: i64) {
+        self.touched_ms[1] = self.touched_ms[1].min(at_ms);
+    }
+
     /// Points of this time are about to be written.
     pub(super) fn expect_points(&mut self, at_ms: i64) -> Result<()> {
+        self.touch_points(at_ms);
         if self.rolled.lower(at_ms) {
             self.write_rolled()?;
         }
@@ -135,10 +160,12 @@ impl Tiers {
         }
         if let Some(hour) = self.next_hour() {
             let slot = self.raw.slot_of(hour);
+            self.touched_ms[0] = i64::MAX;
             return Ok(Some(Upkeep::Minutes(hour, self.raw.series(&slot)?)));
         }
         if let Some(day) = self.next_day() {
             let slot = self.minute.slot_of(day);
+            self.touched_ms[1] = i64::MAX;
             return Ok(Some(Upkeep::Quarters(day, self.minute.series(&slot)?)));
         }
         self.next_pack()
@@ -211,8 +238,10 @@ impl Tiers {
                     if self.minute.is_there(&slot) {
                         self.minute.write(&slot, |p| p.sync())?;
                     }
-                    self.rolled.minute_ms = hour + HOUR_MS;
-                    self.write_rolled()?;
+                    if self.touched_ms[0] >= hour + HOUR_MS {
+                        self.rolled.minute_ms = hour + HOUR_MS;
+                        self.write_rolled()?;
+                    }
                     return Ok(None);
                 }
                 for key in series.drain(..series.len().min(ROLL_SERIES)) {
@@ -226,8 +255,10 @@ impl Tiers {
                     if self.quarter.is_there(&slot) {
                         self.quarter.write(&slot, |p| p.sync())?;
                     }
-                    self.rolled.quarter_ms = day + DAY_MS;
-                    self.write_rolled()?;
+                    if self.touched_ms[1] >= day + DAY_MS {
+                        self.rolled.quarter_ms = day + DAY_MS;
+                        self.write_rolled()?;
+                    }
                     return Ok(None);
                 }
                 for key in series.drain(..series.len().min(ROLL_SERIES)) {
@@ -255,6 +286,7 @@ impl Tiers {
         if rolled.is_empty() {
             return Ok(());
         }
+        self.touch_minutes(hour);
         let slot = self.minute.slot_of(hour);
         self.minute
             .write(&slot, |p| p.merge(key, &rolled).map(|_| ()))
@@ -276,7 +308,7 @@ impl Tiers {
     /// Drops what is over: only what is in the next tier, durably. Returns how many partitions.
     pub(super) fn expire(&mut self, now_ms: i64) -> Result<u64> {
         let mut dropped = 0;
-        for (tier, slot) in self.droppable() {
+        for (tier, slot) in self.droppable(true) {
             if slot.end_ms <= now_ms - self.keep_ms(tier) {
                 let name = self.drop_slot(tier, &slot)?;
                 tracing::info!("history partition {name} dropped: its time is over");
@@ -293,15 +325,16 @@ impl Tiers {
     }
 
     /// Partitions that may go, in the order in which they are given up: points, minutes, quarters,
-    /// the oldest first; never one that is in use or not yet in the next tier.
-    fn droppable(&self) -> Vec<(StoredTier, Slot)> {
+    /// the oldest first; never one that is not yet in the next tier, and the one that the newest
+    /// points went to only when `current`.
+    fn droppable(&self, current: bool) -> Vec<(StoredTier, Slot)> {
         let rolled = self.rolled;
         let raw = self.raw.slots(i64::MIN, rolled.minute_ms);
         let minute = self.minute.slots(i64::MIN, rolled.quarter_ms);
         let quarter = self.quarter.slots(i64::MIN, rolled.quarter_ms);
         let raw = raw
             .into_iter()
-            .filter(|s| s.end_ms <= rolled.minute_ms && !self.raw.is_current(s))
+            .filter(|s| s.end_ms <= rolled.minute_ms && (current || !self.raw.is_current(s)))
             .map(|s| (StoredTier::Raw, s));
         let minute = minute
             .into_iter()
@@ -343,7 +376,7 @@ impl Tiers {
                 return Ok(());
             }
             let raw = |(tier, _): &(StoredTier, Slot)| *tier == StoredTier::Raw;
-            let Some((tier, slot)) = self.droppable().into_iter().find(raw) else {
+            let Some((tier, slot)) = self.droppable(false).into_iter().find(raw) else {
                 return Err(HistoryError::Full {
                     dir: self.root.clone(),
                     free_mib,
@@ -368,7 +401,7 @@ impl Tiers {
         }
         self.measured_ms = self.newest_ms;
         let mut size = self.raw.size() + self.minute.size() + self.quarter.size();
-        for (tier, slot) in self.droppable() {
+        for (tier, slot) in self.droppable(false) {
             if size <= budget {
                 break;
             }

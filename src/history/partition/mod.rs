@@ -49,6 +49,7 @@ pub(super) struct Partition<P> {
     packed: HashMap<u32, Vec<Packed>>,
     seq: u64,
     sealed_points: u64,
+    first_ms: i64,
     last_ms: i64,
     /// Something in it is damaged.
     damaged: bool,
@@ -88,6 +89,7 @@ impl<P: Point> Partition<P> {
             packed: HashMap::new(),
             seq: 0,
             sealed_points: 0,
+            first_ms: i64::MAX,
             last_ms: 0,
             damaged: false,
             problems: problems.clone(),
@@ -111,7 +113,9 @@ impl<P: Point> Partition<P> {
                     self.next_id = self.next_id.max(series.saturating_add(1));
                     record::check(&k, &v)
                         .and_then(|v| Ok((v.count, super::codec::bounds(v.payload)?)))
-                        .map(|(n, (_, last))| self.count_chunk(series, u64::from(n), last))
+                        .map(|(n, (first, last))| {
+                            self.count_chunk(series, u64::from(n), first, last);
+                        })
                         .is_ok()
                 }
                 Some(Key::Head { seq }) => {
@@ -149,12 +153,17 @@ impl<P: Point> Partition<P> {
         Ok(())
     }
 
-    fn count_chunk(&mut self, series: u32, points: u64, last_ms: i64) {
+    fn count_chunk(&mut self, series: u32, points: u64, first_ms: i64, last_ms: i64) {
         self.next_id = self.next_id.max(series.saturating_add(1));
         self.sealed_points += points;
-        self.last_ms = self.last_ms.max(last_ms);
+        self.note_times(first_ms, last_ms);
         let to = self.sealed_to.entry(series).or_insert(last_ms);
         *to = last_ms.max(*to);
+    }
+
+    fn note_times(&mut self, first_ms: i64, last_ms: i64) {
+        self.first_ms = self.first_ms.min(first_ms);
+        self.last_ms = self.last_ms.max(last_ms);
     }
 
     fn report_lost_names(&mut self) {
@@ -208,6 +217,11 @@ impl<P: Point> Partition<P> {
             points: self.sealed_points + self.head_points as u64,
             last_ms: self.last_ms,
             packed: self.is_packed(),
+            first_ms: if self.first_ms == i64::MAX {
+                0
+            } else {
+                self.first_ms
+            },
         }
     }
 

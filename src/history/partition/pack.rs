@@ -126,7 +126,7 @@ impl<P: Point> Partition<P> {
                     .get(offset..end)
                     .is_some_and(|v| record::check(&key, v).is_ok());
                 if sound {
-                    self.count_chunk(e.series, e.points, e.last_ms);
+                    self.count_chunk(e.series, e.points, e.first_ms, e.last_ms);
                     self.packed.entry(e.series).or_default().push(Packed {
                         block: number,
                         offset: offset as u32,
@@ -248,6 +248,7 @@ impl<P: Point> Partition<P> {
             points: packer.points,
             last_ms: packer.last_ms,
             packed: true,
+            first_ms: self.first_ms,
         };
         mark.write(&self.mark_path)?;
         Ok(true)

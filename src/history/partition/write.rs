@@ -90,18 +90,18 @@ impl<P: Point> Partition<P> {
         if let Err(at) = run.binary_search_by_key(&point.at_ms(), Point::at_ms) {
             run.insert(at, point);
             self.head_points += 1;
-            self.last_ms = self.last_ms.max(point.at_ms());
+            self.note_times(point.at_ms(), point.at_ms());
         }
     }
 
     fn note_sealed(&mut self, runs: &BTreeMap<u32, Vec<P>>) {
-        for (id, last) in runs
+        for (id, first, last) in runs
             .iter()
-            .filter_map(|(id, r)| Some((id, r.last()?.at_ms())))
+            .filter_map(|(id, r)| Some((id, r.first()?.at_ms(), r.last()?.at_ms())))
         {
             let to = self.sealed_to.entry(*id).or_insert(last);
             *to = last.max(*to);
-            self.last_ms = self.last_ms.max(last);
+            self.note_times(first, last);
         }
     }
 

@@ -151,9 +151,26 @@ impl<P: Point> Partitions<P> {
         until.filter(|s| s.end_ms > from_ms).collect()
     }
 
-    /// The oldest partition.
-    pub(super) fn oldest(&self) -> Option<Slot> {
-        self.slots.first_key_value().map(|(_, s)| *s)
+    /// Time of the oldest point, or one not long before it.
+    pub(super) fn oldest_ms(&self) -> Option<i64> {
+        let (start, slot) = self.slots.first_key_value()?;
+        // Marks of earlier versions do not tell.
+        let first = self.mark_of(slot).map(|m| m.first_ms);
+        Some(first.filter(|f| slot.contains(*f)).unwrap_or(*start))
+    }
+
+    /// Time of the newest point, or one not long after it.
+    pub(super) fn newest_ms(&self) -> Option<i64> {
+        let (_, slot) = self.slots.last_key_value()?;
+        let last = self.mark_of(slot).map(|m| m.last_ms);
+        Some(last.filter(|l| slot.contains(*l)).unwrap_or(slot.end_ms))
+    }
+
+    fn mark_of(&self, slot: &Slot) -> Option<Mark> {
+        match self.open.get(&slot.start_ms) {
+            Some(p) => Some(p.mark()),
+            None => Mark::read(&self.mark_path(slot)).ok().flatten(),
+        }
     }
 
     /// Is there such a partition?
