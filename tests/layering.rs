@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 12] = [
+const PURE: [&str; 13] = [
+    "attribution.rs",
     "counters",
     "feature.rs",
     "sample.rs",

@@ -12,6 +12,7 @@ use virt::error::ErrorNumber;
 use super::agent::Agents;
 use super::connection::Connection;
 use super::events::Sink;
+use super::pool::Pool;
 use super::stats;
 use super::worker::Lane;
 use super::xml::{self, Channel};
@@ -27,6 +28,10 @@ const CHANGE: Duration = Duration::from_secs(30);
 /// Calls under way at a time about the host. With those about domains not more than the five
 /// requests that libvirtd serves at a time for one connection.
 const HOST_WORKERS: usize = 2;
+/// Limit of the bulk statistics. A QEMU that hung since the last ones makes them wait for ever.
+const STATISTICS: Duration = Duration::from_secs(4);
+/// Calls for statistics under way at a time, those included that a hung QEMU holds.
+const STATISTICS_WORKERS: usize = 16;
 /// Calls under way at a time about domains.
 const DOMAIN_WORKERS: usize = 3;
 
@@ -38,6 +43,8 @@ struct Inner {
     connection: Connection,
     host: Lane,
     domains: Lane,
+    statistics: Lane,
+    pool: Pool,
     agents: Agents,
     agent_timeout_s: u32,
 }
@@ -64,6 +71,8 @@ impl Hypervisor {
         connection.wait(CONNECT).await?;
         Ok(Self(Arc::new(Inner {
             agents: Agents::new(connection.uri()),
+            pool: Pool::new(connection.uri()),
+            statistics: Lane::new(STATISTICS_WORKERS),
             connection,
             host: Lane::new(HOST_WORKERS),
             domains: Lane::new(DOMAIN_WORKERS),
@@ -146,45 +155,54 @@ impl Hypervisor {
         .await
     }
 
-    /// All domains, also those that are shut off.
+    /// All domains, also those that are shut off. Asks no QEMU, so a hung one holds up nothing.
     pub async fn domains(&self) -> Result<Vec<DomainInfo>, HypervisorError> {
-        let groups = virt_sys::VIR_DOMAIN_STATS_STATE
-            | virt_sys::VIR_DOMAIN_STATS_VCPU
-            | virt_sys::VIR_DOMAIN_STATS_BALLOON;
-        let all = self.bulk("list of domains", groups).await?;
-        Ok(all
-            .into_iter()
-            .map(|s| DomainInfo {
-                vcpus: s.vcpus.unwrap_or(0),
-                memory_mib: s.balloon_current_kib.unwrap_or(0) as f64 / 1024.0,
-                running: s.running,
-                active: s.id.is_some(),
-                name: s.name,
-                uuid: s.uuid,
-            })
-            .collect())
+        const WHAT: &str = "list of domains";
+        self.call(WHAT, None, READ, |conn| {
+            let failed = |e| HypervisorError::from_virt(WHAT, None, &e);
+            let all = conn.list_all_domains(0).map_err(failed)?;
+            let mut found = Vec::with_capacity(all.len());
+            for domain in all {
+                // One that went meanwhile is no longer there.
+                let (Ok(name), Ok(uuid), Ok(info)) =
+                    (domain.name(), domain.uuid_string(), domain.info())
+                else {
+                    continue;
+                };
+                let state = info.state.to_raw();
+                found.push(DomainInfo {
+                    name,
+                    uuid,
+                    running: state == virt_sys::VIR_DOMAIN_RUNNING
+                        || state == virt_sys::VIR_DOMAIN_BLOCKED,
+                    active: domain.id().is_some(),
+                    vcpus: info.nr_virt_cpu,
+                    memory_mib: info.memory as f64 / 1024.0,
+                });
+            }
+            Ok(found)
+        })
+        .await
     }
 
-    /// Counters of all domains, by one call that does not wait for busy domains.
+    /// Counters of all domains, by one call that does not wait for busy domains. One whose QEMU hung
+    /// since the last call delays it to its limit; libvirt leaves it out of the next ones.
     pub async fn stats(&self) -> Result<Vec<DomainStats>, HypervisorError> {
+        const WHAT: &str = "statistics of all domains";
         let groups = virt_sys::VIR_DOMAIN_STATS_STATE
             | virt_sys::VIR_DOMAIN_STATS_CPU_TOTAL
             | virt_sys::VIR_DOMAIN_STATS_BALLOON
             | virt_sys::VIR_DOMAIN_STATS_VCPU
             | virt_sys::VIR_DOMAIN_STATS_INTERFACE
             | virt_sys::VIR_DOMAIN_STATS_BLOCK;
-        self.bulk("statistics of all domains", groups).await
-    }
-
-    async fn bulk(
-        &self,
-        what: &'static str,
-        groups: u32,
-    ) -> Result<Vec<DomainStats>, HypervisorError> {
-        self.call(what, None, READ, move |conn| {
-            stats::all(conn, groups).map_err(|e| HypervisorError::from_virt(what, None, &e))
-        })
-        .await
+        let pool = self.0.pool.clone();
+        let work = move || {
+            pool.with(|conn| {
+                stats::all(conn, groups).map_err(|e| HypervisorError::from_virt(WHAT, None, &e))
+            })
+        };
+        let lane = &self.0.statistics;
+        lane.run(None, WHAT, STATISTICS, work).await
     }
 
     /// Host sockets of the helper's ports, from the live XML; `None` unless both are plugged in.
