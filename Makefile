@@ -4,7 +4,7 @@
 #   make test      set up, build, run every test, those on the real cluster included
 #   make build     binaries for hosts (release) and the static helper for guests
 #   make install DESTDIR=...
-#   make packages  Debian packages for hosts and guests
+#   make packages  .deb and .rpm for hosts and guests, tried on the cluster
 
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
@@ -13,7 +13,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage packages demo test test-unit test-cluster bench-forecast lint fmt-check deny clean
+.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast lint fmt-check vagrant-validate deny clean
 
 all: build
 
@@ -33,19 +33,18 @@ stage: build
 	rm -rf $(STAGE)
 	$(MAKE) --no-print-directory install DESTDIR=$(STAGE)
 
-# .deb files of host and guest into target/debian; needs `cargo install --locked cargo-deb`.
-packages: build
-	@command -v cargo-deb >/dev/null || { echo "make packages needs cargo-deb: cargo install --locked cargo-deb" >&2; exit 1; }
-	install -D -m 755 target/x86_64-unknown-linux-gnu/release/drover-guest target/packages/drover-guest
-	target/release/drover generate man target/packages/man
-	target/release/drover generate completions target/packages/completions
-	$(CARGO) deb --no-build --package drover --output target/debian/
-	$(CARGO) deb --no-build --package drover --variant guest --output target/debian/
+# .deb and .rpm of host and guest, and the software bill of materials, into target/packages.
+packages-build: build
+	packaging/build.sh $(PROFILE) target/packages
+
+# Builds them and tries them on the cluster's hosts: target/packages/report.json.
+packages: packages-build
+	tests/packages/run.py
 
 demo: setup stage
 	vagrant/scenarios/demo.py
 
-test: setup lint test-unit test-cluster
+test: setup lint test-unit test-cluster packages
 
 test-unit:
 	$(CARGO) test --locked --workspace --features guest --no-fail-fast
@@ -61,7 +60,11 @@ bench-forecast:
 fmt-check:
 	$(CARGO) fmt --all --check
 
-lint: fmt-check
+# The Vagrantfile, by Debian's vagrant; its plug-in comes with setup.
+vagrant-validate:
+	cd vagrant && VAGRANT_DEFAULT_PROVIDER=libvirt vagrant validate
+
+lint: fmt-check vagrant-validate
 	$(CARGO) clippy --locked --workspace --all-targets --features guest -- -D warnings
 
 clean:

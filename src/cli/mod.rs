@@ -9,6 +9,8 @@
 
 pub mod args;
 pub mod client;
+#[cfg(test)]
+mod docs_tests;
 pub mod doctor;
 pub mod error;
 pub mod events;

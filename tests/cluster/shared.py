@@ -1,10 +1,11 @@
 """The cluster of the tests, and what they ask of it again and again."""
 
+import os
 import unittest
 
 from cluster_api import TOOLS, Client, Cluster, Events, redis, wait_until
 
-CLUSTER = Cluster("test", extra_toml="""
+CLUSTER = Cluster(os.environ.get("DROVER_CLUSTER", "test"), extra_toml="""
 [model]
 train_every_s = 10
 horizon_s = 6.0

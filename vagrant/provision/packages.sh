@@ -4,6 +4,8 @@
 #   packages.sh            a host
 #   packages.sh --cluster  also what the one-machine cluster and the image need
 #   packages.sh --build    also what building Drover needs
+#   packages.sh --vagrant  also what checks the Vagrantfile
+#   packages.sh --packages also what checking the packages needs
 set -euo pipefail
 
 packages=(qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-system
@@ -12,6 +14,8 @@ packages=(qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-system
 for option in "$@"; do
     case $option in
         --cluster) packages+=(util-linux python3 iputils-ping) ;;
+        --vagrant) packages+=(vagrant vagrant-libvirt) ;;
+        --packages) packages+=(lintian rpm file) ;;
         --build) packages+=(libvirt-dev pkg-config gcc libc6-dev make curl ca-certificates) ;;
         *) echo "packages.sh: unknown option '$option'" >&2; exit 2 ;;
     esac

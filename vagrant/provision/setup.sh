@@ -9,7 +9,7 @@ if [ "$(id -u)" != 0 ]; then
     exit 1
 fi
 
-"$here/packages.sh" --cluster --build
+"$here/packages.sh" --cluster --build --vagrant
 
 # The oldest toolchain that builds Drover: `rust-version` in Cargo.toml.
 want=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$here/../../Cargo.toml" | head -n 1)
