@@ -158,6 +158,7 @@ impl Instance {
             memory_mib: self.info.memory_mib,
             memory_available_mib: self
                 .totals
+                .filter(|t| t.memory_total_bytes > 0)
                 .map(|t| t.memory_available_bytes as f64 / crate::usage::MIB),
             cpus_used: self.cost.cpus.unwrap_or(0.0),
             helper: self.helper.clone(),

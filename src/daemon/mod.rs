@@ -3,16 +3,21 @@
 //! - [`instance`]: instances and features at run time
 //! - [`lifecycle`]: libvirt's events, helpers coming and going, recovery
 //! - [`metering`]: meter frames to usage, history and breaches
+//! - [`agent_meter`]: guests without the helper; [`monitor`]: QMP, when it is wanted
+//! - [`metadata`]: features in the domains' XML
 //! - [`forecast`]: what is expected to be breached
 //! - [`placement`]: host state, plans, automatic moves, the affinity model
 //! - [`moves`]: beginning, committing and ending moves; the journal
 //! - [`serve_api`], [`serve_peer`]: what users and peers may ask
 
+mod agent_meter;
 pub mod clock;
 mod forecast;
 pub mod instance;
 mod lifecycle;
+mod metadata;
 mod metering;
+mod monitor;
 mod moves;
 mod placement;
 mod serve_api;
@@ -252,6 +257,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     ));
     tasks.spawn(metering::host_meter(Arc::clone(&daemon)));
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
+    tasks.spawn(agent_meter::run(Arc::clone(&daemon)));
+    tasks.spawn(metadata::follow(Arc::clone(&daemon)));
+    tasks.spawn(monitor::run(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(placement::training(Arc::clone(&daemon)));
     tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));
