@@ -23,9 +23,10 @@ install -D -m 755 "$guest" "$made/drover-guest"
 "$dir/drover" generate man "$made/man"
 "$dir/drover" generate completions "$made/completions"
 gzip -9 -n -f "$made"/man/man*/*
-for page in packaging/man/*.5; do
-    install -d "$made/man/man5"
-    gzip -9 -n -c "$page" >"$made/man/man5/$(basename "$page").gz"
+for page in packaging/man/*.[57]; do
+    section=man${page##*.}
+    install -d "$made/man/$section"
+    gzip -9 -n -c "$page" >"$made/man/$section/$(basename "$page").gz"
 done
 
 # Debian's changelog says what is in this version and points to the one for people.

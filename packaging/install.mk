@@ -29,9 +29,10 @@ install:
 	$(INSTALL) -D -m 644 packaging/dbus/org.drover1.xml $(DESTDIR)/usr/share/dbus-1/interfaces/org.drover1.xml
 	$(bin_dir)/drover generate man $(bin_dir)/man
 	$(bin_dir)/drover generate completions $(bin_dir)/completions
-	$(INSTALL) -d $(DESTDIR)/usr/share/man/man1 $(DESTDIR)/usr/share/man/man5 $(DESTDIR)/usr/share/man/man8
+	$(INSTALL) -d $(DESTDIR)/usr/share/man/man1 $(DESTDIR)/usr/share/man/man5 $(DESTDIR)/usr/share/man/man7 $(DESTDIR)/usr/share/man/man8
 	$(INSTALL) -m 644 $(bin_dir)/man/man1/*.1 $(DESTDIR)/usr/share/man/man1
 	$(INSTALL) -m 644 packaging/man/*.5 $(DESTDIR)/usr/share/man/man5
+	$(INSTALL) -m 644 packaging/man/*.7 $(DESTDIR)/usr/share/man/man7
 	$(INSTALL) -m 644 $(bin_dir)/man/man8/*.8 $(DESTDIR)/usr/share/man/man8
 	$(INSTALL) -D -m 644 $(bin_dir)/completions/bash/drover $(DESTDIR)/usr/share/bash-completion/completions/drover
 	$(INSTALL) -D -m 644 $(bin_dir)/completions/zsh/_drover $(DESTDIR)/usr/share/zsh/vendor-completions/_drover

@@ -52,7 +52,12 @@ fn man(dir: &Path) -> io::Result<()> {
     write(
         &eight.join("droverd.8"),
         &page,
-        &["drover(1)", "drover.toml(5)", "drover-feature(5)"],
+        &[
+            "drover(1)",
+            "drover.toml(5)",
+            "drover-feature(5)",
+            "drover-dbus(7)",
+        ],
     )
 }
 
@@ -64,6 +69,7 @@ fn pages(command: &Command, name: &str, dir: &Path) -> io::Result<()> {
             "droverd(8)".to_owned(),
             "drover.toml(5)".to_owned(),
             "drover-feature(5)".to_owned(),
+            "drover-dbus(7)".to_owned(),
         ]
     } else {
         vec!["drover(1)".to_owned()]
@@ -147,6 +153,29 @@ mod tests {
         let e = generate(What::Man, Path::new("/dev/null/x")).unwrap_err();
         assert_eq!(e.code(), 1);
         assert!(e.to_string().contains("/dev/null/x"), "{e}");
+    }
+
+    #[test]
+    fn the_page_of_the_bus_names_every_member_of_the_manager() {
+        let page = include_str!("../../packaging/man/drover-dbus.7").replace('\\', "");
+        let contract = include_str!("../../packaging/dbus/org.drover1.xml");
+        let names = |start: &str| {
+            let tags = contract.split(start).skip(1);
+            tags.map(|t| t.split('"').next().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        for interface in names("<interface name=\"") {
+            assert!(page.contains(&interface), "{interface}");
+        }
+        for member in [names("<method name=\""), names("<signal name=\"")].concat() {
+            let mut words = page.split(|c: char| !c.is_alphanumeric());
+            assert!(words.any(|w| w == member), "{member}");
+        }
+        let policy = include_str!("../../packaging/polkit/org.drover1.policy");
+        for action in policy.split("<action id=\"").skip(1) {
+            let action = action.split('"').next().unwrap();
+            assert!(page.contains(action), "{action}");
+        }
     }
 
     /// What is between `.EX` and `.EE`.

@@ -99,6 +99,9 @@ pub trait Manager {
 pub trait Move {
     /// Cancels the move before its commit.
     fn abort(&self) -> zbus::Result<()>;
+    /// It ended.
+    #[zbus(signal)]
+    fn ended(&self, result: &str, reason: &str) -> zbus::Result<()>;
     /// JSON [`crate::api::Job`].
     #[zbus(property)]
     fn json(&self) -> zbus::Result<String>;

@@ -3,6 +3,7 @@
 //! ```text
 //! /org/drover1                 org.drover1.Manager, org.freedesktop.DBus.ObjectManager
 //! /org/drover1/move/ID         org.drover1.Move, one per move of this run
+//! /org/drover1/host/...        hosts, instances and features: see [`objects`]
 //! ```
 //!
 //! Structured data crosses the bus as JSON of the types in [`crate::api`], [`crate::feature`],
@@ -18,6 +19,7 @@ pub mod client;
 pub mod error;
 mod manager;
 mod moves;
+pub mod objects;
 mod polkit;
 mod pump;
 
@@ -138,7 +140,18 @@ pub async fn serve_with(
                 .map_err(DbusError::Objects)?;
         }
     }
-    let pump = tokio::spawn(pump::run(connection.clone(), api, moves, events));
+    let objects = objects::Objects::new(Arc::clone(&api), host_name);
+    objects
+        .refresh(&connection)
+        .await
+        .map_err(DbusError::Objects)?;
+    let pump = pump::Pump {
+        connection: connection.clone(),
+        api,
+        moves,
+        objects,
+    };
+    let pump = tokio::spawn(pump.run(events));
     let service = Service { pump, connection };
     match service
         .connection

@@ -98,7 +98,9 @@ impl Moves {
         let emitter = SignalEmitter::new(connection, path.clone())?;
         let interface = InterfaceName::from_static_str(MOVE)?;
         Properties::properties_changed(&emitter, interface, changed, (&[][..]).into()).await?;
-        if job.result.is_some() {
+        if let Some(result) = job.result {
+            let reason = job.reason.as_deref().unwrap_or_default();
+            Move::ended(&emitter, result_word(result), reason).await?;
             table.ended.push_back(job.id.clone());
             trim(&mut table, connection).await?;
         }
@@ -197,6 +199,9 @@ impl Move {
             .await?;
         Ok(self.api.abort(&self.id).await?)
     }
+
+    #[zbus(signal)]
+    async fn ended(emitter: &SignalEmitter<'_>, result: &str, reason: &str) -> zbus::Result<()>;
 
     #[zbus(property)]
     fn state(&self) -> String {

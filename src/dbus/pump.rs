@@ -1,6 +1,7 @@
 //! From the daemon's events to signals and move objects.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -11,40 +12,83 @@ use super::PATH;
 use super::error::json;
 use super::manager::Manager;
 use super::moves::{Moves, result_word};
+use super::objects::Objects;
 use crate::api::{Api, ApiEvent, Job};
 
-/// Runs until the daemon's event channel closes or the bus is gone.
-pub(super) async fn run(
-    connection: Connection,
-    api: Arc<dyn Api>,
-    moves: Arc<Moves>,
-    mut events: Receiver<ApiEvent>,
-) {
-    loop {
-        match events.recv().await {
-            Ok(event) => {
-                if let Err(error) = emit(&connection, &moves, event).await {
-                    if connection.is_closed() {
-                        tracing::error!(%error, "the bus closed the connection; restart droverd");
-                        return;
-                    }
-                    tracing::warn!(%error, "a signal was not sent");
+/// How often hosts, instances and features are looked at, whatever the events say.
+const REFRESH: Duration = Duration::from_secs(2);
+
+/// What is told, and through which objects.
+pub(super) struct Pump {
+    pub(super) connection: Connection,
+    pub(super) api: Arc<dyn Api>,
+    pub(super) moves: Arc<Moves>,
+    pub(super) objects: Objects,
+}
+
+impl Pump {
+    /// Runs until the daemon's event channel closes or the bus is gone.
+    pub(super) async fn run(self, mut events: Receiver<ApiEvent>) {
+        let mut tick = tokio::time::interval(REFRESH);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let told = tokio::select! {
+                event = events.recv() => event,
+                _ = tick.tick() => {
+                    self.refresh().await;
+                    continue;
                 }
-            }
-            Err(RecvError::Lagged(lost)) => {
-                tracing::warn!(
-                    lost,
-                    "events came faster than the bus took them; moves re-read"
-                );
-                // Oldest first, as they would have come.
-                for job in api.jobs().await.into_iter().rev() {
-                    if let Err(error) = resync(&connection, &moves, &job).await {
-                        tracing::warn!(%error, id = job.id, "a move was not re-read");
+            };
+            match told {
+                Ok(event) => {
+                    // Whoever hears of a change finds the objects as they are after it.
+                    if concerns_objects(&event) {
+                        self.refresh().await;
+                    }
+                    if let Err(error) = emit(&self.connection, &self.moves, event).await {
+                        if self.connection.is_closed() {
+                            tracing::error!(%error, "the bus closed the connection; restart droverd");
+                            return;
+                        }
+                        tracing::warn!(%error, "a signal was not sent");
                     }
                 }
+                Err(RecvError::Lagged(lost)) => self.catch_up(lost).await,
+                Err(RecvError::Closed) => return,
             }
-            Err(RecvError::Closed) => return,
         }
+    }
+
+    async fn refresh(&self) {
+        if let Err(error) = self.objects.refresh(&self.connection).await {
+            tracing::warn!(%error, "objects on the bus are not up to date");
+        }
+    }
+
+    async fn catch_up(&self, lost: u64) {
+        tracing::warn!(
+            lost,
+            "events came faster than the bus took them; moves re-read"
+        );
+        self.refresh().await;
+        // Oldest first, as they would have come.
+        for job in self.api.jobs().await.into_iter().rev() {
+            if let Err(error) = resync(&self.connection, &self.moves, &job).await {
+                tracing::warn!(%error, id = job.id, "a move was not re-read");
+            }
+        }
+    }
+}
+
+/// Whether hosts, instances or features may differ after the event.
+fn concerns_objects(event: &ApiEvent) -> bool {
+    match event {
+        ApiEvent::Decision { .. } => false,
+        ApiEvent::Move { job } => job.result.is_some(),
+        ApiEvent::Breach { .. }
+        | ApiEvent::Feature { .. }
+        | ApiEvent::Instance { .. }
+        | ApiEvent::Peer { .. } => true,
     }
 }
 

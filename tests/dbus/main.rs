@@ -10,6 +10,7 @@ mod calls;
 #[path = "../dbus_support/mod.rs"]
 mod dbus_support;
 mod moves;
+mod objects;
 mod polkit;
 mod service;
 mod support;

@@ -21,6 +21,8 @@ async fn move_from_start_to_end() {
     let expected = "/org/drover1/move/00000000_aaaa";
     let props = PropertiesProxy::new(&c, NAME, expected).await.unwrap();
     let mut changed = props.receive_properties_changed().await.unwrap();
+    let own = MoveProxy::new(&c, expected).await.unwrap();
+    let mut own_end = own.receive_ended().await.unwrap();
 
     let path = m.migrate("web", "cache", "beta", "web2").await.unwrap();
     assert_eq!(path.as_str(), expected);
@@ -36,6 +38,10 @@ async fn move_from_start_to_end() {
         (e.job.as_str(), e.result, e.reason),
         (path.as_str(), "done", "")
     );
+
+    let end = soon(own_end.next()).await.unwrap();
+    let end = end.args().unwrap();
+    assert_eq!((end.result, end.reason), ("done", ""));
 
     let change = soon(changed.next()).await.unwrap();
     let change = change.args().unwrap();

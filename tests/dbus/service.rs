@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use drover::api::{ApiEvent, Plan};
+use drover::dbus::objects::{FEATURE, HOST, INSTANCE};
 use drover::dbus::{DbusError, MANAGER, MOVE, NAME, PATH, serve};
 use futures_util::StreamExt;
 use zbus::fdo::{DBusProxy, IntrospectableProxy};
@@ -105,7 +106,15 @@ async fn introspection_is_the_contract() {
     fake.tell(&job("cccccccc-1", "cache"));
     soon(progress.next()).await.unwrap();
     let file = include_str!("../../packaging/dbus/org.drover1.xml");
-    for (path, interface) in [(PATH, MANAGER), ("/org/drover1/move/cccccccc_1", MOVE)] {
+    let all = [
+        (PATH, MANAGER),
+        ("/org/drover1/host/alpha", HOST),
+        ("/org/drover1/instance/web", INSTANCE),
+        ("/org/drover1/feature/web/cache", FEATURE),
+        ("/org/drover1/move/cccccccc_1", MOVE),
+    ];
+    assert_eq!(file.matches("<interface name=").count(), all.len());
+    for (path, interface) in all {
         let p = IntrospectableProxy::builder(&c)
             .destination(NAME)
             .path(path)
