@@ -139,9 +139,6 @@ pub struct MeterSection {
     /// Interval between samples of guests without the helper, through their guest agent, seconds,
     /// 5 to 3600.
     pub agent_interval_s: f64,
-    /// Domains whose QEMU is asked by its monitor (QMP) for more; `*` is all. libvirt marks such
-    /// domains as tainted (`custom-monitor`) for as long as they run.
-    pub qmp: Vec<String>,
 }
 
 impl Default for MeterSection {
@@ -149,7 +146,6 @@ impl Default for MeterSection {
         Self {
             interval_s: 5.0,
             agent_interval_s: 15.0,
-            qmp: Vec::new(),
         }
     }
 }
@@ -418,7 +414,10 @@ impl Config {
             return value("meter.interval_s", "must be between 1 and 60 seconds");
         }
         if !(5.0..=3600.0).contains(&c.meter.agent_interval_s) {
-            return value("meter.agent_interval_s", "must be between 5 and 3600 seconds");
+            return value(
+                "meter.agent_interval_s",
+                "must be between 5 and 3600 seconds",
+            );
         }
         if c.host.cpus.is_some_and(|n| !(n.is_finite() && n > 0.0)) {
             return value("host.cpus", "must be more than 0");

@@ -93,9 +93,7 @@ impl Daemon {
         let instances = lock(&self.instances);
         instances
             .iter()
-            .filter(|(_, i)| {
-                i.info.running && !matches!(i.helper, HelperState::Connected { .. })
-            })
+            .filter(|(_, i)| i.info.running && !matches!(i.helper, HelperState::Connected { .. }))
             .filter_map(|(domain, i)| {
                 let enabled = i.features.values().filter(|f| f.record.enabled);
                 let specs: Vec<FeatureSpec> = enabled.map(|f| f.record.spec.clone()).collect();

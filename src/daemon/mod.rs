@@ -3,7 +3,7 @@
 //! - [`instance`]: instances and features at run time
 //! - [`lifecycle`]: libvirt's events, helpers coming and going, recovery
 //! - [`metering`]: meter frames to usage, history and breaches
-//! - [`agent_meter`]: guests without the helper; [`monitor`]: QMP, when it is wanted
+//! - [`agent_meter`]: guests without the helper
 //! - [`metadata`]: features in the domains' XML
 //! - [`forecast`]: what is expected to be breached
 //! - [`placement`]: host state, plans, automatic moves, the affinity model
@@ -17,7 +17,6 @@ pub mod instance;
 mod lifecycle;
 mod metadata;
 mod metering;
-mod monitor;
 mod moves;
 mod placement;
 mod serve_api;
@@ -259,7 +258,6 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
     tasks.spawn(agent_meter::run(Arc::clone(&daemon)));
     tasks.spawn(metadata::follow(Arc::clone(&daemon)));
-    tasks.spawn(monitor::run(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(placement::training(Arc::clone(&daemon)));
     tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));

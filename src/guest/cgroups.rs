@@ -46,7 +46,9 @@ pub enum Access {
 
 /// Asks an agent what it allows.
 pub async fn access(hv: &Hypervisor, domain: &str) -> Result<Access, HypervisorError> {
-    let info = hv.agent(domain, &json!({"execute": "guest-info"}), 0).await?;
+    let info = hv
+        .agent(domain, &json!({"execute": "guest-info"}), 0)
+        .await?;
     Ok(allowed(&info))
 }
 
@@ -243,7 +245,7 @@ fn cpustats(answer: &Value) -> MeterFrame {
     let n = cpus.len() as u64;
     MeterFrame {
         // All of a CPU's time is the time since boot.
-        at_ns: if n == 0 { 0 } else { sum(&all) / n * 1_000_000 },
+        at_ns: sum(&all).checked_div(n).unwrap_or(0) * 1_000_000,
         guest: GuestTotals {
             cpus: n as u32,
             cpu_busy_usec: sum(&busy).saturating_mul(1000),
@@ -390,12 +392,21 @@ mod tests {
         let [web, few, old] = &frame.features[..] else {
             panic!("{frame:?}")
         };
-        assert_eq!((web.at_ns, web.identity), (12_500_000_000, counters::identity(&[77], "abc")));
+        assert_eq!(
+            (web.at_ns, web.identity),
+            (12_500_000_000, counters::identity(&[77], "abc"))
+        );
         let c = &web.counters;
-        assert_eq!((c.cpu_usec, c.memory_bytes, c.processes), (Some(5), Some(4096), Some(3)));
+        assert_eq!(
+            (c.cpu_usec, c.memory_bytes, c.processes),
+            (Some(5), Some(4096), Some(3))
+        );
         assert_eq!((c.disk_read_bytes, c.psi_cpu_usec), (Some(0), None));
         assert_eq!(few.counters, Counters::default(), "absent is not zero");
-        assert_eq!((old.counters.cpu_usec, old.counters.cpu_throttled_usec), (Some(7), None));
+        assert_eq!(
+            (old.counters.cpu_usec, old.counters.cpu_throttled_usec),
+            (Some(7), None)
+        );
         assert_eq!(parse("nothing of use"), MeterFrame::default());
     }
 

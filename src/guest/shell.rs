@@ -103,7 +103,9 @@ impl<'a> Shell<'a> {
         script: &str,
         limit: Duration,
     ) -> Result<String, InstallError> {
-        let output = self.raw(step, &format!("exec 2>&1\n{script}"), limit).await?;
+        let output = self
+            .raw(step, &format!("exec 2>&1\n{script}"), limit)
+            .await?;
         Ok(trimmed(&output))
     }
 

@@ -12,6 +12,7 @@ use virt::error::ErrorNumber;
 use super::agent::Agents;
 use super::connection::Connection;
 use super::events::Sink;
+use super::metadata::{self, DomainFeatures};
 use super::pool::Pool;
 use super::stats;
 use super::worker::Lane;
@@ -129,17 +130,18 @@ impl Hypervisor {
         self.call(WHAT, None, READ, |conn| {
             let failed = |e| HypervisorError::from_virt(WHAT, None, &e);
             let text = conn.capabilities().map_err(failed)?;
-            let (cpu_model, virt_type) =
-                xml::capabilities(&text).map_err(|message| HypervisorError::Answer {
-                    what: WHAT.into(),
-                    message,
-                })?;
+            let found = xml::capabilities(&text).map_err(|message| HypervisorError::Answer {
+                what: WHAT.into(),
+                message,
+            })?;
             let node = conn.node_info().map_err(failed)?;
             Ok(Capabilities {
-                cpu_model,
+                cpu_model: found.model,
+                cpu_features: found.features,
+                numa_nodes: found.numa_nodes,
                 cpus: f64::from(node.cpus),
                 memory_mib: node.memory as f64 / 1024.0,
-                virt_type,
+                virt_type: found.virt_type,
             })
         })
         .await
@@ -283,6 +285,53 @@ impl Hypervisor {
                 unplug(defined, virt_sys::VIR_DOMAIN_AFFECT_CONFIG)?;
             }
             Ok(())
+        })
+        .await
+    }
+
+    /// Features in the domain's XML metadata; `None` when there are none.
+    pub async fn features(&self, domain: &str) -> Result<Option<DomainFeatures>, HypervisorError> {
+        const WHAT: &str = "domain metadata";
+        self.on_domain(WHAT, domain, READ, |d| {
+            let kind = virt_sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed();
+            match d.metadata(kind, Some(metadata::URI), 0) {
+                Ok(xml) => DomainFeatures::parse(&xml).map(Some).map_err(|message| {
+                    HypervisorError::Answer {
+                        what: WHAT.into(),
+                        message,
+                    }
+                }),
+                Err(e) if e.code().is(ErrorNumber::NoDomainMetadata) => Ok(None),
+                Err(e) => Err(HypervisorError::from_virt(WHAT, None, &e)),
+            }
+        })
+        .await
+    }
+
+    /// Writes features into the domain's XML metadata, or removes them: of the running domain, if
+    /// it runs, and of its persistent definition, if it has one.
+    pub async fn set_features(
+        &self,
+        domain: &str,
+        features: Option<&DomainFeatures>,
+    ) -> Result<(), HypervisorError> {
+        const WHAT: &str = "domain metadata";
+        let xml = features.map(DomainFeatures::to_xml);
+        self.on_domain(WHAT, domain, CHANGE, move |d| {
+            let failed = |e| HypervisorError::from_virt(WHAT, None, &e);
+            let mut flags = 0;
+            if is_active(d)? {
+                flags |= virt_sys::VIR_DOMAIN_AFFECT_LIVE;
+            }
+            if d.is_persistent().map_err(failed)? {
+                flags |= virt_sys::VIR_DOMAIN_AFFECT_CONFIG;
+            }
+            let kind = virt_sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed();
+            let (key, uri) = (Some(metadata::PREFIX), Some(metadata::URI));
+            match d.set_metadata(kind, xml.as_deref(), key, uri, flags) {
+                Err(e) if xml.is_none() && e.code().is(ErrorNumber::NoDomainMetadata) => Ok(()),
+                other => other.map(drop).map_err(failed),
+            }
         })
         .await
     }

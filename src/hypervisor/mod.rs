@@ -24,6 +24,8 @@ mod events;
 mod handle;
 pub mod hook;
 pub mod load;
+mod machine;
+pub mod metadata;
 mod pool;
 mod process;
 mod stats;
@@ -34,6 +36,7 @@ use std::path::PathBuf;
 
 pub use error::{AgentProblem, HypervisorError};
 pub use handle::Hypervisor;
+pub use machine::{network_speed, storage_kind};
 pub use process::{ProcessTimes, Processes};
 pub use stats::DomainStats;
 
@@ -42,6 +45,10 @@ pub use stats::DomainStats;
 pub struct Capabilities {
     /// CPU model of the host; empty when libvirt does not know it.
     pub cpu_model: String,
+    /// Features beyond the model, sorted.
+    pub cpu_features: Vec<String>,
+    /// NUMA nodes; 0 when libvirt does not know them.
+    pub numa_nodes: u32,
     /// CPUs.
     pub cpus: f64,
     /// Memory, MiB.

@@ -236,6 +236,7 @@ impl Fake {
             status: FeatureStatus::Running,
             usage: Some(usage(1)),
             breach: None,
+            metered: drover::host::Metering::default(),
         };
         Arc::new(Self {
             calls: Calls::default(),
@@ -342,6 +343,7 @@ impl Api for Fake {
             status: FeatureStatus::Disabled,
             usage: None,
             breach: None,
+            metered: drover::host::Metering::default(),
         });
         Ok(Changed::Done)
     }

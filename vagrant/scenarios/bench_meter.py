@@ -37,9 +37,9 @@ OTHERS = {
     "atop": {"run": "exec atop -w /run/atop.raw 1", "per": "processes"},
     "pmlogger": {
         "run": "exec /usr/lib/pcp/bin/pmlogger -c /run/pmlogger.conf -t 1sec /run/pmlog",
-        "setup": "systemctl start pmcd && printf 'log mandatory on 1 sec {\\n cgroup.cpu.stat\\n"
+        "setup": "rm -f /run/pmlog.*; systemctl start pmcd && sleep 8 && printf 'log mandatory on 1 sec {\\n cgroup.cpu.stat\\n"
                  " cgroup.memory.current\\n cgroup.io.stat\\n cgroup.pressure\\n}\\n' "
-                 ">/run/pmlogger.conf && rm -f /run/pmlog*",
+                 ">/run/pmlogger.conf",
         "per": "cgroups", "also": ["system.slice/pmcd.service"]},
     "process-exporter": {
         "run": "exec prometheus-process-exporter -web.listen-address 127.0.0.1:9256 "
@@ -127,7 +127,7 @@ def other(cluster, name, tool, seconds, counts):
         idle = (after - before) / (end - begin)
     run = f"/run/{unit}.sh"
     cluster.guest("g1", "sh", "-c", f"cat >{run} <<'S'\n{tool['run']}\nS\n"
-                  f"systemd-run --quiet --unit={unit} -p CPUAccounting=yes sh {run}")
+                  f"systemd-run --quiet --unit={unit} -p CPUAccounting=yes -p TimeoutStopSec=5 sh {run}")
     scraper = None
     try:
         if "scrape" in tool:

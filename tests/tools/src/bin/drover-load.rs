@@ -130,7 +130,7 @@ fn busy(path: &str) -> io::Result<Value> {
     let at = space.as_ptr().align_offset(BYTES);
     let mut rounds = 0_u64;
     while !stopping() {
-        let memory: Vec<u8> = vec![1; (1 + rounds as usize % 4) * 64 << 10];
+        let memory: Vec<u8> = vec![1; (1 + rounds as usize % 4) * 65_536];
         std::hint::black_box(&memory);
         if rounds.is_multiple_of(5) {
             file.write_all_at(&space[at..at + BYTES], 0)?;
