@@ -13,7 +13,8 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast lint fmt-check vagrant-validate deny clean
+.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-workloads bench-move \
+	lint fmt-check vagrant-validate deny clean
 
 all: build
 
@@ -56,6 +57,15 @@ test-cluster: stage
 # Forecasts on traces of real machines; the directory is in DROVER_TRACES, without it it skips.
 bench-forecast:
 	$(CARGO) run --locked --release --example bench_forecast
+
+# Each workload moved there and back 20 times under load; target/bench/workloads.json.
+# BENCH_ARGS="--moves 4 --only redis" for less.
+bench-workloads: setup stage
+	tests/bench/bench_workloads.py $(BENCH_ARGS)
+
+# The same redis moved as a whole VM, by criu, by podman, by Drover; target/bench/move.json.
+bench-move: setup stage
+	tests/bench/bench_move.py $(BENCH_ARGS)
 
 fmt-check:
 	$(CARGO) fmt --all --check

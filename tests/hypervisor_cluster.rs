@@ -56,21 +56,21 @@ def frames(fd):
             session, size = struct.unpack("<II", buf[8:16])
             if len(buf) < 20 + size:
                 break
-            yield session, buf[20:20 + size]
+            yield session, buf[20:20 + size], buf[:20 + size]
             buf = buf[20 + size:]
 def echo():
     fd = port("bulk")
-    for session, payload in frames(fd):
-        write(fd, frame(2, session, payload))
+    for _, _, whole in frames(fd):
+        write(fd, whole)
 threading.Thread(target=echo, daemon=True).start()
 fd, current = port("control"), None
-for session, payload in frames(fd):
+for session, payload, _ in frames(fd):
     request = json.loads(payload)
     call = request["call"]["call"]
     if call == "hello":
         current = session
         boot = open("/proc/sys/kernel/random/boot_id").read().strip()
-        reply = {"reply": "hello", "protocol": 1, "version": VERSION, "boot_id": boot}
+        reply = {"reply": "hello", "protocol": 2, "version": VERSION, "boot_id": boot}
     elif session != current:
         continue
     elif call == "status":

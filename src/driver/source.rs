@@ -373,6 +373,20 @@ async fn send_round(shared: &Shared, round: u16, freeze: bool) -> Event {
         Ok(other) => return unexpected(&other),
         Err(e) => return e,
     };
+    let sent = |stats| {
+        Event::RoundSent(
+            round,
+            Round {
+                stats,
+                total_ms: started.elapsed().as_millis() as u64,
+            },
+        )
+    };
+    if freeze {
+        // The restore waits for the round to be complete; a question of its own would cost the
+        // downtime one more way there and back.
+        return sent(stats);
+    }
     let Some(peers) = shared.daemon.peers() else {
         return Event::Failed("this host has no peers configured".into());
     };
@@ -380,13 +394,7 @@ async fn send_round(shared: &Shared, round: u16, freeze: bool) -> Event {
         .await_round(&r.to_host, &r.id, round, shared.step_timeout)
         .await
     {
-        Ok(()) => Event::RoundSent(
-            round,
-            Round {
-                stats,
-                total_ms: started.elapsed().as_millis() as u64,
-            },
-        ),
+        Ok(()) => sent(stats),
         Err(e) => peer_failed(&e),
     }
 }

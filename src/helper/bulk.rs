@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::wire::bulk::{Body, MAX_DATA, Message, valid_name};
+use crate::wire::sum::Sum;
 
 /// Puts a bulk message on the port; blocks until it is there.
 pub type Send = dyn Fn(&Message) -> io::Result<()> + std::marker::Send + Sync;
@@ -69,7 +71,7 @@ impl Sender<'_> {
         }
         names.sort();
         let mut sent = Sent::default();
-        let mut told = 0;
+        let mut told = 0; // bytes of the files looked through so far
         for (name, size) in names {
             *file = file.wrapping_add(1);
             let path = dir.join(&name);
@@ -80,29 +82,47 @@ impl Sender<'_> {
                 size,
                 name,
             })?;
-            let mut crc = crc32fast::Hasher::new();
+            let mut sum = Sum::new();
             let mut source = File::open(&path)?;
             let mut offset = 0;
+            let mut passed = 0;
             while offset < size {
                 let mut bytes = vec![0; MAX_DATA.min((size - offset) as usize)];
                 source.read_exact(&mut bytes)?;
-                crc.update(&bytes);
                 let n = bytes.len() as u64;
-                self.put(Body::Data {
-                    file: *file,
-                    offset,
-                    bytes,
-                })?;
+                // Pages of zeroes are left out: the file at the other end begins as one hole.
+                let pieces = if drop_after {
+                    filled(&bytes)
+                } else {
+                    Vec::new()
+                };
+                let whole = !drop_after || pieces.first() == Some(&(0..bytes.len()));
+                let mut put = |at: u64, bytes: Vec<u8>| {
+                    sum.update(&bytes);
+                    sent.bytes += bytes.len() as u64;
+                    self.put(Body::Data {
+                        file: *file,
+                        offset: at,
+                        bytes,
+                    })
+                };
+                if whole {
+                    put(offset, bytes)?;
+                } else {
+                    for p in pieces {
+                        put(offset + p.start as u64, bytes[p].to_vec())?;
+                    }
+                }
                 offset += n;
-                sent.bytes += n;
-                if sent.bytes - told >= PROGRESS {
-                    told = sent.bytes;
+                passed += n;
+                if passed >= PROGRESS {
+                    (told, passed) = (told + passed, 0);
                     progress(told, total);
                 }
             }
             self.put(Body::Close {
                 file: *file,
-                crc: crc.finalize(),
+                sum: sum.finish(),
             })?;
             sent.files += 1;
             if drop_after {
@@ -115,5 +135,89 @@ impl Sender<'_> {
             bytes: sent.bytes,
         })?;
         Ok(sent)
+    }
+}
+
+/// Bytes of a page.
+const PAGE: usize = 4096;
+/// Fewer pages of zeroes than this in a row are sent: a message has its cost too.
+const GAP: usize = 4;
+
+/// Ranges of `bytes`, in whole pages, that are not zero.
+fn filled(bytes: &[u8]) -> Vec<Range<usize>> {
+    let mut pieces: Vec<Range<usize>> = Vec::new();
+    for (n, page) in bytes.chunks(PAGE).enumerate() {
+        if zero(page) {
+            continue;
+        }
+        let (start, end) = (n * PAGE, n * PAGE + page.len());
+        match pieces.last_mut() {
+            Some(last) if start - last.end < GAP * PAGE => last.end = end,
+            _ => pieces.push(start..end),
+        }
+    }
+    pieces
+}
+
+/// Whether there is nothing but zeroes.
+pub(super) fn zero(bytes: &[u8]) -> bool {
+    let words = bytes.chunks_exact(8);
+    words.remainder().iter().all(|b| *b == 0) && words.into_iter().all(|w| w == [0; 8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_runs_of_zeroes_are_left_out() {
+        let mut bytes = vec![0; 20 * PAGE + 100];
+        assert!(filled(&bytes).is_empty());
+        bytes[PAGE + 7] = 1;
+        bytes[3 * PAGE] = 1;
+        bytes[10 * PAGE - 1] = 1;
+        bytes[20 * PAGE + 99] = 1;
+        let want = [
+            PAGE..4 * PAGE,
+            9 * PAGE..10 * PAGE,
+            20 * PAGE..20 * PAGE + 100,
+        ];
+        assert_eq!(filled(&bytes), want);
+        assert_eq!(filled(&[1; 10]).first(), Some(&(0..10)));
+        assert!(zero(&[0; 13]) && !zero(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 1]));
+    }
+
+    #[test]
+    fn a_round_arrives_as_it_was() {
+        use crate::helper::images::Receiver;
+        let t = tempfile::tempdir().unwrap();
+        let from = t.path().join("1");
+        std::fs::create_dir(&from).unwrap();
+        let mut pages = vec![0; 600 << 10];
+        pages[300 << 10] = 7;
+        std::fs::write(from.join("pages-1.img"), &pages).unwrap();
+        std::fs::write(from.join("core-1.img"), vec![0; 9000]).unwrap();
+        let to = t.path().join("rounds");
+        let receiver = Receiver::new(to.clone(), 1 << 20).unwrap();
+        let send = move |m: &Message| {
+            receiver.take(m.body.clone());
+            Ok(())
+        };
+        let sender = Sender {
+            send: &send,
+            stream: 1,
+            cancel: &AtomicBool::new(false),
+        };
+        let sent = sender.round(&from, 1, &mut 0, &|_, _| {}).unwrap();
+        assert_eq!(
+            sent,
+            Sent {
+                files: 2,
+                bytes: 4096 + 9000
+            }
+        );
+        assert_eq!(std::fs::read(to.join("1/pages-1.img")).unwrap(), pages);
+        assert_eq!(std::fs::read(to.join("1/core-1.img")).unwrap(), [0; 9000]);
+        assert_eq!(from.join("pages-1.img").metadata().unwrap().len(), 0);
     }
 }

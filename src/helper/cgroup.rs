@@ -49,6 +49,38 @@ pub fn freeze(dir: &Path, freeze: bool, timeout: Duration) -> io::Result<()> {
     Ok(())
 }
 
+/// A cgroup whose CPU limit is lifted while this lives. Nothing happens without a limit.
+#[derive(Debug)]
+pub struct Unlimited(Option<(PathBuf, String)>);
+
+impl Unlimited {
+    /// Lifts the limit of the cgroup `dir`.
+    pub fn new(dir: &Path) -> Self {
+        let file = dir.join("cpu.max");
+        let limit = fs::read_to_string(&file).unwrap_or_default();
+        let limited = !limit.is_empty() && !limit.starts_with("max");
+        if limited && fs::write(&file, "max").is_ok() {
+            Self(Some((file, limit.trim().to_owned())))
+        } else {
+            Self(None)
+        }
+    }
+}
+
+impl Drop for Unlimited {
+    fn drop(&mut self) {
+        if let Some((file, limit)) = &self.0
+            && let Err(e) = fs::write(file, limit)
+            && file.exists()
+        {
+            tracing::warn!(
+                "the CPU limit {limit} is not put back in {}: {e}",
+                file.display()
+            );
+        }
+    }
+}
+
 fn event(dir: &Path, key: &str) -> bool {
     fs::read_to_string(dir.join("cgroup.events"))
         .unwrap_or_default()
@@ -69,6 +101,21 @@ mod tests {
         for bad in ["", "/", "x", "/../etc", "/a//b"] {
             assert_eq!(directory(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_cpu_limit_is_lifted_and_put_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("cpu.max");
+        fs::write(&file, "55000 100000\n").unwrap();
+        {
+            let _unlimited = Unlimited::new(dir.path());
+            assert_eq!(fs::read_to_string(&file).unwrap(), "max");
+        }
+        assert_eq!(fs::read_to_string(&file).unwrap(), "55000 100000");
+        fs::write(&file, "max 100000\n").unwrap();
+        drop(Unlimited::new(dir.path()));
+        assert_eq!(fs::read_to_string(&file).unwrap(), "max 100000\n");
     }
 
     #[test]

@@ -373,13 +373,13 @@ mod tests {
         }
 
         fn hello(&mut self, session: u32) {
-            self.send(session, r#"{"id":1,"call":{"call":"hello","protocol":1}}"#);
+            self.send(session, r#"{"id":1,"call":{"call":"hello","protocol":2}}"#);
             let (got, message) = self.receive();
             assert_eq!(got, session);
             let Message::Response { id: 1, reply } = message else {
                 panic!("{message:?}")
             };
-            assert!(matches!(reply, Reply::Hello { protocol: 1, .. }));
+            assert!(matches!(reply, Reply::Hello { protocol: 2, .. }));
         }
 
         fn reply(&mut self) -> (u64, Reply) {
@@ -458,7 +458,7 @@ mod tests {
         let mut host = Host::new();
         host.hello(3);
         for session in [2, 3] {
-            let body = bulk::Body::Close { file: 1, crc: 2 };
+            let body = bulk::Body::Close { file: 1, sum: 2 };
             let (mut payload, mut bytes) = (Vec::new(), Vec::new());
             bulk::Message { stream: 1, body }.encode(&mut payload);
             frame::encode(Kind::Bulk, session, &payload, &mut bytes).unwrap();

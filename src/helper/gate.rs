@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::criu::rpc::{CGROUPS_IGNORE, Kind, NETWORK_LOCK_SKIP, Opts};
 use super::criu::{Criu, CriuError, Incoming, Job};
-use super::{cgroup, netns, paths};
+use super::{cgroup, netns, paths, sockets};
 use crate::feature::{FeatureName, FeatureSpec};
 
 /// Longest wait for criu between two steps of a restore.
@@ -241,6 +241,8 @@ pub fn restore(name: &FeatureName, spec: &FeatureSpec, id: &str) -> Result<Pid, 
 
 fn serve(name: &FeatureName, spec: &FeatureSpec, server: &mut Server) -> Result<Pid, GateError> {
     let ns = paths::netns(name);
+    // The restore is part of the downtime: the feature's own CPU limit comes back with it.
+    let _unlimited = cgroup::Unlimited::new(&paths::cgroup_dir(name));
     let mut criu = Criu::spawn(&ns, &paths::workload_cgroup(name))?;
     let round = loop {
         match server.order()? {
@@ -254,6 +256,8 @@ fn serve(name: &FeatureName, spec: &FeatureSpec, server: &mut Server) -> Result<
     to_gate(&mut criu, &server.id, round)?;
     let ms = begin.elapsed().as_millis() as u64;
     server.set(State::Ready { ms })?;
+    // While the host records that it is ready.
+    let peers = sockets::peers(&cgroup::processes(&paths::workload_cgroup(name)));
     loop {
         match server.order()? {
             Order::Resume => break,
@@ -267,7 +271,10 @@ fn serve(name: &FeatureName, spec: &FeatureSpec, server: &mut Server) -> Result<
             }
         }
     }
-    let pid = match through_gate(criu) {
+    // First the network: criu's last steps make the sockets speak, and what the peers send from
+    // now on meets restored sockets.
+    open(name, spec);
+    let pid = match through_gate(criu, name, &peers) {
         Ok(pid) => pid,
         Err(e) => {
             // Committed: only this guest may run the feature, and the images are still here.
@@ -278,16 +285,22 @@ fn serve(name: &FeatureName, spec: &FeatureSpec, server: &mut Server) -> Result<
             clear(name).map_err(|e| GateError::Io(server.id.clone(), e))?;
             let mut criu = Criu::spawn(&ns, &paths::workload_cgroup(name))?;
             to_gate(&mut criu, &server.id, round)?;
-            if let Some(m) = spec.managed()
-                && let Err(e) = netns::announce(name, m)
-            {
-                tracing::error!("feature {name} is restored but cut off: {e}");
-            }
-            through_gate(criu)?
+            open(name, spec);
+            through_gate(criu, name, &peers)?
         }
     };
     server.set(State::Running { pid: pid.as_raw() })?;
     Ok(pid)
+}
+
+/// Opens the feature's network and announces its address. The move is committed: it runs in any
+/// case, and a resume that is asked for once more tries this again.
+fn open(name: &FeatureName, spec: &FeatureSpec) {
+    if let Some(m) = spec.managed()
+        && let Err(e) = netns::announce(name, m)
+    {
+        tracing::error!("feature {name} is restored but cut off: {e}");
+    }
 }
 
 /// Kills what a failed restore left: tasks that hold the feature's ports, maybe a criu.
@@ -333,12 +346,22 @@ fn to_gate(criu: &mut Criu, id: &str, round: u16) -> Result<(), GateError> {
     }
 }
 
-/// Lets criu go on behind the gate until it reports success.
-fn through_gate(mut criu: Criu) -> Result<Pid, GateError> {
+/// Lets criu go on behind the gate until it reports success. Peers are nudged as soon as the
+/// tasks run, which is before criu is through.
+fn through_gate(
+    mut criu: Criu,
+    name: &FeatureName,
+    peers: &[sockets::Peer],
+) -> Result<Pid, GateError> {
     criu.answer(true)?;
     loop {
         match criu.next(CRIU_STEP)? {
-            Incoming::Step(_) => criu.answer(true)?,
+            Incoming::Step(s) => {
+                criu.answer(true)?;
+                if s == "pre-resume" {
+                    sockets::nudge(name, peers);
+                }
+            }
             Incoming::Done(r) => {
                 let pid = r.restore.ok_or(GateError::NoPid)?.pid;
                 return Ok(Pid::from_raw(pid));

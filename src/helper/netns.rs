@@ -107,6 +107,11 @@ pub fn gate(name: &FeatureName) -> Result<(), NetError> {
     })?
 }
 
+/// Whether the interface is still without ARP, as [`gate`] leaves it.
+pub fn gated(name: &FeatureName) -> bool {
+    within(name, || packets::arp(INTERFACE)).is_ok_and(|arp| arp.is_ok_and(|on| !on))
+}
+
 /// Opens the gate and tells the neighbours where the address is now: three gratuitous ARP
 /// messages, each as request and as reply, the first at once and the others within 0.4 s from a
 /// thread of their own. Runs no command, as it is part of a move's downtime.

@@ -357,12 +357,22 @@ impl Outbox {
     }
 }
 
+/// Bytes gathered before they are written: each write is an exit to the hypervisor.
+const GATHER: usize = 256 << 10;
+
+/// Frames that wait for company, and the session that they belong to.
+#[derive(Debug, Default)]
+struct Gathered {
+    session: u32,
+    bytes: Vec<u8>,
+}
+
 /// Sends bulk messages to the host. Cheap to clone; senders take turns message by message.
 #[derive(Debug, Clone)]
 pub struct BulkPort {
     device: Arc<Device>,
     session: Session,
-    buffers: Arc<Mutex<(Vec<u8>, Vec<u8>)>>,
+    gathered: Arc<Mutex<Gathered>>,
 }
 
 impl BulkPort {
@@ -371,11 +381,12 @@ impl BulkPort {
         Self {
             device,
             session,
-            buffers: Arc::default(),
+            gathered: Arc::default(),
         }
     }
 
-    /// Puts a message on the port and returns when all of it is there.
+    /// Puts a message on the port. Small ones are gathered; the end of a round goes out with all
+    /// before it, and is there on return.
     ///
     /// `NotConnected` without a session; `ConnectionAborted` when the session ended meanwhile;
     /// `TimedOut` when the host took nothing for 30 s.
@@ -384,23 +395,43 @@ impl BulkPort {
             .session
             .current()
             .ok_or_else(|| io::Error::new(io::ErrorKind::NotConnected, "no session yet"))?;
-        let mut buffers = lock(&self.buffers);
-        let (payload, bytes) = &mut *buffers;
-        payload.clear();
-        bytes.clear();
-        message.encode(payload);
-        frame::encode(Kind::Bulk, session, payload, bytes).map_err(io::Error::other)?;
-        self.device.write_all(bytes, |idle| {
+        let ended = || {
+            let why = "the host began another session";
+            io::Error::new(io::ErrorKind::ConnectionAborted, why)
+        };
+        let mut gathered = lock(&self.gathered);
+        if gathered.session != session {
+            let lost = !gathered.bytes.is_empty();
+            *gathered = Gathered {
+                session,
+                bytes: Vec::with_capacity(GATHER + frame::MAX_PAYLOAD),
+            };
+            if lost {
+                return Err(ended());
+            }
+        }
+        frame::encode_with(Kind::Bulk, session, &mut gathered.bytes, |out| {
+            message.encode(out);
+        })
+        .map_err(io::Error::other)?;
+        let end = matches!(message.body, bulk::Body::RoundEnd { .. });
+        if !end && gathered.bytes.len() < GATHER {
+            return Ok(());
+        }
+        let bytes = std::mem::take(&mut gathered.bytes);
+        let written = self.device.write_all(&bytes, |idle| {
             if !self.session.is(session) {
-                let why = "the host began another session";
-                Err(io::Error::new(io::ErrorKind::ConnectionAborted, why))
+                Err(ended())
             } else if idle > BULK_LIMIT {
                 let why = "the host took no bulk data for 30 s";
                 Err(io::Error::new(io::ErrorKind::TimedOut, why))
             } else {
                 Ok(())
             }
-        })
+        });
+        gathered.bytes = bytes;
+        gathered.bytes.clear();
+        written
     }
 }
 

@@ -49,6 +49,8 @@ struct Inner {
     prepared: Option<Criu>,
     // At its gate.
     held: Option<Criu>,
+    // During the freeze: it makes the dump last longer. Back at its end, either way.
+    unlimited: Option<cgroup::Unlimited>,
     // Whether page tracking is unbroken since the last complete round.
     tracked: bool,
 }
@@ -205,20 +207,29 @@ impl Source {
             Some(c) => c,
             None => Criu::spawn(&paths::netns(ask.feature), &criu::cgroup(ask.id))?,
         };
-        let begin = Instant::now();
-        netns::gate(ask.feature)?;
-        let gated = begin.elapsed();
-        drain(pid, DRAIN);
-        let drained = begin.elapsed();
+        let asked = Instant::now();
+        inner.unlimited = Some(cgroup::Unlimited::new(&paths::cgroup_dir(ask.feature)));
         let tracked = inner.tracked;
         let criu = inner.held.insert({
             Self::request(&mut criu, Kind::Dump, ask, pid, tracked)?;
             criu
         });
+        let mut begin = asked;
+        let mut drained = None;
         loop {
             match criu.next(CRIU_STEP)? {
                 Incoming::Step(s) if s == "post-dump" => break,
-                Incoming::Step(_) => criu.answer(true)?,
+                Incoming::Step(s) => {
+                    // criu has looked around and is about to stop the tasks: not earlier, as the
+                    // feature is cut off from here on.
+                    if s == "pre-dump" {
+                        begin = Instant::now();
+                        netns::gate(ask.feature)?;
+                        drain(pid, DRAIN);
+                        drained = Some(begin.elapsed());
+                    }
+                    criu.answer(true)?;
+                }
                 Incoming::Done(_) => {
                     return Err(Failure::new(
                         ErrorKind::Criu,
@@ -228,11 +239,19 @@ impl Source {
             }
         }
         let dumped = begin.elapsed();
+        let Some(drained) = drained else {
+            // Packets came and went while criu looked at the sockets.
+            return Err(Failure::new(
+                ErrorKind::Criu,
+                "criu dumped without the step at which the network is closed",
+            ));
+        };
         cgroup::freeze(&paths::workload_cgroup(ask.feature), true, FREEZER)?;
         tracing::debug!(
-            "move {}: gate closed after {gated:?}, drained {drained:?}, dumped {dumped:?}, \
-             freezer {:?}",
+            "move {}: criu began after {:?}; then gate closed and drained {drained:?}, dumped \
+             {dumped:?}, freezer {:?}",
             ask.id,
+            begin.duration_since(asked),
             begin.elapsed()
         );
         let (pages_written, pages_skipped) = pages(&paths::round_dir(ask.id, ask.round));
@@ -393,6 +412,7 @@ impl Source {
 /// Lets the feature go on here.
 fn thaw(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failure> {
     let dir = paths::workload_cgroup(feature);
+    drop(inner.unlimited.take());
     if let Some(mut criu) = inner.held.take() {
         // criu answers "failed" by design: its gate was not passed.
         if criu.answer(false).is_ok() {
@@ -446,6 +466,7 @@ fn bury(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
     if netns::exists(feature) {
         netns::gate(feature)?;
     }
+    drop(inner.unlimited.take());
     if let Some(mut criu) = inner.held.take() {
         if criu.answer(true).is_ok() {
             match criu.next(CRIU_STEP) {

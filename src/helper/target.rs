@@ -4,13 +4,15 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::gate::{self, Client, Order, State};
 use super::images::Receiver;
 use super::moves::{self, Failure, Record, Side, lock};
 use super::preflight;
-use super::{cgroup, criu, features, netns, paths, sockets, unit};
+use super::unit::UnitError;
+use super::{criu, features, netns, paths, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::wire::bulk::Body;
 use crate::wire::guest::{ErrorKind, FileDigest};
@@ -30,6 +32,8 @@ const RESERVE: u64 = 48 << 20;
 #[derive(Debug, Default)]
 pub struct Target {
     receiver: Mutex<Option<Arc<Receiver>>>,
+    // The unit starts beside the first round: systemd takes its time.
+    starting: Mutex<Option<JoinHandle<Result<(), UnitError>>>>,
     // A discard was asked for. For good: a request from before it may come late.
     given_up: AtomicBool,
     // One of restore, resume, discard at a time.
@@ -167,9 +171,26 @@ impl Target {
         let rounds = paths::move_dir(id).join("rounds");
         *lock(&self.receiver) = Some(Arc::new(Receiver::new(rounds, room)?));
         // The supervisor and its criu wait for the images rather than the images for them.
-        unit::install(name, spec, Some(id))?;
-        unit::start(name)?;
+        let (id, spec) = (id.to_owned(), spec.clone());
+        let start = move || {
+            unit::install(&spec.name, &spec, Some(&id))?;
+            unit::start(&spec.name)
+        };
+        *lock(&self.starting) = Some(std::thread::spawn(start));
         Ok(())
+    }
+
+    /// Waits until the unit was started, if it is being started.
+    fn started(&self) -> Result<(), Failure> {
+        let starting = lock(&self.starting).take();
+        match starting.map(JoinHandle::join) {
+            None | Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(e))) => Err(e.into()),
+            Some(Err(_)) => Err(Failure::new(
+                ErrorKind::Failed,
+                "the helper failed while it started the feature's unit; its journal has the place",
+            )),
+        }
     }
 
     /// Takes a bulk message of this move's stream.
@@ -186,7 +207,8 @@ impl Target {
         let receiver = lock(&self.receiver).clone();
         let receiver = receiver.ok_or_else(|| restarted(id))?;
         receiver.wait(round, ARRIVAL)?;
-        Ok(())
+        // Found out before the freeze.
+        self.started()
     }
 
     /// Restores up to the gate, as soon as the round is here: the host may ask ahead of its
@@ -201,6 +223,7 @@ impl Target {
         let Some(receiver) = receiver else {
             return Err(restarted(id));
         };
+        self.started()?;
         receiver.wait(round, ARRIVAL)?;
         r.round = round;
         r.save(id)?;
@@ -310,15 +333,14 @@ impl Target {
     fn through_gate(&self, id: &str, r: &Record) -> Result<i32, Failure> {
         let spec = r.definition()?;
         let (mut client, _) = self.to_gate(id, r)?;
-        let peers = sockets::peers(&cgroup::processes(&paths::workload_cgroup(&r.feature)));
-        // First the network: criu's last step makes the sockets speak, and what the peers send
-        // from now on meets restored sockets.
-        if let Some(m) = spec.managed() {
-            netns::announce(&r.feature, m)?;
-        }
         client.order(&Order::Resume)?;
         let pid = Self::await_running(&mut client, id, r)?;
-        sockets::nudge(&r.feature, &peers);
+        // The supervisor opened it before the feature ran, unless that failed.
+        if let Some(m) = spec.managed()
+            && netns::gated(&r.feature)
+        {
+            netns::announce(&r.feature, m)?;
+        }
         Ok(pid)
     }
 
@@ -407,6 +429,9 @@ impl Target {
 
     fn clean(&self, id: &str, feature: &FeatureName) -> Result<(), Failure> {
         *lock(&self.receiver) = None;
+        if let Err(e) = self.started() {
+            tracing::debug!("move {id}: {e}");
+        }
         unit::remove(feature)?;
         netns::delete(feature)?;
         features::remove(feature)?;

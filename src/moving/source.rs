@@ -90,7 +90,8 @@ pub enum Event {
     Preflight(Preflight),
     /// The target prepared.
     Offered,
-    /// A round is on the target, complete and checked. `Freezing`'s round too.
+    /// A round is on the target, complete and checked. `Freezing`'s round is on its way: the
+    /// restore waits for it.
     RoundSent(u16, Round),
     /// The target restored and holds at the gate, durably.
     TargetReady,

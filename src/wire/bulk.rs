@@ -8,7 +8,7 @@
 //! ```text
 //! u8 op | u32 stream | op 1 Open:     u16 round, u32 file, u64 size, u8 n, n bytes name
 //!                    | op 2 Data:     u32 file, u64 offset, bytes to the end
-//!                    | op 3 Close:    u32 file, u32 crc32 of the whole file
+//!                    | op 3 Close:    u32 file, u64 sum of the whole file
 //!                    | op 4 RoundEnd: u16 round, u32 files, u64 bytes
 //! ```
 //! All integers little endian.
@@ -54,8 +54,8 @@ pub enum Body {
     Close {
         /// Number of the file.
         file: u32,
-        /// CRC-32 (IEEE) of the file's bytes, holes as zeroes left out: of the pieces in order.
-        crc: u32,
+        /// Sum ([`super::sum`]) of the file's pieces in order, holes left out.
+        sum: u64,
     },
     /// A round is complete.
     RoundEnd {
@@ -156,9 +156,9 @@ impl Message {
                 out.extend_from_slice(&offset.to_le_bytes());
                 out.extend_from_slice(bytes);
             }
-            Body::Close { file, crc } => {
+            Body::Close { file, sum } => {
                 out.extend_from_slice(&file.to_le_bytes());
-                out.extend_from_slice(&crc.to_le_bytes());
+                out.extend_from_slice(&sum.to_le_bytes());
             }
             Body::RoundEnd {
                 round,
@@ -206,7 +206,7 @@ impl Message {
             }
             3 => Body::Close {
                 file: r.u32()?,
-                crc: r.u32()?,
+                sum: r.u64()?,
             },
             4 => Body::RoundEnd {
                 round: r.u16()?,
@@ -239,7 +239,7 @@ mod tests {
             for body in [
                 Body::Open { round: 2, file, size: offset, name: "pages-1.img".into() },
                 Body::Data { file, offset, bytes: bytes.clone() },
-                Body::Close { file, crc: 9 },
+                Body::Close { file, sum: 9 },
                 Body::RoundEnd { round: 2, files: 3, bytes: 4 },
             ] {
                 let m = Message { stream, body };

@@ -11,7 +11,8 @@
 //!  5     3    zero
 //!  8     4    session, little endian; chosen by the host at each handshake
 //! 12     4    payload length, little endian, at most MAX_PAYLOAD
-//! 16     4    CRC-32 (IEEE) of bytes 0..16 and the payload, little endian
+//! 16     4    checksum of bytes 0..16 and the payload, little endian: control CRC-32 (IEEE),
+//!             bulk the low half of xxHash 64
 //! 20     -    payload
 //! ```
 
@@ -60,18 +61,49 @@ pub fn encode(
     if payload.len() > MAX_PAYLOAD {
         return Err(FrameError::TooLong(payload.len()));
     }
+    encode_with(kind, session, out, |out| out.extend_from_slice(payload))
+}
+
+/// Appends a frame to `out` whose payload `write` appends. `out` is as before when it fails.
+pub fn encode_with(
+    kind: Kind,
+    session: u32,
+    out: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>),
+) -> Result<(), FrameError> {
     let start = out.len();
-    out.reserve(HEADER + payload.len());
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&[if kind == Kind::Control { 1 } else { 2 }, 0, 0, 0]);
     out.extend_from_slice(&session.to_le_bytes());
-    out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
-    let mut h = crc32fast::Hasher::new();
-    h.update(&out[start..start + 16]);
-    h.update(payload);
-    out.extend_from_slice(&h.finalize().to_le_bytes());
-    out.extend_from_slice(payload);
+    out.extend_from_slice(&[0; 8]);
+    write(out);
+    let length = out.len() - start - HEADER;
+    if length > MAX_PAYLOAD {
+        out.truncate(start);
+        return Err(FrameError::TooLong(length));
+    }
+    let frame = &mut out[start..];
+    frame[12..16].copy_from_slice(&(length as u32).to_le_bytes());
+    let sum = checksum(kind, &frame[..16], &frame[HEADER..]);
+    frame[16..HEADER].copy_from_slice(&sum.to_le_bytes());
     Ok(())
+}
+
+fn checksum(kind: Kind, head: &[u8], payload: &[u8]) -> u32 {
+    match kind {
+        Kind::Control => {
+            let mut h = crc32fast::Hasher::new();
+            h.update(head);
+            h.update(payload);
+            h.finalize()
+        }
+        Kind::Bulk => {
+            let mut sum = super::sum::Sum::new();
+            sum.update(head);
+            sum.update(payload);
+            sum.finish() as u32
+        }
+    }
 }
 
 /// Finds frames in a byte stream. Feed it with [`Decoder::push`], take with [`Decoder::next`].
@@ -141,7 +173,7 @@ impl Decoder {
                     continue;
                 }
             };
-            let (session, len, crc) = (word(8), word(12) as usize, word(16));
+            let (session, len, sum) = (word(8), word(12) as usize, word(16));
             if len > MAX_PAYLOAD {
                 self.skip(4);
                 continue;
@@ -149,10 +181,7 @@ impl Decoder {
             if b.len() < HEADER + len {
                 return None;
             }
-            let mut h = crc32fast::Hasher::new();
-            h.update(&b[..16]);
-            h.update(&b[HEADER..HEADER + len]);
-            if h.finalize() != crc {
+            if checksum(kind, &b[..16], &b[HEADER..HEADER + len]) != sum {
                 self.skip(4);
                 continue;
             }

@@ -17,7 +17,7 @@ use crate::feature::{FeatureName, FeatureSpec};
 use crate::sample::MeterFrame;
 
 /// Version of this protocol. A side that meets another major number refuses with a reason.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Name of the control port.
 pub const CONTROL_PORT: &str = "org.drover.control.0";
 /// Name of the bulk port.
@@ -131,8 +131,7 @@ pub enum Call {
         spec: FeatureSpec,
         /// Bulk stream.
         stream: u32,
-        /// Digests of the files that must be the same here (absolute path, SHA-256 or size and
-        /// build id as the helper's preflight gave them).
+        /// Files that must be the same here, as the source's preflight gave them.
         files: Vec<FileDigest>,
     },
     /// Waits until the round has fully arrived and checks it. Answer: `Done`.
@@ -171,8 +170,8 @@ pub struct FileDigest {
     pub path: String,
     /// Size in bytes.
     pub size: u64,
-    /// CRC-32 of its content, as a cheap identity (not a security boundary).
-    pub crc: u32,
+    /// Sum ([`super::sum`]) of its content, as a cheap identity (not a security boundary).
+    pub sum: u64,
 }
 
 /// From guest to host.

@@ -9,3 +9,4 @@ pub mod bulk;
 pub mod frame;
 pub mod guest;
 pub mod peer;
+pub mod sum;

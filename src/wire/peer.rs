@@ -8,7 +8,7 @@ use crate::feature::FeatureSpec;
 use crate::wire::guest::{FileDigest, MoveId, Preflight};
 
 /// Version of the peer protocol. Another major number is refused with a reason.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Source asks the target to take a feature.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

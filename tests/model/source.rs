@@ -83,7 +83,9 @@ impl World {
         self.end_task(Task::Guest(call));
         let event = match (call, ok) {
             (SourceCall::Preflight, true) => Event::Preflight(Preflight::default()),
-            (SourceCall::PreDump(n) | SourceCall::Freeze(n), true) => {
+            // The restore waits for the round.
+            (SourceCall::Freeze(n), true) => Event::RoundSent(n, round()),
+            (SourceCall::PreDump(n), true) => {
                 // The same task goes on: is the round complete at the target?
                 if let Some(out) = self.source.as_mut().and_then(|s| s.outgoing.as_mut()) {
                     out.tasks.insert(Task::Peer(Ask::AwaitRound(n)));

@@ -87,7 +87,7 @@ async fn refusals_and_errors_are_told_apart() {
         "group 'secret'",
     );
     let mut newer = offer(MOVE, "default");
-    newer.protocol = 2;
+    newer.protocol += 1;
     refused(
         p.offer(B, &newer, T).await,
         RefusalKind::Refused,
@@ -178,7 +178,7 @@ async fn bulk_transfer_of_32_mib_is_complete_and_exact() {
     let (a, b) = pair.both().await;
     let mut piece: Vec<u8> = (0..MAX_DATA).map(|i| (i * 31 + i / 251) as u8).collect();
     let mut out = a.peers.open_bulk(B, &MOVE.to_owned()).await.unwrap();
-    let mut hash = crc32fast::Hasher::new();
+    let mut hash = drover::wire::sum::Sum::new();
     let message = |body| Message { stream: 7, body };
     let begun = Instant::now();
     let pieces = (32 << 20) / MAX_DATA;
@@ -199,8 +199,8 @@ async fn bulk_transfer_of_32_mib_is_complete_and_exact() {
         };
         out.send(&message(data)).await.unwrap();
     }
-    let crc = hash.finalize();
-    out.send(&message(Body::Close { file: 1, crc }))
+    let sum = hash.finish();
+    out.send(&message(Body::Close { file: 1, sum }))
         .await
         .unwrap();
     let end = Body::RoundEnd {
@@ -227,6 +227,6 @@ async fn bulk_transfer_of_32_mib_is_complete_and_exact() {
     }
     let r = b.fake.bulk.lock().unwrap();
     assert_eq!((r.from.as_str(), r.id.as_str()), ("host-a", MOVE));
-    assert_eq!((r.bytes, r.crc, r.rounds), (32 << 20, crc, 1));
+    assert_eq!((r.bytes, r.sum, r.rounds), (32 << 20, sum, 1));
     assert_eq!(r.end, Some(Ok(())));
 }

@@ -139,7 +139,7 @@ async fn what_a_peer_sends_is_bounded() {
 
     // Bulk: headers that are not one, and one without an end.
     for hello in [
-        "{\"protocol\":1,\"id\":\"../../etc\"}\n".to_owned(),
+        "{\"protocol\":2,\"id\":\"../../etc\"}\n".to_owned(),
         "{\"protocol\":9,\"id\":\"00000000-0001\"}\n".to_owned(),
         "x".repeat(5000),
     ] {
@@ -178,7 +178,7 @@ async fn what_a_peer_sends_is_bounded() {
         a.fake.bulk.lock().unwrap().end = None;
         let mut link = dial(Protocol::Bulk).await.unwrap();
         let bulk = &mut link.tls;
-        bulk.write_all(b"{\"protocol\":1,\"id\":\"00000000-0001\"}\n")
+        bulk.write_all(b"{\"protocol\":2,\"id\":\"00000000-0001\"}\n")
             .await
             .unwrap();
         bulk.write_all(sent).await.unwrap();

@@ -203,7 +203,7 @@ pub struct Received {
     pub from: String,
     pub id: String,
     pub bytes: u64,
-    pub crc: u32,
+    pub sum: u64,
     pub rounds: u16,
     pub end: Option<Result<(), String>>,
 }
@@ -289,7 +289,7 @@ impl PeerService for Fake {
         if id == SLOW {
             tokio::time::sleep(Duration::from_secs(4)).await;
         }
-        let mut hash = crc32fast::Hasher::new();
+        let mut hash = drover::wire::sum::Sum::new();
         let end = loop {
             match incoming.next().await {
                 Ok(Some(Message { body, .. })) => {
@@ -298,7 +298,7 @@ impl PeerService for Fake {
                         Body::Data { bytes, .. } => {
                             r.bytes += bytes.len() as u64;
                             hash.update(&bytes);
-                            r.crc = hash.clone().finalize();
+                            r.sum = hash.finish();
                         }
                         Body::RoundEnd { .. } => r.rounds += 1,
                         Body::Open { .. } | Body::Close { .. } => {}

@@ -51,6 +51,16 @@ fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
 
 /// Switches ARP of an interface on or off (IFF_NOARP). ENODEV when there is no such interface.
 pub fn set_arp(interface: &str, on: bool) -> io::Result<()> {
+    flags(interface, Some(on)).map(|_| ())
+}
+
+/// Whether an interface does ARP.
+pub fn arp(interface: &str) -> io::Result<bool> {
+    flags(interface, None)
+}
+
+/// Reads, and with `set` changes, whether an interface does ARP; how it was before.
+fn flags(interface: &str, set: Option<bool>) -> io::Result<bool> {
     let fd = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
     // SAFETY: ifreq is plain data for which zeroes are valid; the name is copied with room for
     // the final zero, and both ioctls read and write this one struct, which outlives them.
@@ -67,13 +77,18 @@ pub fn set_arp(interface: &str, on: bool) -> io::Result<()> {
         }
         let old = request.ifr_ifru.ifru_flags;
         let noarp = libc::IFF_NOARP as libc::c_short;
-        let new = if on { old & !noarp } else { old | noarp };
+        let was = old & noarp == 0;
+        let new = match set {
+            Some(true) => old & !noarp,
+            Some(false) => old | noarp,
+            None => old,
+        };
         request.ifr_ifru.ifru_flags = new;
         if new != old && libc::ioctl(fd.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request) < 0 {
             return Err(io::Error::last_os_error());
         }
+        Ok(was)
     }
-    Ok(())
 }
 
 /// Tells every neighbour, as ARP request and as reply, that `address` is at `mac`.
