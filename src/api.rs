@@ -3,9 +3,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::decision::Cost;
 use crate::feature::{FeatureName, FeatureSpec, Resource, Threshold};
 use crate::forecast::Step;
 use crate::host::{FeatureStatus, HostState, Metering};
+use crate::rules::Mode;
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
 
@@ -91,6 +93,40 @@ pub struct Plan {
     pub candidates: Vec<Candidate>,
     /// The model behind `affinity`.
     pub model: ModelInfo,
+    /// Under which `drover decision` shows it with its inputs; empty when it was not recorded.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub id: String,
+    /// What is done with it.
+    #[serde(default)]
+    pub mode: Mode,
+    /// What the move is expected to take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
+}
+
+impl Plan {
+    /// A plan without candidates: no eligible host.
+    pub fn new(domain: impl Into<String>, feature: FeatureName, host: impl Into<String>) -> Self {
+        Self {
+            domain: domain.into(),
+            feature,
+            host: host.into(),
+            outcome: "no_eligible_host".to_owned(),
+            reason: String::new(),
+            chosen: None,
+            stay_score: 0.0,
+            candidates: Vec::new(),
+            model: ModelInfo::default(),
+            id: String::new(),
+            mode: Mode::Act,
+            cost: None,
+        }
+    }
+
+    /// The candidate that was chosen.
+    pub fn target(&self) -> Option<&Candidate> {
+        self.candidates.get(self.chosen?)
+    }
 }
 
 /// The affinity model in use.

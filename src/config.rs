@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::host::StorageKind;
+use crate::rules::Mode;
 
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +92,9 @@ pub struct HostSection {
     /// Where the host's load is read.
     #[serde(default)]
     pub load_source: LoadSource,
+    /// Labels that features may ask for in `placement.labels`.
+    #[serde(default)]
+    pub labels: std::collections::BTreeMap<String, String>,
 }
 
 fn unknown_storage() -> StorageKind {
@@ -217,6 +221,17 @@ pub struct DecisionSection {
     pub cooldown_s: f64,
     /// Weights of the parts of a score.
     pub weights: Weights,
+    /// What is done with decisions: `act`, `advise` or `shadow`.
+    pub mode: Mode,
+    /// Weight of a move's cost, 0 to 1: what a move without end would have to gain beside
+    /// `min_gain`.
+    pub cost_weight: f64,
+    /// Moves to this host, and to any that is chosen, at a time.
+    pub max_moves_in: u32,
+    /// Decisions kept for `drover decision`, those that moved something and the others apart.
+    pub keep: usize,
+    /// Seconds after a move over which it is measured whether it helped.
+    pub judge_s: f64,
 }
 
 /// `[decision.weights]`
@@ -227,6 +242,8 @@ pub struct Weights {
     pub affinity: f64,
     /// Balance of load over hosts.
     pub balance: f64,
+    /// Nearness to the features that `placement.near` names.
+    pub near: f64,
 }
 
 impl Default for Weights {
@@ -234,6 +251,7 @@ impl Default for Weights {
         Self {
             affinity: 0.7,
             balance: 0.3,
+            near: 0.2,
         }
     }
 }
@@ -246,6 +264,11 @@ impl Default for DecisionSection {
             min_gain: 0.05,
             cooldown_s: 60.0,
             weights: Weights::default(),
+            mode: Mode::Act,
+            cost_weight: 0.05,
+            max_moves_in: 4,
+            keep: 500,
+            judge_s: 60.0,
         }
     }
 }
@@ -432,7 +455,27 @@ impl Config {
             return value("decision.reserve", "must be at least 0 and less than 1");
         }
         let w = c.decision.weights;
-        if !(w.affinity >= 0.0 && w.balance >= 0.0 && (w.affinity + w.balance).is_normal()) {
+        if !(0.0..=1.0).contains(&c.decision.cost_weight) {
+            return value("decision.cost_weight", "must be between 0 and 1");
+        }
+        if c.decision.max_moves_in == 0 {
+            return value("decision.max_moves_in", "must be at least 1");
+        }
+        if !(1.0..=3600.0).contains(&c.decision.judge_s) {
+            return value("decision.judge_s", "must be between 1 and 3600 seconds");
+        }
+        if c.host
+            .labels
+            .iter()
+            .any(|(k, v)| k.is_empty() || v.is_empty())
+        {
+            return value("host.labels", "must have no empty name or value");
+        }
+        if !(w.near >= 0.0
+            && w.affinity >= 0.0
+            && w.balance >= 0.0
+            && (w.affinity + w.balance).is_normal())
+        {
             return value("decision.weights", "must not be negative, and not all 0");
         }
         if c.model.rows_full <= c.model.rows_min {

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 13] = [
+const PURE: [&str; 14] = [
     "attribution.rs",
     "counters",
     "feature.rs",
+    "rules.rs",
     "sample.rs",
     "usage.rs",
     "host.rs",

@@ -5,6 +5,7 @@ use toml::Value;
 
 use super::error::CliError;
 use crate::feature::{FeatureName, FeatureSpec, Workload};
+use crate::rules::Rules;
 use crate::threshold;
 
 /// Reads a definition; `name` is the file's name for errors. JSON when it begins with `{`.
@@ -36,6 +37,8 @@ struct File<'a> {
     automatic: bool,
     downtime_ms: u64,
     thresholds: Vec<String>,
+    #[serde(skip_serializing_if = "Rules::is_default")]
+    placement: &'a Rules,
     workload: &'a Workload,
 }
 
@@ -49,6 +52,7 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, CliError> {
         thresholds,
         automatic,
         downtime_ms,
+        placement,
     } = spec;
     let file = File {
         name,
@@ -56,6 +60,7 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, CliError> {
         automatic: *automatic,
         downtime_ms: *downtime_ms,
         thresholds: thresholds.iter().map(threshold::format).collect(),
+        placement,
         workload,
     };
     toml::to_string_pretty(&file)

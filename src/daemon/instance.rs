@@ -161,6 +161,8 @@ impl Instance {
                 .filter(|t| t.memory_total_bytes > 0)
                 .map(|t| t.memory_available_bytes as f64 / crate::usage::MIB),
             cpus_used: self.cost.cpus.unwrap_or(0.0),
+            reserved_cpus: 0.0,
+            reserved_memory_mib: 0.0,
             helper: self.helper.clone(),
             metering: self.metering(),
             cost: self.cost,

@@ -155,6 +155,7 @@ pub fn plan(feature: &str) -> Plan {
             rows: 12,
             ..ModelInfo::default()
         },
+        ..Plan::new("web", name(feature), "alpha")
     }
 }
 
