@@ -335,6 +335,17 @@ pub struct Destination {
     pub domain: Option<String>,
 }
 
+/// What a reload of the configuration changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Keys of the configuration with another value, `section.key`.
+    pub keys: Vec<String>,
+    /// What was done with features from files, in words.
+    pub features: Vec<String>,
+    /// What could not be done with them, in words; it is tried again.
+    pub problems: Vec<String>,
+}
+
 /// Idempotent outcomes, instead of a bool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -392,6 +403,8 @@ pub trait Api: Send + Sync + 'static {
     async fn guest_install(&self, domain: &str) -> Result<String>;
     /// Removes it.
     async fn guest_remove(&self, domain: &str) -> Result<String>;
+    /// Reads the configuration and feature files anew; whatever is wrong leaves all as it is.
+    async fn reload(&self) -> Result<Reloaded>;
     /// Events from now on. Slow readers lose the oldest.
     fn events(&self) -> tokio::sync::broadcast::Receiver<ApiEvent>;
 }

@@ -1,5 +1,6 @@
 //! `/etc/drover/drover.toml`: one struct per section, unknown keys refused.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -67,6 +68,9 @@ pub struct Config {
     /// Moves.
     #[serde(default)]
     pub moves: MovesSection,
+    /// Features from files.
+    #[serde(default)]
+    pub features: FeaturesSection,
     /// Metrics for Prometheus; none without it.
     pub metrics: Option<MetricsSection>,
     /// Peers; without it the host is alone.
@@ -325,6 +329,22 @@ impl Default for MovesSection {
     }
 }
 
+/// `[features]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FeaturesSection {
+    /// Directory whose `*.toml` define features of this host.
+    pub dir: PathBuf,
+}
+
+impl Default for FeaturesSection {
+    fn default() -> Self {
+        Self {
+            dir: "/etc/drover/features.d".into(),
+        }
+    }
+}
+
 /// `[metrics]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -407,6 +427,77 @@ pub struct PeerHost {
     pub groups: Vec<String>,
 }
 
+impl ConfigError {
+    /// The error and what caused it, in one text.
+    pub fn with_cause(&self) -> String {
+        match self {
+            Self::Read { source, .. } => format!("{self}: {source}"),
+            Self::Parse { .. } | Self::Value { .. } => self.to_string(),
+        }
+    }
+}
+
+/// A configuration with where it came from and what was written there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Its file.
+    pub path: PathBuf,
+    /// The file's keys and values.
+    pub table: toml::Table,
+}
+
+impl Loaded {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.into(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Parses and checks the text of a file; `path` is for messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config = Config::parse(text, path)?;
+        let table = toml::from_str(text).map_err(|e| ConfigError::Parse {
+            path: path.into(),
+            message: crate::toml_text::explain(text, &e),
+        })?;
+        Ok(Self {
+            config,
+            path: path.into(),
+            table,
+        })
+    }
+}
+
+/// Dotted names of the keys whose values differ between two files, in order; a list counts as one
+/// value.
+pub fn changed_keys(a: &toml::Table, b: &toml::Table) -> Vec<String> {
+    fn flat(prefix: &str, table: &toml::Table, out: &mut BTreeMap<String, toml::Value>) {
+        for (key, value) in table {
+            let name = format!("{prefix}{key}");
+            match value {
+                toml::Value::Table(t) => flat(&format!("{name}."), t, out),
+                v => {
+                    out.insert(name, v.clone());
+                }
+            }
+        }
+    }
+    let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
+    flat("", a, &mut old);
+    flat("", b, &mut new);
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let differs = |k: &&&String| old.get(**k) != new.get(**k);
+    keys.iter()
+        .filter(differs)
+        .map(ToString::to_string)
+        .collect()
+}
+
 impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
@@ -421,7 +512,7 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let c: Self = toml::from_str(text).map_err(|e| ConfigError::Parse {
             path: path.into(),
-            message: e.to_string().trim().to_owned(),
+            message: crate::toml_text::explain(text, &e),
         })?;
         let value = |key, message: &str| {
             Err(ConfigError::Value {
@@ -522,7 +613,12 @@ mod tests {
         let c = Config::parse("[host]\nname = 'a'\n", p).unwrap();
         assert_eq!(c.meter.interval_s, 5.0);
         let e = Config::parse("[host]\nname = 'a'\n[meter]\nintervall_s = 2\n", p).unwrap_err();
-        assert!(e.to_string().contains("intervall_s"), "{e}");
+        let e = e.to_string();
+        assert!(
+            e.contains("x.toml: line 4: unknown field `intervall_s`"),
+            "{e}"
+        );
+        assert!(e.contains("did you mean `interval_s`?"), "{e}");
         let e = Config::parse("[host]\nname = 'a'\n[meter]\ninterval_s = 0.5\n", p).unwrap_err();
         assert!(e.to_string().contains("between 1 and 60"), "{e}");
         assert_eq!(c.forecast.confidence, 0.8);

@@ -54,6 +54,8 @@ pub mod dbus;
 #[cfg(feature = "daemon")]
 pub mod driver;
 #[cfg(feature = "daemon")]
+pub mod feature_file;
+#[cfg(feature = "daemon")]
 pub mod guest;
 #[cfg(feature = "daemon")]
 pub mod history;
@@ -65,6 +67,8 @@ pub mod metrics;
 pub mod peer;
 #[cfg(feature = "daemon")]
 pub mod store;
+#[cfg(feature = "daemon")]
+pub mod toml_text;
 #[cfg(feature = "daemon")]
 pub mod transport;
 
