@@ -89,7 +89,7 @@ pub(super) async fn follow(daemon: Arc<Daemon>) {
 }
 
 impl Daemon {
-    async fn written(&self, uuid: &str) -> Option<Written> {
+    async fn metadata_written(&self, uuid: &str) -> Option<Written> {
         let key = key(uuid);
         match self.store.run(move |s| s.get(&key)).await {
             Ok(Some(bytes)) => Some(serde_json::from_slice(&bytes).unwrap_or_default()),
@@ -101,7 +101,7 @@ impl Daemon {
         }
     }
 
-    async fn remember(&self, uuid: &str, written: Written) -> bool {
+    async fn remember_metadata(&self, uuid: &str, written: Written) -> bool {
         let key = key(uuid);
         let bytes = serde_json::to_vec(&written).unwrap_or_default();
         let done = self.store.run(move |s| s.put(&key, &bytes)).await;
@@ -112,7 +112,7 @@ impl Daemon {
     }
 
     /// What should be in a domain's metadata; with its UUID and whether it has a QEMU.
-    fn wanted(&self, domain: &str) -> Option<(String, bool, DomainFeatures)> {
+    fn metadata_wanted(&self, domain: &str) -> Option<(String, bool, DomainFeatures)> {
         let instances = lock(&self.instances);
         let i = instances.get(domain)?;
         let features = i.features.values().map(|f| StoredFeature {
@@ -131,10 +131,10 @@ impl Daemon {
     async fn sync_metadata(self: &Arc<Self>, domain: &str, read: bool) -> bool {
         // Nothing may change the registry in between.
         let _guard = self.changes.lock().await;
-        let Some((uuid, active, mut wanted)) = self.wanted(domain) else {
+        let Some((uuid, active, mut wanted)) = self.metadata_wanted(domain) else {
             return false;
         };
-        let Some(mut written) = self.written(&uuid).await else {
+        let Some(mut written) = self.metadata_written(&uuid).await else {
             return false;
         };
         let mut present = written.digest;
@@ -147,7 +147,7 @@ impl Daemon {
                         digest: digest(&found),
                     };
                     present = written.digest;
-                    match self.wanted(domain) {
+                    match self.metadata_wanted(domain) {
                         Some((same, _, now)) if same == uuid => wanted = now,
                         _ => return false,
                     }
@@ -173,7 +173,7 @@ impl Daemon {
             serial: wanted.serial,
             digest: now,
         };
-        if !self.remember(&uuid, next).await {
+        if !self.remember_metadata(&uuid, next).await {
             return false;
         }
         let content = (now != 0).then_some(&wanted);
@@ -201,7 +201,7 @@ impl Daemon {
         };
         for feature in gone {
             tracing::info!(%domain, %feature, "no longer in the domain: it left while the domain was elsewhere");
-            self.forget(domain, uuid, &feature).await;
+            self.forget_feature(domain, uuid, &feature).await;
         }
         for f in &found.features {
             let name = &f.spec.name;
@@ -262,7 +262,7 @@ impl Daemon {
             .any(|p| p.instances.iter().any(has))
     }
 
-    async fn forget(&self, domain: &str, uuid: &str, feature: &FeatureName) {
+    async fn forget_feature(&self, domain: &str, uuid: &str, feature: &FeatureName) {
         let (id, name) = (uuid.to_owned(), feature.clone());
         if let Err(e) = self.store.run(move |s| s.remove_feature(&id, &name)).await {
             tracing::error!(%domain, %feature, error = %e, "the registry cannot be written");
@@ -282,10 +282,10 @@ impl Daemon {
     /// cannot be told there.
     async fn left_with_domain(&self, domain: &str) {
         let _guard = self.changes.lock().await;
-        let Some((uuid, _, wanted)) = self.wanted(domain) else {
+        let Some((uuid, _, wanted)) = self.metadata_wanted(domain) else {
             return;
         };
-        let Some(written) = self.written(&uuid).await else {
+        let Some(written) = self.metadata_written(&uuid).await else {
             return;
         };
         if written.digest == 0 || written.digest != digest(&wanted) {
@@ -296,12 +296,12 @@ impl Daemon {
             serial: written.serial.saturating_sub(1),
             digest: 0,
         };
-        if !self.remember(&uuid, before).await {
+        if !self.remember_metadata(&uuid, before).await {
             return;
         }
         for f in wanted.features {
             if f.spec.validate().is_ok() {
-                self.forget(domain, &uuid, &f.spec.name).await;
+                self.forget_feature(domain, &uuid, &f.spec.name).await;
             } else {
                 tracing::warn!(%domain, feature = %f.spec.name, "its domain migrated away; its \
                     arguments and environment are known here only: define it there again, and \
@@ -313,9 +313,9 @@ impl Daemon {
 
 /// The serial number that was found is remembered, if it was not.
 async fn read_done(daemon: &Daemon, uuid: &str, written: Written) -> bool {
-    match daemon.written(uuid).await {
+    match daemon.metadata_written(uuid).await {
         Some(known) if known == written => true,
-        Some(_) => daemon.remember(uuid, written).await,
+        Some(_) => daemon.remember_metadata(uuid, written).await,
         None => false,
     }
 }
