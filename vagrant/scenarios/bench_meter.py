@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """What metering costs: CPU time per sample of one cgroup, of drover-guest and of others, in one
-guest with 100 busy cgroups at 1 s; and what droverd costs with 200 guests (see bench_daemon).
+guest with 100 busy cgroups at 1 s.
 
     bench_meter.py [--seconds N] [--only NAME,...]        writes target/bench/meter.json
 
