@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::decision::Cost;
 use crate::feature::{FeatureName, FeatureSpec, Resource, Threshold};
 use crate::forecast::Step;
-
-use crate::host::{FeatureStatus, HostState};
+use crate::host::{FeatureStatus, HostState, Metering};
 use crate::rollup::Rollup;
 use crate::rules::Mode;
 use crate::usage::Usage;
@@ -54,6 +53,9 @@ pub struct FeatureRow {
     pub usage: Option<Usage>,
     /// Breach under way or expected, in words; an expected one begins with `forecast:`.
     pub breach: Option<String>,
+    /// How it is metered, and why not better.
+    #[serde(default)]
+    pub metered: Metering,
 }
 
 /// One candidate of a plan.
@@ -334,6 +336,17 @@ pub struct Destination {
     pub domain: Option<String>,
 }
 
+/// What a reload of the configuration changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Keys of the configuration with another value, `section.key`.
+    pub keys: Vec<String>,
+    /// What was done with features from files, in words.
+    pub features: Vec<String>,
+    /// What could not be done with them, in words; it is tried again.
+    pub problems: Vec<String>,
+}
+
 /// Idempotent outcomes, instead of a bool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -472,6 +485,8 @@ pub trait Api: Send + Sync + 'static {
     async fn guest_install(&self, domain: &str) -> Result<String>;
     /// Removes it.
     async fn guest_remove(&self, domain: &str) -> Result<String>;
+    /// Reads the configuration and feature files anew; whatever is wrong leaves all as it is.
+    async fn reload(&self) -> Result<Reloaded>;
     /// Events from now on. Slow readers lose the oldest.
     fn events(&self) -> tokio::sync::broadcast::Receiver<ApiEvent>;
 }

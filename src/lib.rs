@@ -28,6 +28,8 @@ pub mod affinity;
 #[cfg(feature = "daemon")]
 pub mod api;
 #[cfg(feature = "daemon")]
+pub mod attribution;
+#[cfg(feature = "daemon")]
 pub mod columns;
 #[cfg(feature = "daemon")]
 pub mod decision;
@@ -56,6 +58,8 @@ pub mod dbus;
 #[cfg(feature = "daemon")]
 pub mod driver;
 #[cfg(feature = "daemon")]
+pub mod feature_file;
+#[cfg(feature = "daemon")]
 pub mod guest;
 #[cfg(feature = "daemon")]
 pub mod history;
@@ -67,6 +71,8 @@ pub mod metrics;
 pub mod peer;
 #[cfg(feature = "daemon")]
 pub mod store;
+#[cfg(feature = "daemon")]
+pub mod toml_text;
 #[cfg(feature = "daemon")]
 pub mod transport;
 

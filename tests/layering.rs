@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 15] = [
+const PURE: [&str; 16] = [
+    "attribution.rs",
     "counters",
     "feature.rs",
     "rules.rs",

@@ -4,16 +4,17 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use super::args::{Cli, Command, Format, GuestAction, Target};
+use super::args::{Cli, Command, ConfigAction, Format, GuestAction, Target};
 use super::client::{Client, Result};
 use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, forecast, history, hosts, jobs, plan};
-use super::{doctor, events, generate, moves, show, spec, top};
+use super::{config, doctor, events, generate, moves, show, spec, top};
 use crate::api::{Changed, FeatureRow, HistoryQuery};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
+use crate::transport::{self, Protocol};
 
 /// Largest feature file read, bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -52,6 +53,12 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
     };
     if let Command::Generate { what, dir } = &cli.command {
         return generate::generate(*what, dir);
+    }
+    if let Command::Config {
+        action: ConfigAction::Check { file },
+    } = &cli.command
+    {
+        return config::check(out, json, file);
     }
     // Looks further when droverd does not answer.
     if let Command::Doctor { config } = &cli.command {
@@ -225,13 +232,31 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         }
         Command::Guest { action } => show::guest(out, json, &client, action).await?,
         Command::Event { count } => events::follow(cli, out, screen, &client, *count).await?,
-        // Answered above, without droverd.
-        Command::Doctor { .. } | Command::Generate { .. } => {}
+        // Answered before, without droverd.
+        Command::Doctor { .. }
+        | Command::Generate { .. }
+        | Command::Config { .. }
+        | Command::PeerStdio { .. } => {}
+        Command::Reload => config::reload(out, json, &client).await?,
         Command::Version => {
             show::version(out, json, client.version().await)?;
         }
     }
     Ok(())
+}
+
+/// `drover peer-stdio`. Under a forced command sshd says what was asked for; its last word is the protocol.
+pub async fn peer_stdio(from: &str, socket: &Path, protocol: Option<&str>) -> Result<()> {
+    let asked = std::env::var("SSH_ORIGINAL_COMMAND").unwrap_or_default();
+    let word = protocol.or_else(|| asked.split_whitespace().last());
+    let protocol = word.and_then(Protocol::from_word).ok_or_else(|| {
+        CliError::Usage(format!(
+            "peer-stdio is for droverd of another host; '{}' is not a protocol that this version speaks",
+            word.unwrap_or_default()
+        ))
+    })?;
+    let done = transport::ssh::stdio(socket, from, protocol).await;
+    done.map_err(|e| CliError::Failed(format!("{}: {e}; is droverd running?", socket.display())))
 }
 
 fn read_file(path: &Path) -> Result<String> {

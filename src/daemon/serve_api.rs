@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::api::{
     Api, ApiError, ApiEvent, Changed, Destination, FeatureForecast, FeatureRow, HistoryPage,
-    HistoryPoint, HistoryQuery, Job, Plan, Result,
+    HistoryPoint, HistoryQuery, Job, Plan, Reloaded, Result,
 };
 use crate::decision::Cause;
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
@@ -19,6 +19,7 @@ use crate::threshold::Watch;
 use crate::usage::Usage;
 use crate::wire::guest::Call;
 
+use super::files::Wish;
 use super::instance::Feature;
 use super::lifecycle::START;
 use super::{Daemon, SHORT, lock};
@@ -137,6 +138,7 @@ impl Api for Service {
                     status: f.status(),
                     usage: f.recent.back().copied(),
                     breach: f.breach().or(expected).map(|b| b.text),
+                    metered: i.metering(),
                 });
             }
         }
@@ -146,6 +148,8 @@ impl Api for Service {
     async fn register(&self, domain: &str, spec: FeatureSpec) -> Result<Changed> {
         spec.validate()
             .map_err(|e| ApiError::Invalid(e.to_string()))?;
+        self.0
+            .agrees_with_file(&spec.name, Wish::Registered(&spec))?;
         let _guard = self.0.changes.lock().await;
         let uuid = {
             let instances = lock(&self.0.instances);
@@ -192,6 +196,7 @@ impl Api for Service {
     }
 
     async fn deregister(&self, domain: &str, feature: &FeatureName) -> Result<Changed> {
+        self.0.agrees_with_file(feature, Wish::Gone)?;
         let _guard = self.0.changes.lock().await;
         let (uuid, record) = self.record(domain, feature)?;
         // Also a disabled one: a start that timed out may have succeeded late.
@@ -217,6 +222,7 @@ impl Api for Service {
     }
 
     async fn set_enabled(&self, domain: &str, feature: &FeatureName, on: bool) -> Result<Changed> {
+        self.0.agrees_with_file(feature, Wish::Enabled(on))?;
         let _guard = self.0.changes.lock().await;
         let (uuid, mut record) = self.record(domain, feature)?;
         let already = record.enabled == on;
@@ -269,6 +275,8 @@ impl Api for Service {
         feature: &FeatureName,
         thresholds: Vec<Threshold>,
     ) -> Result<Changed> {
+        self.0
+            .agrees_with_file(feature, Wish::Thresholds(&thresholds))?;
         let _guard = self.0.changes.lock().await;
         let (uuid, mut record) = self.record(domain, feature)?;
         if record.spec.thresholds == thresholds {
@@ -448,6 +456,10 @@ impl Api for Service {
             .await
             .map_err(|e| ApiError::Failed(format!("removing from '{domain}': {e}")))?;
         Ok(format!("helper removed from domain '{domain}'"))
+    }
+
+    async fn reload(&self) -> Result<Reloaded> {
+        self.reload_now().await
     }
 
     fn events(&self) -> tokio::sync::broadcast::Receiver<ApiEvent> {

@@ -163,6 +163,7 @@ fn feature(domain: &str, name: &str) -> FeatureRow {
             ..Usage::default()
         }),
         breach: None,
+        metered: crate::host::Metering::default(),
     }
 }
 

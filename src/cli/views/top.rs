@@ -154,6 +154,7 @@ mod tests {
                 ..Usage::default()
             }),
             breach: None,
+            metered: crate::host::Metering::default(),
         }
     }
 
