@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 
 use virt::connect::Connect;
+use virt::domain::Domain;
 use virt::error::Error;
 
 use super::events::identity;
@@ -19,12 +20,14 @@ pub struct DomainStats {
     pub id: Option<u32>,
     /// Whether its CPUs run.
     pub running: bool,
-    /// libvirt's number of its state.
-    pub state: u64,
-    /// Why it is in that state, libvirt's number.
-    pub reason: u64,
     /// CPU time of the whole domain, nanoseconds.
     pub cpu_time_ns: Option<u64>,
+    /// User part of it, nanoseconds.
+    pub cpu_user_ns: Option<u64>,
+    /// System part of it, nanoseconds.
+    pub cpu_system_ns: Option<u64>,
+    /// CPU time of all vCPUs, nanoseconds.
+    pub vcpu_time_ns: Option<u64>,
     /// Time the vCPUs were ready but waited for a host CPU (steal), all vCPUs, nanoseconds.
     pub delay_ns: Option<u64>,
     /// vCPUs online.
@@ -39,6 +42,8 @@ pub struct DomainStats {
     pub available_kib: Option<u64>,
     /// Memory the guest could reclaim without swapping, KiB (`MemAvailable`).
     pub usable_kib: Option<u64>,
+    /// Most memory that the balloon may give, KiB.
+    pub balloon_maximum_kib: Option<u64>,
     /// Bytes received on all interfaces.
     pub net_rx_bytes: Option<u64>,
     /// Bytes sent on all interfaces.
@@ -47,6 +52,10 @@ pub struct DomainStats {
     pub disk_read_bytes: Option<u64>,
     /// Bytes written to all disks.
     pub disk_write_bytes: Option<u64>,
+    /// Reads of all disks.
+    pub disk_reads: Option<u64>,
+    /// Writes to all disks.
+    pub disk_writes: Option<u64>,
 }
 
 impl DomainStats {
@@ -55,40 +64,31 @@ impl DomainStats {
         let add = |sum: &mut Option<u64>| *sum = Some(sum.unwrap_or(0).saturating_add(value));
         match name {
             "state.state" => {
-                self.state = value;
                 self.running = value == u64::from(virt_sys::VIR_DOMAIN_RUNNING)
                     || value == u64::from(virt_sys::VIR_DOMAIN_BLOCKED);
             }
-            "state.reason" => self.reason = value,
             "cpu.time" => self.cpu_time_ns = Some(value),
+            "cpu.user" => self.cpu_user_ns = Some(value),
+            "cpu.system" => self.cpu_system_ns = Some(value),
             "vcpu.current" => self.vcpus = Some(value as u32),
             "balloon.current" => self.balloon_current_kib = Some(value),
+            "balloon.maximum" => self.balloon_maximum_kib = Some(value),
             "balloon.rss" => self.rss_kib = Some(value),
             "balloon.unused" => self.unused_kib = Some(value),
             "balloon.available" => self.available_kib = Some(value),
             "balloon.usable" => self.usable_kib = Some(value),
             _ => match indexed(name) {
                 Some(("vcpu", "delay")) => add(&mut self.delay_ns),
+                Some(("vcpu", "time")) => add(&mut self.vcpu_time_ns),
                 Some(("net", "rx.bytes")) => add(&mut self.net_rx_bytes),
                 Some(("net", "tx.bytes")) => add(&mut self.net_tx_bytes),
                 Some(("block", "rd.bytes")) => add(&mut self.disk_read_bytes),
                 Some(("block", "wr.bytes")) => add(&mut self.disk_write_bytes),
+                Some(("block", "rd.reqs")) => add(&mut self.disk_reads),
+                Some(("block", "wr.reqs")) => add(&mut self.disk_writes),
                 _ => {}
             },
         }
-    }
-
-    /// Whether it is shut off and nothing of its memory was kept. What libvirt does not know (after
-    /// its own restart) does not count.
-    pub fn ended(&self) -> bool {
-        let shut_off = self.state == u64::from(virt_sys::VIR_DOMAIN_SHUTOFF);
-        let lost = [
-            virt_sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN,
-            virt_sys::VIR_DOMAIN_SHUTOFF_DESTROYED,
-            virt_sys::VIR_DOMAIN_SHUTOFF_CRASHED,
-            virt_sys::VIR_DOMAIN_SHUTOFF_FAILED,
-        ];
-        shut_off && self.id.is_none() && lost.iter().any(|r| u64::from(*r) == self.reason)
     }
 
     /// Memory in use as the guest sees it, MiB: what it cannot give back, else what its process
@@ -155,6 +155,25 @@ pub(super) fn all(conn: &Connect, groups: u32) -> Result<Vec<DomainStats>, Error
         all.push(stats);
     }
     Ok(all)
+}
+
+/// Whether a domain is shut off and nothing of its memory was kept. What libvirt does not know (after
+/// its own restart) does not count.
+pub(super) fn ended(domain: &Domain) -> bool {
+    let (mut state, mut reason) = (-1, -1);
+    // SAFETY: the domain is valid while it is borrowed; libvirt writes two integers.
+    let done =
+        unsafe { virt_sys::virDomainGetState(domain.as_ptr(), &raw mut state, &raw mut reason, 0) };
+    done == 0
+        && state == virt_sys::VIR_DOMAIN_SHUTOFF.cast_signed()
+        && [
+            virt_sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN,
+            virt_sys::VIR_DOMAIN_SHUTOFF_DESTROYED,
+            virt_sys::VIR_DOMAIN_SHUTOFF_CRASHED,
+            virt_sys::VIR_DOMAIN_SHUTOFF_FAILED,
+        ]
+        .iter()
+        .any(|r| r.cast_signed() == reason)
 }
 
 /// libvirt's list of records, freed with the records in it.
