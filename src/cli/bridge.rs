@@ -28,11 +28,9 @@ fn socket_of(address: &str) -> Option<&str> {
 
 /// Authenticates as the user of this process (D-Bus specification, "EXTERNAL").
 fn authenticate(bus: &UnixStream) -> io::Result<()> {
-    let uid: String = nix::unistd::geteuid()
-        .to_string()
-        .bytes()
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let uid = nix::unistd::geteuid().to_string();
+    // Digits in hexadecimal: 0 is 30.
+    let uid: String = uid.chars().flat_map(|c| ['3', c]).collect();
     bus.set_read_timeout(Some(HANDSHAKE))?;
     let mut to = bus;
     to.write_all(format!("\0AUTH EXTERNAL {uid}\r\n").as_bytes())?;

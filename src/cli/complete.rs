@@ -68,9 +68,8 @@ fn candidates(grammar: &Command, known: &Known, words: &[&str], word: &str) -> V
     if words.is_empty() {
         out.extend(OWN.map(str::to_owned));
     }
-    let mut positionals = command.get_positionals();
-    let arg = positionals.clone().nth(given.len()).or_else(|| {
-        let last = positionals.by_ref().last();
+    let arg = command.get_positionals().nth(given.len()).or_else(|| {
+        let last = command.get_positionals().last();
         last.filter(|a| a.get_num_args().is_some_and(|n| n.max_values() > 1))
     });
     if let Some(arg) = arg.filter(|_| !helping) {
@@ -103,9 +102,8 @@ fn options(grammar: &Command, command: &Command) -> Vec<String> {
 fn values(arg: &Arg, known: &Known, given: &[&str]) -> Vec<String> {
     match arg.get_id().as_str() {
         "domain" => known.domains.iter().cloned().collect(),
-        "feature" => features(known, given.last().copied()),
         "which" if given.is_empty() => known.moves.iter().chain(&known.domains).cloned().collect(),
-        "which" => features(known, given.last().copied()),
+        "feature" | "which" => features(known, given.last().copied()),
         "to" => known.places.iter().cloned().collect(),
         "resource" => crate::feature::Resource::ALL
             .map(|r| r.as_str().to_owned())

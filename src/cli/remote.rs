@@ -97,9 +97,18 @@ pub async fn connect(host: &str, timeout: Duration, keep: bool) -> Result<Connec
         stdout,
     };
     let guid = zbus::Guid::generate();
-    let connecting = zbus::connection::Builder::authenticated_socket(pipe, guid)
-        .method_timeout(timeout)
-        .build();
+    let connecting = async {
+        let connection = zbus::connection::Builder::authenticated_socket(pipe, guid)
+            .method_timeout(timeout)
+            .build()
+            .await?;
+        // zbus leaves the greeting of the bus to whoever authenticated.
+        let (bus, path) = ("org.freedesktop.DBus", "/org/freedesktop/DBus");
+        connection
+            .call_method(Some(bus), path, Some(bus), "Hello", &())
+            .await?;
+        Ok::<_, zbus::Error>(connection)
+    };
     match tokio::time::timeout(timeout, connecting).await {
         Ok(Ok(c)) => Ok(c),
         Ok(Err(e)) => Err(CliError::Failed(format!(

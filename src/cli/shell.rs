@@ -158,7 +158,7 @@ pub(super) fn shell(runtime: &Runtime, base: &Cli) -> ExitCode {
         .completion_type(CompletionType::List)
         .auto_add_history(true)
         .max_history_size(LINES)
-        .map(|b| b.build())
+        .map(rustyline::config::Builder::build)
         .unwrap_or_default();
     let mut grammar = Cli::command();
     grammar.build();

@@ -201,7 +201,11 @@ impl Terminal {
 async fn shell() {
     let (bus, fake, _service) = served().await;
     let state = tempfile::tempdir().unwrap();
-    let mut c = command(&bus.address, &[]);
+    // With a controlling terminal, or Ctrl-C would be no signal.
+    let mut c = Command::new("setsid");
+    c.args(["--ctty", "--wait", env!("CARGO_BIN_EXE_drover")])
+        .env("DBUS_SYSTEM_BUS_ADDRESS", &bus.address)
+        .env_remove("COLUMNS");
     c.env("XDG_STATE_HOME", state.path()).env("NO_COLOR", "1");
     let session = move || {
         let (mut t, mut child) = Terminal::start(c);

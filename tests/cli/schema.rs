@@ -2,6 +2,7 @@
 //! New ones may be added; `DROVER_BLESS=1` writes the page anew.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::Path;
 
 use serde_json::Value;
@@ -159,10 +160,10 @@ fn bless(page: &str, seen: &BTreeMap<String, BTreeMap<String, &'static str>>) {
         .to_owned();
     for command in COMMANDS {
         let name = command.join(" ");
-        text.push_str(&format!("## drover {name}\n\n```text\n"));
+        writeln!(text, "## drover {name}\n\n```text").unwrap();
         let width = seen[&name].keys().map(String::len).max().unwrap_or(0);
         for (path, kind) in &seen[&name] {
-            text.push_str(&format!("{path:width$}  {kind}\n"));
+            writeln!(text, "{path:width$}  {kind}").unwrap();
         }
         text.push_str("```\n\n");
     }

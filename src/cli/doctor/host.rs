@@ -374,6 +374,7 @@ pub fn disk(dir: &Path, facts: &Result<DiskFacts, String>) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use super::super::finding::Severity;
     use super::super::finding::Severity::{Error, Ok as Fine, Warning};
     use super::*;
     use crate::host::{HostCapabilities, StorageKind};
