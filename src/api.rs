@@ -6,8 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::decision::Cost;
 use crate::feature::{FeatureName, FeatureSpec, Resource, Threshold};
 use crate::forecast::Step;
-
-use crate::host::{FeatureStatus, HostState};
+use crate::host::{FeatureStatus, HostState, Metering};
 use crate::rules::Mode;
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
@@ -53,6 +52,9 @@ pub struct FeatureRow {
     pub usage: Option<Usage>,
     /// Breach under way or expected, in words; an expected one begins with `forecast:`.
     pub breach: Option<String>,
+    /// How it is metered, and why not better.
+    #[serde(default)]
+    pub metered: Metering,
 }
 
 /// One candidate of a plan.

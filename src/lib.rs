@@ -28,6 +28,8 @@ pub mod affinity;
 #[cfg(feature = "daemon")]
 pub mod api;
 #[cfg(feature = "daemon")]
+pub mod attribution;
+#[cfg(feature = "daemon")]
 pub mod decision;
 #[cfg(feature = "daemon")]
 pub mod forecast;

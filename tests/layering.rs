@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 13] = [
+const PURE: [&str; 14] = [
+    "attribution.rs",
     "counters",
     "feature.rs",
     "rules.rs",

@@ -206,6 +206,18 @@ pub enum Command {
         #[arg(long, value_name = "FILE", default_value = "/etc/drover/drover.toml")]
         config: PathBuf,
     },
+    /// Connect standard input and output to droverd, for a peer that comes by ssh
+    #[command(hide = true)]
+    PeerStdio {
+        /// Name of that peer here
+        #[arg(long)]
+        from: String,
+        /// Socket of droverd
+        #[arg(long, value_name = "FILE", default_value = crate::config::SSH_SOCKET)]
+        socket: PathBuf,
+        /// Protocol; under a forced command the one that ssh was asked for
+        protocol: Option<String>,
+    },
     /// Read the configuration and feature files anew, all or nothing
     Reload,
     /// The configuration of droverd

@@ -89,6 +89,18 @@ pub fn main() -> ExitCode {
     let outcome = match (&cli.command, runtime()) {
         (args::Command::Bridge, _) => bridge::run(),
         (_, Ok(runtime)) => {
+            // Before standard output is locked: it is this command's stream.
+            if let args::Command::PeerStdio {
+                from,
+                socket,
+                protocol,
+            } = &cli.command
+            {
+                let done = runtime.block_on(run::peer_stdio(from, socket, protocol.as_deref()));
+                // Standard input may still be read by a thread of its own.
+                runtime.shutdown_background();
+                return told(done);
+            }
             let agent = cli.connect.is_none() && cli.command.changes();
             let _agent = agent.then(agent::start);
             let mut out = std::io::stdout().lock();
@@ -97,6 +109,11 @@ pub fn main() -> ExitCode {
         }
         (_, Err(e)) => Err(e),
     };
+    told(outcome)
+}
+
+/// Says what went wrong, and gives the exit code.
+fn told(outcome: Result<(), CliError>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => fail(&e),

@@ -14,6 +14,7 @@ use super::{config, doctor, edit, events, generate, moves, show, spec};
 use crate::api::{Changed, FeatureRow};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
+use crate::transport::{self, Protocol};
 
 /// Largest feature file read, bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -239,17 +240,32 @@ pub(super) async fn run_kept(
         }
         Command::Guest { action } => show::guest(out, json, &client, action).await?,
         Command::Event { count } => events::follow(cli, out, screen, &client, *count).await?,
-        // Answered above, without droverd.
+        // Answered before, without droverd.
         Command::Doctor { .. }
         | Command::Generate { .. }
         | Command::Config { .. }
-        | Command::Bridge => {}
+        | Command::Bridge
+        | Command::PeerStdio { .. } => {}
         Command::Reload => config::reload(out, json, &client).await?,
         Command::Version => {
             show::version(out, json, client.version().await)?;
         }
     }
     Ok(())
+}
+
+/// `drover peer-stdio`. Under a forced command sshd says what was asked for; its last word is the protocol.
+pub async fn peer_stdio(from: &str, socket: &Path, protocol: Option<&str>) -> Result<()> {
+    let asked = std::env::var("SSH_ORIGINAL_COMMAND").unwrap_or_default();
+    let word = protocol.or_else(|| asked.split_whitespace().last());
+    let protocol = word.and_then(Protocol::from_word).ok_or_else(|| {
+        CliError::Usage(format!(
+            "peer-stdio is for droverd of another host; '{}' is not a protocol that this version speaks",
+            word.unwrap_or_default()
+        ))
+    })?;
+    let done = transport::ssh::stdio(socket, from, protocol).await;
+    done.map_err(|e| CliError::Failed(format!("{}: {e}; is droverd running?", socket.display())))
 }
 
 fn read_file(path: &Path) -> Result<String> {

@@ -3,12 +3,15 @@
 //! - [`instance`]: instances and features at run time
 //! - [`lifecycle`]: libvirt's events, helpers coming and going, recovery
 //! - [`metering`]: meter frames to usage, history and breaches
+//! - [`agent_meter`]: guests without the helper
+//! - [`metadata`]: features in the domains' XML
 //! - [`forecast`]: what is expected to be breached
 //! - [`placement`]: host state, plans, automatic moves, the affinity model
 //! - [`moves`]: beginning, committing and ending moves; the journal
 //! - [`live`], [`files`]: the configuration in force, features from files, reloads
 //! - [`serve_api`], [`serve_peer`]: what users and peers may ask
 
+mod agent_meter;
 mod certificates;
 pub mod clock;
 mod files;
@@ -16,6 +19,7 @@ mod forecast;
 pub mod instance;
 mod lifecycle;
 pub mod live;
+mod metadata;
 mod metering;
 mod moves;
 mod placement;
@@ -266,6 +270,8 @@ pub async fn run(
     ));
     tasks.spawn(metering::host_meter(Arc::clone(&daemon)));
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
+    tasks.spawn(agent_meter::run(Arc::clone(&daemon)));
+    tasks.spawn(metadata::follow(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(placement::training(Arc::clone(&daemon)));
     tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));

@@ -137,6 +137,7 @@ impl Api for Service {
                     status: f.status(),
                     usage: f.recent.back().copied(),
                     breach: f.breach().or(expected).map(|b| b.text),
+                    metered: i.metering(),
                 });
             }
         }

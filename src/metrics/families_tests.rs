@@ -162,6 +162,7 @@ fn feature(domain: &str, name: &str) -> FeatureRow {
             ..Usage::default()
         }),
         breach: None,
+        metered: crate::host::Metering::default(),
     }
 }
 

@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use zbus::object_server::SignalEmitter;
 
 use super::bulk::BulkReceiver;
-use super::socket::{MAX_TEXT, TlsSocket};
+use super::socket::{MAX_TEXT, StreamSocket};
 use super::{MAX_POINTS, PATH, PeerRefusal, PeerService, RefusalKind};
 use crate::transport::{Incoming, Link, Protocol};
 use crate::wire::guest::valid_move_id;
@@ -129,8 +129,8 @@ impl Accepting {
             groups: self.groups.get(peer).cloned().unwrap_or_default(),
             calls: Semaphore::new(CALLS_PER_PEER),
         };
-        let Link { tls, cut } = link;
-        let built = zbus::connection::Builder::authenticated_socket(TlsSocket(tls), GUID)
+        let Link { stream, cut } = link;
+        let built = zbus::connection::Builder::authenticated_socket(StreamSocket(stream), GUID)
             .p2p()
             .max_queued(NonZeroUsize::MIN)
             .serve_at(PATH, object)
