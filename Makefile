@@ -13,7 +13,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-workloads bench-move \
+.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-history bench-workloads bench-move \
 	lint fmt-check vagrant-validate deny clean
 
 all: build
@@ -57,6 +57,10 @@ test-cluster: stage
 # Forecasts on traces of real machines; the directory is in DROVER_TRACES, without it it skips.
 bench-forecast:
 	$(CARGO) run --locked --release --example bench_forecast
+
+# The history beside Debian's Prometheus, on traces and on a recording of the cluster, if there.
+bench-history:
+	$(CARGO) run --locked --release --example bench_history
 
 # Each workload moved there and back 20 times under load; target/bench/workloads.json.
 # BENCH_ARGS="--moves 4 --only redis" for less.

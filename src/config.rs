@@ -166,8 +166,32 @@ pub struct HistorySection {
     pub dir: PathBuf,
     /// Directory of registry and journal.
     pub state_dir: PathBuf,
-    /// Hours that samples are kept.
-    pub keep_hours: u32,
+    /// Hours that samples are kept as metered.
+    pub raw_hours: u32,
+    /// Earlier name of `raw_hours`.
+    pub keep_hours: Option<u32>,
+    /// Days that minutes are kept (least, most, mean, last).
+    pub minute_days: u32,
+    /// Days that quarters of an hour are kept.
+    pub quarter_days: u32,
+    /// MiB that the whole history may have; the oldest goes first.
+    pub max_mib: u64,
+    /// MiB of free space below which samples go before their time, then none are recorded.
+    pub floor_mib: u64,
+}
+
+impl HistorySection {
+    /// As the history takes it; `interval_s` is the meter's.
+    pub fn options(&self, interval_s: f64) -> crate::history::Options {
+        crate::history::Options {
+            raw_hours: self.keep_hours.unwrap_or(self.raw_hours),
+            minute_days: self.minute_days,
+            quarter_days: self.quarter_days,
+            max_mib: self.max_mib,
+            floor_mib: self.floor_mib,
+            interval_ms: (interval_s * 1000.0) as i64,
+        }
+    }
 }
 
 impl Default for HistorySection {
@@ -175,7 +199,12 @@ impl Default for HistorySection {
         Self {
             dir: "/var/lib/drover/history".into(),
             state_dir: "/var/lib/drover".into(),
-            keep_hours: 168,
+            raw_hours: 6,
+            keep_hours: None,
+            minute_days: 7,
+            quarter_days: 365,
+            max_mib: 4096,
+            floor_mib: 64,
         }
     }
 }
@@ -617,6 +646,17 @@ impl Config {
         if !(12..=720).contains(&f.min_points) {
             return value("forecast.min_points", "must be between 12 and 720");
         }
+        let h = &c.history;
+        if h.raw_hours == 0 || h.keep_hours == Some(0) || h.minute_days == 0 || h.quarter_days == 0
+        {
+            return value(
+                "history.raw_hours",
+                "raw_hours, minute_days and quarter_days must be at least 1",
+            );
+        }
+        if h.max_mib < 64 {
+            return value("history.max_mib", "must be at least 64");
+        }
         if c.moves.max_rounds == 0 {
             return value("moves.max_rounds", "must be at least 1");
         }
@@ -682,6 +722,21 @@ mod tests {
             let e = Config::parse(&text, p).unwrap_err().to_string();
             let key = bad.split(' ').next().unwrap();
             assert!(e.contains(&format!("forecast.{key}: must be")), "{e}");
+        }
+        let tiers = (
+            c.history.raw_hours,
+            c.history.minute_days,
+            c.history.quarter_days,
+        );
+        assert_eq!(tiers, (6, 7, 365));
+        let text = "[host]\nname = 'a'\n[history]\nkeep_hours = 24\nmax_mib = 100\n";
+        let options = Config::parse(text, p).unwrap().history.options(5.0);
+        let taken = (options.raw_hours, options.max_mib, options.interval_ms);
+        assert_eq!(taken, (24, 100, 5000));
+        for bad in ["raw_hours = 0", "quarter_days = 0", "max_mib = 5"] {
+            let text = format!("[host]\nname = 'a'\n[history]\n{bad}\n");
+            let e = Config::parse(&text, p).unwrap_err().to_string();
+            assert!(e.contains("must be at least"), "{e}");
         }
         for (peer, wrong) in [
             ("[[peer.hosts]]\nname = 'b'", "either address"),

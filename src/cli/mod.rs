@@ -29,6 +29,7 @@ mod show;
 pub mod spec;
 pub mod table;
 pub mod time;
+mod top;
 pub mod views;
 
 use std::io::{IsTerminal, Write};

@@ -10,8 +10,8 @@ use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, forecast, history, hosts, jobs, plan};
-use super::{config, doctor, edit, events, generate, moves, show, spec};
-use crate::api::{Changed, FeatureRow};
+use super::{config, doctor, edit, events, generate, moves, show, spec, top};
+use crate::api::{Changed, FeatureRow, HistoryQuery};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
 use crate::transport::{self, Protocol};
@@ -31,9 +31,10 @@ pub(super) async fn run_kept(
     screen: &Screen,
     keep: bool,
 ) -> Result<()> {
-    if cli.format == Format::Csv && !matches!(cli.command, Command::History { .. }) {
+    let of_history = matches!(cli.format, Format::Csv | Format::OpenMetrics);
+    if of_history && !matches!(cli.command, Command::History { .. }) {
         return Err(CliError::Usage(
-            "--format csv is for history only; use json".to_owned(),
+            "--format csv and openmetrics are for history only; use json".to_owned(),
         ));
     }
     let slow = matches!(
@@ -159,21 +160,49 @@ pub(super) async fn run_kept(
             since,
             until,
             resource,
+            step,
             limit,
+            plot,
         } => {
             let now = now_ms();
             let range = (since.ms(now), until.ms(now));
             if range.0 > range.1 {
                 return Err(CliError::Usage("--since is after --until".to_owned()));
             }
-            let points = client
-                .history(&target.domain, &target.feature, range, *limit)
+            let query = HistoryQuery {
+                since_ms: range.0,
+                until_ms: range.1,
+                step_ms: step.map(|s| i64::try_from(s.as_millis()).unwrap_or(i64::MAX)),
+                limit: *limit as usize,
+            };
+            let page = client
+                .history_steps(&target.domain, &target.feature, query)
                 .await?;
+            let of = (target.domain.as_str(), &target.feature);
             match cli.format {
-                Format::Table => history::table(out, &points, resource, screen)?,
-                Format::Json => history::as_json(out, &points, resource)?,
-                Format::Csv => history::csv(out, &points, resource)?,
+                Format::Table if *plot => history::plot(out, &page, resource, range, screen)?,
+                _ if *plot => {
+                    return Err(CliError::Usage("--plot is without --format".to_owned()));
+                }
+                Format::Table => history::table(out, &page, resource, screen)?,
+                Format::Json => history::as_json(out, &page, resource)?,
+                Format::Csv => history::csv(out, &page, resource)?,
+                Format::OpenMetrics => history::openmetrics(out, &page, resource, of)?,
             }
+        }
+        Command::Top {
+            once,
+            every,
+            sort,
+            reverse,
+        } => {
+            let options = top::Options {
+                once: *once,
+                every: *every,
+                sort: *sort,
+                reverse: *reverse,
+            };
+            top::top(cli, out, screen, &client, &options).await?;
         }
         Command::Forecast {
             target,

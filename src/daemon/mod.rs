@@ -208,7 +208,8 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
     let config = live::Live::new(loaded);
-    let history = History::open(&config.history.dir, config.history.keep_hours)?;
+    let options = config.history.options(config.meter.interval_s);
+    let history = History::open(&config.history.dir, options)?;
     let store = Store::open(&config.history.state_dir)?;
     let (hv_events, hv_inbox) = mpsc::channel::<HypervisorEvent>(1024);
     let hypervisor = Hypervisor::connect(

@@ -43,6 +43,17 @@ pub trait Manager {
         until_ms: i64,
         limit: u32,
     ) -> zbus::Result<String>;
+    /// JSON [`crate::api::HistoryPage`]; times and steps in milliseconds, a negative step lets
+    /// Drover choose.
+    fn history_steps(
+        &self,
+        domain: &str,
+        feature: &str,
+        since_ms: i64,
+        until_ms: i64,
+        step_ms: i64,
+        limit: u32,
+    ) -> zbus::Result<String>;
     /// JSON [`crate::api::FeatureForecast`].
     fn forecast(&self, domain: &str, feature: &str) -> zbus::Result<String>;
     /// JSON [`crate::api::Plan`].

@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::feature::{FeatureName, FeatureSpec, Workload};
 use crate::host::{HostCapabilities, HostLoad, StorageKind};
+use crate::usage::Usage;
 
 type Labels = BTreeMap<String, String>;
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine as _;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::warn;
 
@@ -354,6 +355,25 @@ impl Peers {
         for chunk in points.chunks(MAX_POINTS) {
             let body = (id.to_owned(), self.text(host, &chunk)?);
             self.call::<_, ()>(host, "ImportHistory", body, timeout)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Hands rolled up history of the moved feature over, `tier` as in
+    /// [`super::PeerService::import_rollups`]; `timeout` is for each parcel.
+    pub async fn import_rollups(
+        &self,
+        host: &str,
+        id: &str,
+        tier: &str,
+        parcels: &[Vec<u8>],
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        for parcel in parcels {
+            let text = base64::engine::general_purpose::STANDARD.encode(parcel);
+            let body = (id.to_owned(), tier.to_owned(), text);
+            self.call::<_, ()>(host, "ImportRollups", body, timeout)
                 .await?;
         }
         Ok(())

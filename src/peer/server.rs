@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use base64::Engine as _;
 use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 use zbus::object_server::SignalEmitter;
@@ -339,6 +340,19 @@ impl PeerObject {
                 ));
             }
             self.service.import_history(&self.peer, id, points).await
+        })
+        .await
+    }
+
+    async fn import_rollups(&self, id: &str, tier: &str, parcel: &str) -> Result<(), WireError> {
+        self.limited(async {
+            check_id(id)?;
+            let parcel = base64::engine::general_purpose::STANDARD
+                .decode(parcel)
+                .map_err(|e| PeerRefusal::new(RefusalKind::Invalid, format!("parcel: {e}")))?;
+            self.service
+                .import_rollups(&self.peer, id, tier, parcel)
+                .await
         })
         .await
     }
