@@ -12,6 +12,7 @@
 //! - [`serve_api`], [`serve_peer`]: what users and peers may ask
 
 mod agent_meter;
+mod certificates;
 pub mod clock;
 mod files;
 mod forecast;
@@ -319,6 +320,7 @@ pub async fn run(
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(placement::training(Arc::clone(&daemon)));
     tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));
+    tasks.spawn(certificates::watch(Arc::clone(&daemon)));
     tasks.spawn(files::follow(Arc::clone(&daemon)));
     tasks.spawn(files::signalled(Arc::clone(&daemon), reload));
     let api: Arc<dyn crate::api::Api> = Arc::new(serve_api::Service(Arc::clone(&daemon)));
