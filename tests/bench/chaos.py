@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """Faults at every state of a move, on each side, on the real cluster. Writes
 target/chaos/report.json with every fault.
 
@@ -222,6 +222,9 @@ class Chaos:
         log = Log(self.vagrant.path(source, "/var/log/drover/droverd.log"))
         strike, repair = getattr(self, kind)(host, guest)
         delay = rng.uniform(0, JITTER)
+        if state == "committing":
+            # A few milliseconds, that of the write to the journal.
+            delay = 0
         wait_until(lambda: self.migrate(source, from_guest, target), 30, "the move begins")
         reached = log.wait(state, 60)
         if reached:
@@ -318,6 +321,8 @@ class Chaos:
         end = time.monotonic() + 45
         while True:
             found = {g: self.leaks(g, g == place[1]) for g in ("g1", "g2")}
+            if self.processes(elsewhere):
+                found[elsewhere].append("processes")
             found |= {h: self.host_leaks(h) for h in ("h1", "h2")}
             found = {k: v for k, v in found.items() if v}
             if not found or time.monotonic() > end:
@@ -339,9 +344,12 @@ class Chaos:
             self.fault(trial, "client", json.dumps(seen))
 
     def processes(self, guest):
-        """Processes of the feature that are not stopped by a freezer."""
+        """Processes of the feature that run: no freezer holds them, and no criu, in whose hands
+        they are up to the end of a restore."""
         out = self.c.shell(guest, f"""
         d=/sys/fs/cgroup/drover.slice/drover-{NAME}.service
+        grep -qx 1 $d/workload/cgroup.freeze 2>/dev/null && exit 0
+        pgrep -x criu >/dev/null && exit 0
         cat $d/workload/cgroup.procs 2>/dev/null || true""", check=False)
         return out.split()
 
