@@ -3,9 +3,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::decision::Cost;
 use crate::feature::{FeatureName, FeatureSpec, Resource, Threshold};
 use crate::forecast::Step;
+
 use crate::host::{FeatureStatus, HostState};
+use crate::rules::Mode;
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
 
@@ -88,6 +91,40 @@ pub struct Plan {
     pub candidates: Vec<Candidate>,
     /// The model behind `affinity`.
     pub model: ModelInfo,
+    /// Under which `drover decision` shows it with its inputs; empty when it was not recorded.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub id: String,
+    /// What is done with it.
+    #[serde(default)]
+    pub mode: Mode,
+    /// What the move is expected to take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
+}
+
+impl Plan {
+    /// A plan without candidates: no eligible host.
+    pub fn new(domain: impl Into<String>, feature: FeatureName, host: impl Into<String>) -> Self {
+        Self {
+            domain: domain.into(),
+            feature,
+            host: host.into(),
+            outcome: "no_eligible_host".to_owned(),
+            reason: String::new(),
+            chosen: None,
+            stay_score: 0.0,
+            candidates: Vec::new(),
+            model: ModelInfo::default(),
+            id: String::new(),
+            mode: Mode::Act,
+            cost: None,
+        }
+    }
+
+    /// The candidate that was chosen.
+    pub fn target(&self) -> Option<&Candidate> {
+        self.candidates.get(self.chosen?)
+    }
 }
 
 /// The affinity model in use.
@@ -296,6 +333,17 @@ pub struct Destination {
     pub domain: Option<String>,
 }
 
+/// What a reload of the configuration changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Keys of the configuration with another value, `section.key`.
+    pub keys: Vec<String>,
+    /// What was done with features from files, in words.
+    pub features: Vec<String>,
+    /// What could not be done with them, in words; it is tried again.
+    pub problems: Vec<String>,
+}
+
 /// Idempotent outcomes, instead of a bool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -353,6 +401,8 @@ pub trait Api: Send + Sync + 'static {
     async fn guest_install(&self, domain: &str) -> Result<String>;
     /// Removes it.
     async fn guest_remove(&self, domain: &str) -> Result<String>;
+    /// Reads the configuration and feature files anew; whatever is wrong leaves all as it is.
+    async fn reload(&self) -> Result<Reloaded>;
     /// Events from now on. Slow readers lose the oldest.
     fn events(&self) -> tokio::sync::broadcast::Receiver<ApiEvent>;
 }

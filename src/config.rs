@@ -1,11 +1,13 @@
 //! `/etc/drover/drover.toml`: one struct per section, unknown keys refused.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use crate::host::StorageKind;
+use crate::rules::Mode;
 
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +68,9 @@ pub struct Config {
     /// Moves.
     #[serde(default)]
     pub moves: MovesSection,
+    /// Features from files.
+    #[serde(default)]
+    pub features: FeaturesSection,
     /// Metrics for Prometheus; none without it.
     pub metrics: Option<MetricsSection>,
     /// Peers; without it the host is alone.
@@ -91,6 +96,9 @@ pub struct HostSection {
     /// Where the host's load is read.
     #[serde(default)]
     pub load_source: LoadSource,
+    /// Labels that features may ask for in `placement.labels`.
+    #[serde(default)]
+    pub labels: std::collections::BTreeMap<String, String>,
 }
 
 fn unknown_storage() -> StorageKind {
@@ -211,6 +219,17 @@ pub struct DecisionSection {
     pub cooldown_s: f64,
     /// Weights of the parts of a score.
     pub weights: Weights,
+    /// What is done with decisions: `act`, `advise` or `shadow`.
+    pub mode: Mode,
+    /// Weight of a move's cost, 0 to 1: what a move without end would have to gain beside
+    /// `min_gain`.
+    pub cost_weight: f64,
+    /// Moves to this host, and to any that is chosen, at a time.
+    pub max_moves_in: u32,
+    /// Decisions kept for `drover decision`, those that moved something and the others apart.
+    pub keep: usize,
+    /// Seconds after a move over which it is measured whether it helped.
+    pub judge_s: f64,
 }
 
 /// `[decision.weights]`
@@ -221,6 +240,8 @@ pub struct Weights {
     pub affinity: f64,
     /// Balance of load over hosts.
     pub balance: f64,
+    /// Nearness to the features that `placement.near` names.
+    pub near: f64,
 }
 
 impl Default for Weights {
@@ -228,6 +249,7 @@ impl Default for Weights {
         Self {
             affinity: 0.7,
             balance: 0.3,
+            near: 0.2,
         }
     }
 }
@@ -240,6 +262,11 @@ impl Default for DecisionSection {
             min_gain: 0.05,
             cooldown_s: 60.0,
             weights: Weights::default(),
+            mode: Mode::Act,
+            cost_weight: 0.05,
+            max_moves_in: 4,
+            keep: 500,
+            judge_s: 60.0,
         }
     }
 }
@@ -292,6 +319,22 @@ impl Default for MovesSection {
             max_rounds: 6,
             step_timeout_s: 120,
             restore_timeout_s: 60,
+        }
+    }
+}
+
+/// `[features]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FeaturesSection {
+    /// Directory whose `*.toml` define features of this host.
+    pub dir: PathBuf,
+}
+
+impl Default for FeaturesSection {
+    fn default() -> Self {
+        Self {
+            dir: "/etc/drover/features.d".into(),
         }
     }
 }
@@ -378,6 +421,77 @@ pub struct PeerHost {
     pub groups: Vec<String>,
 }
 
+impl ConfigError {
+    /// The error and what caused it, in one text.
+    pub fn with_cause(&self) -> String {
+        match self {
+            Self::Read { source, .. } => format!("{self}: {source}"),
+            Self::Parse { .. } | Self::Value { .. } => self.to_string(),
+        }
+    }
+}
+
+/// A configuration with where it came from and what was written there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Its file.
+    pub path: PathBuf,
+    /// The file's keys and values.
+    pub table: toml::Table,
+}
+
+impl Loaded {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.into(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Parses and checks the text of a file; `path` is for messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config = Config::parse(text, path)?;
+        let table = toml::from_str(text).map_err(|e| ConfigError::Parse {
+            path: path.into(),
+            message: crate::toml_text::explain(text, &e),
+        })?;
+        Ok(Self {
+            config,
+            path: path.into(),
+            table,
+        })
+    }
+}
+
+/// Dotted names of the keys whose values differ between two files, in order; a list counts as one
+/// value.
+pub fn changed_keys(a: &toml::Table, b: &toml::Table) -> Vec<String> {
+    fn flat(prefix: &str, table: &toml::Table, out: &mut BTreeMap<String, toml::Value>) {
+        for (key, value) in table {
+            let name = format!("{prefix}{key}");
+            match value {
+                toml::Value::Table(t) => flat(&format!("{name}."), t, out),
+                v => {
+                    out.insert(name, v.clone());
+                }
+            }
+        }
+    }
+    let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
+    flat("", a, &mut old);
+    flat("", b, &mut new);
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let differs = |k: &&&String| old.get(**k) != new.get(**k);
+    keys.iter()
+        .filter(differs)
+        .map(ToString::to_string)
+        .collect()
+}
+
 impl Config {
     /// Reads and checks a file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
@@ -392,7 +506,7 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let c: Self = toml::from_str(text).map_err(|e| ConfigError::Parse {
             path: path.into(),
-            message: e.to_string().trim().to_owned(),
+            message: crate::toml_text::explain(text, &e),
         })?;
         let value = |key, message: &str| {
             Err(ConfigError::Value {
@@ -420,7 +534,27 @@ impl Config {
             return value("decision.reserve", "must be at least 0 and less than 1");
         }
         let w = c.decision.weights;
-        if !(w.affinity >= 0.0 && w.balance >= 0.0 && (w.affinity + w.balance).is_normal()) {
+        if !(0.0..=1.0).contains(&c.decision.cost_weight) {
+            return value("decision.cost_weight", "must be between 0 and 1");
+        }
+        if c.decision.max_moves_in == 0 {
+            return value("decision.max_moves_in", "must be at least 1");
+        }
+        if !(1.0..=3600.0).contains(&c.decision.judge_s) {
+            return value("decision.judge_s", "must be between 1 and 3600 seconds");
+        }
+        if c.host
+            .labels
+            .iter()
+            .any(|(k, v)| k.is_empty() || v.is_empty())
+        {
+            return value("host.labels", "must have no empty name or value");
+        }
+        if !(w.near >= 0.0
+            && w.affinity >= 0.0
+            && w.balance >= 0.0
+            && (w.affinity + w.balance).is_normal())
+        {
             return value("decision.weights", "must not be negative, and not all 0");
         }
         if c.model.rows_full <= c.model.rows_min {
@@ -467,7 +601,12 @@ mod tests {
         let c = Config::parse("[host]\nname = 'a'\n", p).unwrap();
         assert_eq!(c.meter.interval_s, 5.0);
         let e = Config::parse("[host]\nname = 'a'\n[meter]\nintervall_s = 2\n", p).unwrap_err();
-        assert!(e.to_string().contains("intervall_s"), "{e}");
+        let e = e.to_string();
+        assert!(
+            e.contains("x.toml: line 4: unknown field `intervall_s`"),
+            "{e}"
+        );
+        assert!(e.contains("did you mean `interval_s`?"), "{e}");
         let e = Config::parse("[host]\nname = 'a'\n[meter]\ninterval_s = 0.5\n", p).unwrap_err();
         assert!(e.to_string().contains("between 1 and 60"), "{e}");
         assert_eq!(c.forecast.confidence, 0.8);

@@ -1,5 +1,7 @@
 //! Hosts and instances as peers see them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::feature::{FeatureName, FeatureSpec};
@@ -128,6 +130,12 @@ pub struct InstanceState {
     pub memory_available_mib: Option<f64>,
     /// CPUs used by the domain.
     pub cpus_used: f64,
+    /// CPUs and MiB in it reserved for moves; part of the host's.
+    #[serde(default)]
+    pub reserved_cpus: f64,
+    /// See `reserved_cpus`.
+    #[serde(default)]
+    pub reserved_memory_mib: f64,
     /// Helper.
     pub helper: HelperState,
     /// What it can take, if the helper told.
@@ -155,12 +163,41 @@ pub struct HostState {
     pub load: HostLoad,
     /// Accepts moves? Not while draining.
     pub accepts: bool,
-    /// CPUs and MiB reserved for moves under way.
+    /// Labels that the administrator gave it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Moves to this host under way.
+    #[serde(default)]
+    pub moves_in: u32,
+    /// Whether moves that were decided here helped: the latest per feature.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outcomes: Vec<MoveOutcome>,
+    /// CPUs and MiB reserved for moves under way, and for those that ended so lately that their
+    /// load is not measured in full yet.
     pub reserved_cpus: f64,
     /// See `reserved_cpus`.
     pub reserved_memory_mib: f64,
     /// Instances.
     pub instances: Vec<InstanceState>,
+}
+
+/// Whether a move helped, as measured after it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MoveOutcome {
+    /// Feature.
+    pub feature: FeatureName,
+    /// Where it was.
+    pub from: String,
+    /// Where it went.
+    pub to: String,
+    /// When the move ended, milliseconds since the epoch.
+    pub at_ms: i64,
+    /// Service quality after the move less that before it, -1 to 1.
+    pub gain: f64,
+    /// Whether it helped.
+    pub helped: bool,
+    /// Moves in a row, this one included, that did not help.
+    pub fruitless: u32,
 }
 
 impl InstanceState {
@@ -176,6 +213,8 @@ impl InstanceState {
             memory_mib: 0.0,
             memory_available_mib: None,
             cpus_used: 0.0,
+            reserved_cpus: 0.0,
+            reserved_memory_mib: 0.0,
             helper: HelperState::Connected {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             },
@@ -203,6 +242,9 @@ impl HostState {
             },
             load: HostLoad::default(),
             accepts: true,
+            labels: BTreeMap::new(),
+            moves_in: 0,
+            outcomes: Vec::new(),
             reserved_cpus: 0.0,
             reserved_memory_mib: 0.0,
             instances: Vec::new(),

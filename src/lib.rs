@@ -19,6 +19,7 @@
 // Pure core.
 pub mod counters;
 pub mod feature;
+pub mod rules;
 pub mod sample;
 pub mod wire;
 
@@ -51,6 +52,8 @@ pub mod dbus;
 #[cfg(feature = "daemon")]
 pub mod driver;
 #[cfg(feature = "daemon")]
+pub mod feature_file;
+#[cfg(feature = "daemon")]
 pub mod guest;
 #[cfg(feature = "daemon")]
 pub mod history;
@@ -62,6 +65,8 @@ pub mod metrics;
 pub mod peer;
 #[cfg(feature = "daemon")]
 pub mod store;
+#[cfg(feature = "daemon")]
+pub mod toml_text;
 #[cfg(feature = "daemon")]
 pub mod transport;
 

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 12] = [
+const PURE: [&str; 13] = [
     "counters",
     "feature.rs",
+    "rules.rs",
     "sample.rs",
     "usage.rs",
     "host.rs",

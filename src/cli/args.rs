@@ -197,6 +197,14 @@ pub enum Command {
         #[arg(long, value_name = "FILE", default_value = "/etc/drover/drover.toml")]
         config: PathBuf,
     },
+    /// Read the configuration and feature files anew, all or nothing
+    Reload,
+    /// The configuration of droverd
+    Config {
+        /// What to do with it
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
     /// Generate man pages or completions below a directory, for packages
     #[command(hide = true)]
     Generate {
@@ -207,6 +215,17 @@ pub enum Command {
     },
     /// Print the versions of drover and droverd
     Version,
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    /// Check a configuration and its feature files, without droverd
+    Check {
+        /// Configuration
+        #[arg(default_value = "/etc/drover/drover.toml")]
+        file: PathBuf,
+    },
 }
 
 /// What to do with the helper of a guest.

@@ -7,7 +7,7 @@ use zbus::proxy::CacheProperties;
 use zbus::{Connection, OwnedObjectPath};
 
 use super::error::CliError;
-use crate::api::{Changed, FeatureForecast, FeatureRow, Job, Plan};
+use crate::api::{Changed, FeatureForecast, FeatureRow, Job, Plan, Reloaded};
 use crate::dbus::client::{ManagerProxy, MoveProxy};
 use crate::dbus::{connect, move_path};
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
@@ -209,6 +209,11 @@ impl Client {
     /// Removes the helper.
     pub async fn guest_remove(&self, domain: &str) -> Result<String> {
         self.take(self.manager.guest_remove(domain).await)
+    }
+
+    /// Reads configuration and feature files anew.
+    pub async fn reload(&self) -> Result<Reloaded> {
+        decode(&self.take(self.manager.reload().await)?)
     }
 
     /// droverd's version and host.

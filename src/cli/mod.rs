@@ -9,6 +9,7 @@
 
 pub mod args;
 pub mod client;
+mod config;
 #[cfg(test)]
 mod docs_tests;
 pub mod doctor;

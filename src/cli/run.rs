@@ -4,13 +4,13 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use super::args::{Cli, Command, Format, GuestAction, Target};
+use super::args::{Cli, Command, ConfigAction, Format, GuestAction, Target};
 use super::client::{Client, Result};
 use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, forecast, history, hosts, jobs, plan};
-use super::{doctor, events, generate, moves, show, spec};
+use super::{config, doctor, events, generate, moves, show, spec};
 use crate::api::{Changed, FeatureRow};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
@@ -51,6 +51,12 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
     };
     if let Command::Generate { what, dir } = &cli.command {
         return generate::generate(*what, dir);
+    }
+    if let Command::Config {
+        action: ConfigAction::Check { file },
+    } = &cli.command
+    {
+        return config::check(out, json, file);
     }
     // Looks further when droverd does not answer.
     if let Command::Doctor { config } = &cli.command {
@@ -197,7 +203,8 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         Command::Guest { action } => show::guest(out, json, &client, action).await?,
         Command::Event { count } => events::follow(cli, out, screen, &client, *count).await?,
         // Answered above, without droverd.
-        Command::Doctor { .. } | Command::Generate { .. } => {}
+        Command::Doctor { .. } | Command::Generate { .. } | Command::Config { .. } => {}
+        Command::Reload => config::reload(out, json, &client).await?,
         Command::Version => {
             show::version(out, json, client.version().await)?;
         }

@@ -404,7 +404,7 @@ pub(super) async fn forecasting(daemon: Arc<Daemon>) {
             daemon.gather(job, of, clock::now_ms()).await;
         }
         let now_ms = clock::now_ms();
-        let settings = config.settings();
+        let settings = daemon.config.forecast.settings();
         let budget = BUDGET.min(Duration::from_secs_f64(config.every_s / 2.0));
         let computed = tokio::task::spawn_blocking(move || {
             let done = compute(&jobs, &mut kept, &settings, now_ms, Instant::now() + budget);

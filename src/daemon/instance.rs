@@ -139,6 +139,8 @@ impl Instance {
                 .totals
                 .map(|t| t.memory_available_bytes as f64 / crate::usage::MIB),
             cpus_used: self.cpus_used,
+            reserved_cpus: 0.0,
+            reserved_memory_mib: 0.0,
             helper: self.helper.clone(),
             capabilities: self.capabilities.clone(),
             features: self.features.values().map(Feature::state).collect(),

@@ -302,7 +302,7 @@ impl Daemon {
             feature: record.spec.name.clone(),
             what: "arrived".into(),
         });
-        self.unreserve(&record.id);
+        self.settle(&record.id);
         let domain = record.domain.clone();
         self.define(&domain).await;
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::{
-    Api, ApiError, ApiEvent, Changed, Destination, FeatureForecast, FeatureRow, Job, Plan, Result,
+    Api, ApiError, ApiEvent, Changed, Destination, FeatureForecast, FeatureRow, Job, Plan,
+    Reloaded, Result,
 };
 use crate::decision::Cause;
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
@@ -17,6 +18,7 @@ use crate::threshold::Watch;
 use crate::usage::Usage;
 use crate::wire::guest::Call;
 
+use super::files::Wish;
 use super::instance::Feature;
 use super::lifecycle::START;
 use super::{Daemon, SHORT, lock};
@@ -144,6 +146,8 @@ impl Api for Service {
     async fn register(&self, domain: &str, spec: FeatureSpec) -> Result<Changed> {
         spec.validate()
             .map_err(|e| ApiError::Invalid(e.to_string()))?;
+        self.0
+            .agrees_with_file(&spec.name, Wish::Registered(&spec))?;
         let _guard = self.0.changes.lock().await;
         let uuid = {
             let instances = lock(&self.0.instances);
@@ -190,6 +194,7 @@ impl Api for Service {
     }
 
     async fn deregister(&self, domain: &str, feature: &FeatureName) -> Result<Changed> {
+        self.0.agrees_with_file(feature, Wish::Gone)?;
         let _guard = self.0.changes.lock().await;
         let (uuid, record) = self.record(domain, feature)?;
         // Also a disabled one: a start that timed out may have succeeded late.
@@ -215,6 +220,7 @@ impl Api for Service {
     }
 
     async fn set_enabled(&self, domain: &str, feature: &FeatureName, on: bool) -> Result<Changed> {
+        self.0.agrees_with_file(feature, Wish::Enabled(on))?;
         let _guard = self.0.changes.lock().await;
         let (uuid, mut record) = self.record(domain, feature)?;
         let already = record.enabled == on;
@@ -267,6 +273,8 @@ impl Api for Service {
         feature: &FeatureName,
         thresholds: Vec<Threshold>,
     ) -> Result<Changed> {
+        self.0
+            .agrees_with_file(feature, Wish::Thresholds(&thresholds))?;
         let _guard = self.0.changes.lock().await;
         let (uuid, mut record) = self.record(domain, feature)?;
         if record.spec.thresholds == thresholds {
@@ -423,6 +431,10 @@ impl Api for Service {
             .await
             .map_err(|e| ApiError::Failed(format!("removing from '{domain}': {e}")))?;
         Ok(format!("helper removed from domain '{domain}'"))
+    }
+
+    async fn reload(&self) -> Result<Reloaded> {
+        self.reload_now().await
     }
 
     fn events(&self) -> tokio::sync::broadcast::Receiver<ApiEvent> {

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
+use crate::affinity::Demand;
 use crate::api::ApiEvent;
+use crate::decision::admit;
 use crate::driver::target;
 use crate::feature::FeatureSpec;
 use crate::host::HostState;
@@ -88,16 +90,26 @@ impl Service {
                 state.name, offer.spec.name
             ));
         }
-        // Reserved capacity counts, so that two sources cannot fill the same room.
-        if let Some(available) = instance.memory_available_mib {
-            let reserved: f64 = self.0.reserved_in(&offer.to_domain);
-            if offer.memory_mib + reserved > available {
-                return refused(format!(
-                    "domain '{}' has {available:.0} MiB available and {reserved:.0} MiB reserved; {:.0} MiB are needed",
-                    offer.to_domain, offer.memory_mib
-                ));
-            }
-        }
+        // What is promised to others counts, so that two sources cannot fill the same room.
+        let need = Demand {
+            cpus: offer.cpus.max(0.0),
+            memory_mib: offer.memory_mib.max(0.0),
+            ..Demand::default()
+        };
+        admit(
+            &state,
+            &offer.to_domain,
+            &need,
+            &self.0.policy(),
+            offer.by_hand,
+        )
+        .map_err(|why| {
+            let why: Vec<String> = why.iter().map(ToString::to_string).collect();
+            refuse(
+                RefusalKind::Refused,
+                format!("host '{}' has no room: {}", state.name, why.join("; ")),
+            )
+        })?;
         Ok(TargetRecord {
             id: offer.id.clone(),
             spec: offer.spec.clone(),

@@ -56,6 +56,9 @@ pub trait Manager {
     /// Removes the helper; a sentence.
     fn guest_remove(&self, domain: &str) -> zbus::Result<String>;
 
+    /// Reads the configuration anew; JSON [`crate::api::Reloaded`].
+    fn reload(&self) -> zbus::Result<String>;
+
     /// droverd's version.
     #[zbus(property(emits_changed_signal = "const"))]
     fn version(&self) -> zbus::Result<String>;

@@ -268,6 +268,18 @@ impl Manager {
         Ok(self.api.guest_remove(domain).await?)
     }
 
+    #[zbus(out_args("reloaded_json"))]
+    async fn reload(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        self.access
+            .sender(connection, &header, Verb::Reload, &[])
+            .await?;
+        json(&self.api.reload().await?)
+    }
+
     #[zbus(property(emits_changed_signal = "const"))]
     fn version(&self) -> &'static str {
         self.version

@@ -179,6 +179,10 @@ pub enum PeerError {
 /// What happens with peers, as [`Peers`] tells the daemon. `Up` and `Down` alternate per host;
 /// `State` follows every answer and every announcement, and is dropped when the daemon lags.
 #[derive(Debug, Clone, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all events are states; a box for each would save nothing"
+)]
 pub enum PeerEvent {
     /// A peer answers.
     Up {

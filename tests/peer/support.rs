@@ -192,6 +192,7 @@ pub fn offer(id: &str, group: &str) -> Offer {
         stream: 7,
         cpus: 1.5,
         memory_mib: 256.0,
+        by_hand: false,
         preflight: Preflight::default(),
         files: vec![],
     }
