@@ -13,7 +13,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-workloads bench-move chaos \
+.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-history bench-workloads bench-move chaos \
 	lint fmt-check vagrant-validate deny clean
 
 all: build
@@ -58,6 +58,10 @@ test-cluster: stage
 bench-forecast:
 	$(CARGO) run --locked --release --example bench_forecast
 
+# The history beside Debian's Prometheus, on traces and on a recording of the cluster, if there.
+bench-history:
+	$(CARGO) run --locked --release --example bench_history
+
 # Each workload moved there and back 20 times under load; target/bench/workloads.json.
 # BENCH_ARGS="--moves 4 --only redis" for less.
 bench-workloads: setup stage
@@ -71,6 +75,11 @@ bench-move: setup stage
 # CHAOS_ARGS="--faults 10 --seed 7" for less.
 chaos: setup stage
 	tests/bench/chaos.py $(CHAOS_ARGS)
+
+# What metering costs beside other tools, in a guest with 100 busy cgroups: target/bench/meter.json.
+bench-meter: setup stage
+	vagrant/provision/below.sh
+	vagrant/scenarios/bench_meter.py
 
 fmt-check:
 	$(CARGO) fmt --all --check

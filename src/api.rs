@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::decision::Cost;
 use crate::feature::{FeatureName, FeatureSpec, Resource, Threshold};
 use crate::forecast::Step;
-
-use crate::host::{FeatureStatus, HostState};
+use crate::host::{FeatureStatus, HostState, Metering};
+use crate::rollup::Rollup;
 use crate::rules::Mode;
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
@@ -53,6 +53,9 @@ pub struct FeatureRow {
     pub usage: Option<Usage>,
     /// Breach under way or expected, in words; an expected one begins with `forecast:`.
     pub breach: Option<String>,
+    /// How it is metered, and why not better.
+    #[serde(default)]
+    pub metered: Metering,
 }
 
 /// One candidate of a plan.
@@ -354,6 +357,71 @@ pub enum Changed {
     Already,
 }
 
+/// What of a history is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryQuery {
+    /// First millisecond since the epoch.
+    pub since_ms: i64,
+    /// Last one.
+    pub until_ms: i64,
+    /// Milliseconds of a step, 0 for points as finely as they are kept; `None` chooses the finest
+    /// that gives no more than `limit` points.
+    pub step_ms: Option<i64>,
+    /// Most points; the latest are given.
+    pub limit: usize,
+}
+
+/// What a feature used in a step of time, or at one point.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct HistoryPoint {
+    /// Mean over the step, or the point; its time is the step's start.
+    pub mean: Usage,
+    /// Least, when there was more than one point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<Usage>,
+    /// Most, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<Usage>,
+    /// Last, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<Usage>,
+}
+
+impl From<Usage> for HistoryPoint {
+    fn from(mean: Usage) -> Self {
+        Self {
+            mean,
+            min: None,
+            max: None,
+            last: None,
+        }
+    }
+}
+
+impl From<Rollup> for HistoryPoint {
+    fn from(r: Rollup) -> Self {
+        let other = |u: Usage| (u != r.mean).then_some(u);
+        match (other(r.min), other(r.max), other(r.last)) {
+            (None, None, None) => Self::from(r.mean),
+            _ => Self {
+                mean: r.mean,
+                min: Some(r.min),
+                max: Some(r.max),
+                last: Some(r.last),
+            },
+        }
+    }
+}
+
+/// An answer to a [`HistoryQuery`].
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct HistoryPage {
+    /// Milliseconds of a step; 0 for points as finely as they are kept.
+    pub step_ms: i64,
+    /// In time order.
+    pub points: Vec<HistoryPoint>,
+}
+
 /// The daemon as its users see it.
 #[async_trait::async_trait]
 pub trait Api: Send + Sync + 'static {
@@ -385,6 +453,22 @@ pub trait Api: Send + Sync + 'static {
         until_ms: i64,
         limit: usize,
     ) -> Result<Vec<Usage>>;
+    /// What a feature used, by steps of time, the latest last.
+    async fn history_steps(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        query: HistoryQuery,
+    ) -> Result<HistoryPage> {
+        let (since, until) = (query.since_ms, query.until_ms);
+        let points = self
+            .history(domain, feature, since, until, query.limit)
+            .await?;
+        Ok(HistoryPage {
+            step_ms: 0,
+            points: points.into_iter().map(HistoryPoint::from).collect(),
+        })
+    }
     /// What the feature is expected to use, up to an hour ahead.
     async fn forecast(&self, domain: &str, feature: &FeatureName) -> Result<FeatureForecast>;
     /// What a move would choose now, without acting.

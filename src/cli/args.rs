@@ -6,13 +6,17 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::generate::What;
-use super::time;
+use super::{remote, time};
 use crate::feature::{FeatureName, Resource};
 
 const AFTER: &str = "\
 Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 not found, 4 refused or busy,
 5 timeout, 6 canceled, 7 warnings only (doctor). `migrate` exits by the result of the move,
 `doctor` with 1 when it found an error.
+
+Without a command, on a terminal, it is an interactive shell with completion and history. Colour
+is for terminals only, and not with NO_COLOR. --connect needs drover on that host and ssh to it;
+DROVER_SSH names another ssh, EDITOR or VISUAL the editor.
 
 Durations are numbers with s, min, h or d (seconds without a unit). Times are UTC.
 The bus is the system bus, or the one in DBUS_SYSTEM_BUS_ADDRESS.";
@@ -27,9 +31,12 @@ way are finished or undone at the next start. \"drover doctor\" checks what it n
 #[command(name = "drover", version, after_help = AFTER, max_term_width = 100)]
 #[command(propagate_version = false, disable_help_subcommand = true)]
 pub struct Cli {
-    /// How to print; csv is for history only
+    /// How to print; csv and openmetrics are for history only
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     pub format: Format,
+    /// The droverd of another host, over ssh
+    #[arg(short = 'c', long, global = true, value_name = "[USER@]HOST", value_parser = remote::host)]
+    pub connect: Option<String>,
     /// Longest wait for an answer of droverd [default: 30 s, guest install and remove 300 s];
     /// for migrate and event also the longest wait for the end
     #[arg(long, global = true, value_name = "DURATION", value_parser = timeout)]
@@ -60,6 +67,9 @@ pub enum Format {
     Json,
     /// For spreadsheets
     Csv,
+    /// For Prometheus and its like
+    #[value(name = "openmetrics")]
+    OpenMetrics,
 }
 
 /// Names a feature: domain first, as in virsh.
@@ -101,6 +111,8 @@ pub enum Command {
     Undefine(Target),
     /// Print a feature's definition as a file for `define`
     Dumpfile(Target),
+    /// Change a feature's definition in an editor
+    Edit(Target),
     /// Start (managed) and meter a feature
     Enable(Target),
     /// Stop a feature
@@ -141,9 +153,30 @@ pub enum Command {
         /// Only this resource; may be repeated
         #[arg(long, value_parser = resource)]
         resource: Vec<Resource>,
-        /// Most points
+        /// Length of a step; without it the finest that gives no more than --limit points
+        #[arg(long, value_name = "DURATION", value_parser = step)]
+        step: Option<Duration>,
+        /// Most points, at most 10000; the latest are shown
         #[arg(long, default_value_t = 1000)]
         limit: u32,
+        /// Draw curves: of CPU and memory, or of each --resource
+        #[arg(long)]
+        plot: bool,
+    },
+    /// Show the features of this host live, the busiest first, with their last minutes
+    Top {
+        /// Show them once, also without a terminal
+        #[arg(long)]
+        once: bool,
+        /// Time between two looks
+        #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = timeout)]
+        every: Duration,
+        /// cpu, memory, net_rx, net_tx, disk_read, disk_write or name
+        #[arg(long, default_value = "cpu", value_parser = sort)]
+        sort: super::views::top::Sort,
+        /// The least first
+        #[arg(long)]
+        reverse: bool,
     },
     /// Show what a feature is expected to use, and whether it will cross a threshold
     Forecast {
@@ -197,6 +230,18 @@ pub enum Command {
         #[arg(long, value_name = "FILE", default_value = "/etc/drover/drover.toml")]
         config: PathBuf,
     },
+    /// Connect standard input and output to droverd, for a peer that comes by ssh
+    #[command(hide = true)]
+    PeerStdio {
+        /// Name of that peer here
+        #[arg(long)]
+        from: String,
+        /// Socket of droverd
+        #[arg(long, value_name = "FILE", default_value = crate::config::SSH_SOCKET)]
+        socket: PathBuf,
+        /// Protocol; under a forced command the one that ssh was asked for
+        protocol: Option<String>,
+    },
     /// Read the configuration and feature files anew, all or nothing
     Reload,
     /// The configuration of droverd
@@ -213,8 +258,32 @@ pub enum Command {
         /// Directory
         dir: PathBuf,
     },
+    /// The far end of --connect: this host's system bus on standard input and output
+    #[command(hide = true)]
+    Bridge,
     /// Print the versions of drover and droverd
     Version,
+}
+
+impl Command {
+    /// Whether it may need a right that somebody who is not root has only with a password.
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Define { .. }
+            | Self::Undefine(_)
+            | Self::Edit(_)
+            | Self::Enable(_)
+            | Self::Disable(_)
+            | Self::Migrate { .. }
+            | Self::Jobabort(_)
+            | Self::Reload => true,
+            Self::Threshold {
+                thresholds, clear, ..
+            } => *clear || !thresholds.is_empty(),
+            Self::Guest { action } => !matches!(action, GuestAction::Status { .. }),
+            _ => false,
+        }
+    }
 }
 
 /// What to do with the configuration.
@@ -270,6 +339,16 @@ fn destination(text: &str) -> Result<To, String> {
         host: host.to_owned(),
         domain: domain.to_owned(),
     })
+}
+
+fn sort(text: &str) -> Result<super::views::top::Sort, String> {
+    super::views::top::Sort::parse(text)
+        .ok_or_else(|| "a resource, as cpu or net_tx, or name".to_owned())
+}
+
+fn step(text: &str) -> Result<Duration, String> {
+    let step = time::duration(text).filter(|d| d.as_millis() >= 1000);
+    step.ok_or_else(|| "a duration of at least 1 s, as 1min or 6h".to_owned())
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
@@ -351,6 +430,8 @@ mod tests {
             "drover migrate web cache --to beta/",
             "drover threshold web cache x --clear",
             "drover history web cache --resource gpu",
+            "drover history web cache --step 0",
+            "drover top --sort size",
             "drover list --timeout 0",
             "drover forecast web cache --horizon x",
             "drover jobinfo a b c",

@@ -7,7 +7,9 @@ use zbus::proxy::CacheProperties;
 use zbus::{Connection, OwnedObjectPath};
 
 use super::error::CliError;
-use crate::api::{Changed, FeatureForecast, FeatureRow, Job, Plan, Reloaded};
+use crate::api::{
+    Changed, FeatureForecast, FeatureRow, HistoryPage, HistoryQuery, Job, Plan, Reloaded,
+};
 use crate::dbus::client::{ManagerProxy, MoveProxy};
 use crate::dbus::{connect, move_path};
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
@@ -43,6 +45,22 @@ impl Client {
                 "the system bus did not answer; see \"systemctl status dbus\"".to_owned(),
             )
         })??;
+        Self::over(connection, timeout).await
+    }
+
+    /// Connects to the droverd of `host` over ssh, or to that of this host. With `keep`, ssh stays
+    /// for the next connection.
+    pub async fn open(host: Option<&str>, timeout: Duration, keep: bool) -> Result<Self> {
+        match host {
+            None => Self::connect(timeout).await,
+            Some(host) => {
+                let connection = super::remote::connect(host, timeout, keep).await?;
+                Self::over(connection, timeout).await
+            }
+        }
+    }
+
+    async fn over(connection: Connection, timeout: Duration) -> Result<Self> {
         let manager = ManagerProxy::builder(&connection)
             .cache_properties(CacheProperties::No)
             .build()
@@ -147,6 +165,25 @@ impl Client {
             &self.take(
                 self.manager
                     .history(domain, f, since_ms, until_ms, limit)
+                    .await,
+            )?,
+        )
+    }
+
+    /// History by steps.
+    pub async fn history_steps(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        query: HistoryQuery,
+    ) -> Result<HistoryPage> {
+        let step = query.step_ms.unwrap_or(-1);
+        let limit = u32::try_from(query.limit).unwrap_or(u32::MAX);
+        let (since, until) = (query.since_ms, query.until_ms);
+        decode(
+            &self.take(
+                self.manager
+                    .history_steps(domain, feature.as_str(), since, until, step, limit)
                     .await,
             )?,
         )

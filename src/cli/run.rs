@@ -1,6 +1,6 @@
 //! From a parsed command line to calls and output.
 
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,19 +10,31 @@ use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, forecast, history, hosts, jobs, plan};
-use super::{config, doctor, events, generate, moves, show, spec};
-use crate::api::{Changed, FeatureRow};
+use super::{config, doctor, edit, events, generate, moves, show, spec, top};
+use crate::api::{Changed, FeatureRow, HistoryQuery};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
+use crate::transport::{self, Protocol};
 
 /// Largest feature file read, bytes.
 const MAX_FILE: u64 = 1 << 20;
 
 /// Runs the command and writes its output to `out`.
 pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> {
-    if cli.format == Format::Csv && !matches!(cli.command, Command::History { .. }) {
+    run_kept(cli, out, screen, false).await
+}
+
+/// The same; with `keep`, the way to another host stays for the next command.
+pub(super) async fn run_kept(
+    cli: &Cli,
+    out: &mut dyn Write,
+    screen: &Screen,
+    keep: bool,
+) -> Result<()> {
+    let of_history = matches!(cli.format, Format::Csv | Format::OpenMetrics);
+    if of_history && !matches!(cli.command, Command::History { .. }) {
         return Err(CliError::Usage(
-            "--format csv is for history only; use json".to_owned(),
+            "--format csv and openmetrics are for history only; use json".to_owned(),
         ));
     }
     let slow = matches!(
@@ -33,10 +45,25 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
     );
     // For these two the option is about the end, not about each answer.
     let whole = matches!(cli.command, Command::Migrate { .. } | Command::Event { .. });
-    let usual = Duration::from_secs(if slow { 300 } else { 30 });
+    // Somebody may be asked for a password meanwhile.
+    let asks = cli.command.changes() && std::io::stdin().is_terminal();
+    let usual = Duration::from_secs(if slow {
+        300
+    } else if asks {
+        150
+    } else {
+        30
+    });
     let timeout = cli.timeout.filter(|_| !whole).unwrap_or(usual);
     let json = cli.format == Format::Json;
 
+    if let (Command::Config { .. } | Command::Generate { .. }, Some(_)) =
+        (&cli.command, &cli.connect)
+    {
+        return Err(CliError::Usage(
+            "this command works on files of this host; leave out --connect".to_owned(),
+        ));
+    }
     // Files and texts are checked before the bus is asked for anything.
     let definition = match &cli.command {
         Command::Define { file, .. } => {
@@ -59,10 +86,14 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         return config::check(out, json, file);
     }
     // Looks further when droverd does not answer.
+    if let (Command::Doctor { config }, Some(host)) = (&cli.command, &cli.connect) {
+        return show::doctor_there(host, json, config).await;
+    }
     if let Command::Doctor { config } = &cli.command {
         return doctor::doctor(out, json, screen, config, timeout).await;
     }
-    let client = match (&cli.command, Client::connect(timeout).await) {
+    let client = Client::open(cli.connect.as_deref(), timeout, keep).await;
+    let client = match (&cli.command, client) {
         (Command::Version, Err(e)) => {
             show::version(out, json, Err(e))?;
             return Ok(());
@@ -97,6 +128,14 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
                 write!(out, "{}", spec::dump(&row.spec)?)?;
             }
         }
+        Command::Edit(t) => {
+            let ask = std::io::stdin().is_terminal();
+            let changed = match edit::edit(&client, t, ask).await? {
+                edit::Edited::Done => Changed::Done,
+                edit::Edited::Same => Changed::Already,
+            };
+            say(out, json, &t.domain, &t.feature, "is as edited", changed)?;
+        }
         Command::Enable(t) => {
             let changed = client.set_enabled(&t.domain, &t.feature, true).await?;
             say(out, json, &t.domain, &t.feature, "enabled", changed)?;
@@ -121,21 +160,49 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
             since,
             until,
             resource,
+            step,
             limit,
+            plot,
         } => {
             let now = now_ms();
             let range = (since.ms(now), until.ms(now));
             if range.0 > range.1 {
                 return Err(CliError::Usage("--since is after --until".to_owned()));
             }
-            let points = client
-                .history(&target.domain, &target.feature, range, *limit)
+            let query = HistoryQuery {
+                since_ms: range.0,
+                until_ms: range.1,
+                step_ms: step.map(|s| i64::try_from(s.as_millis()).unwrap_or(i64::MAX)),
+                limit: *limit as usize,
+            };
+            let page = client
+                .history_steps(&target.domain, &target.feature, query)
                 .await?;
+            let of = (target.domain.as_str(), &target.feature);
             match cli.format {
-                Format::Table => history::table(out, &points, resource, screen)?,
-                Format::Json => history::as_json(out, &points, resource)?,
-                Format::Csv => history::csv(out, &points, resource)?,
+                Format::Table if *plot => history::plot(out, &page, resource, range, screen)?,
+                _ if *plot => {
+                    return Err(CliError::Usage("--plot is without --format".to_owned()));
+                }
+                Format::Table => history::table(out, &page, resource, screen)?,
+                Format::Json => history::as_json(out, &page, resource)?,
+                Format::Csv => history::csv(out, &page, resource)?,
+                Format::OpenMetrics => history::openmetrics(out, &page, resource, of)?,
             }
+        }
+        Command::Top {
+            once,
+            every,
+            sort,
+            reverse,
+        } => {
+            let options = top::Options {
+                once: *once,
+                every: *every,
+                sort: *sort,
+                reverse: *reverse,
+            };
+            top::top(cli, out, screen, &client, &options).await?;
         }
         Command::Forecast {
             target,
@@ -202,14 +269,32 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         }
         Command::Guest { action } => show::guest(out, json, &client, action).await?,
         Command::Event { count } => events::follow(cli, out, screen, &client, *count).await?,
-        // Answered above, without droverd.
-        Command::Doctor { .. } | Command::Generate { .. } | Command::Config { .. } => {}
+        // Answered before, without droverd.
+        Command::Doctor { .. }
+        | Command::Generate { .. }
+        | Command::Config { .. }
+        | Command::Bridge
+        | Command::PeerStdio { .. } => {}
         Command::Reload => config::reload(out, json, &client).await?,
         Command::Version => {
             show::version(out, json, client.version().await)?;
         }
     }
     Ok(())
+}
+
+/// `drover peer-stdio`. Under a forced command sshd says what was asked for; its last word is the protocol.
+pub async fn peer_stdio(from: &str, socket: &Path, protocol: Option<&str>) -> Result<()> {
+    let asked = std::env::var("SSH_ORIGINAL_COMMAND").unwrap_or_default();
+    let word = protocol.or_else(|| asked.split_whitespace().last());
+    let protocol = word.and_then(Protocol::from_word).ok_or_else(|| {
+        CliError::Usage(format!(
+            "peer-stdio is for droverd of another host; '{}' is not a protocol that this version speaks",
+            word.unwrap_or_default()
+        ))
+    })?;
+    let done = transport::ssh::stdio(socket, from, protocol).await;
+    done.map_err(|e| CliError::Failed(format!("{}: {e}; is droverd running?", socket.display())))
 }
 
 fn read_file(path: &Path) -> Result<String> {

@@ -1,6 +1,7 @@
 //! `stats`, `guest`, `version`.
 
 use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use super::args::{Cli, Format, GuestAction};
@@ -28,13 +29,21 @@ pub(super) async fn stats(
             _ = stop.recv() => return Ok(()),
         };
         let rows = select(answer, domain, feature)?;
+        let hosts = client.hosts().await?;
+        let here = hosts.first().map_or(&[][..], |h| &h.instances);
+        let domains: Vec<_> = here
+            .iter()
+            .filter(|i| rows.iter().any(|r| r.domain == i.domain))
+            .collect();
         if cli.format == Format::Json {
             let list: Vec<_> = rows
                 .iter()
                 .map(|r| {
+                    let of = domains.iter().find(|i| i.domain == r.domain);
                     serde_json::json!({
                         "host": r.host, "domain": r.domain, "feature": r.spec.name,
-                        "status": r.status, "usage": r.usage
+                        "status": r.status, "usage": r.usage, "metered": r.metered,
+                        "domain_cost": of.map(|i| i.cost), "domain_rest": of.map(|i| i.rest)
                     })
                 })
                 .collect();
@@ -50,6 +59,10 @@ pub(super) async fn stats(
                 writeln!(out)?;
             }
             features::stats(out, &rows, screen)?;
+            if !domains.is_empty() {
+                writeln!(out)?;
+                features::costs(out, &domains, screen)?;
+            }
         }
         out.flush()?;
         first = false;
@@ -98,6 +111,23 @@ pub(super) async fn guest(
         writeln!(out, "{}", plain(&answer))?;
     }
     Ok(())
+}
+
+/// `drover doctor` about another host: it looks at files and processes, so it runs there.
+pub(super) async fn doctor_there(host: &str, json: bool, config: &Path) -> Result<()> {
+    let config = config
+        .to_str()
+        .ok_or_else(|| CliError::Usage("the configuration's name is not text".to_owned()))?;
+    let format = if json { "json" } else { "table" };
+    let args = ["doctor", "--format", format, "--config", config];
+    match super::remote::run_there(host, &args).await? {
+        0 => Ok(()),
+        7 => Err(CliError::Warnings),
+        1 => Err(CliError::Unwell),
+        code => Err(CliError::Failed(format!(
+            "\"drover doctor\" on host '{host}' ended with code {code}"
+        ))),
+    }
 }
 
 /// The version of this program is told in any case; that droverd does not answer is no failure.

@@ -3,18 +3,23 @@
 //! - [`instance`]: instances and features at run time
 //! - [`lifecycle`]: libvirt's events, helpers coming and going, recovery
 //! - [`metering`]: meter frames to usage, history and breaches
+//! - [`agent_meter`]: guests without the helper
+//! - [`metadata`]: features in the domains' XML
 //! - [`forecast`]: what is expected to be breached
 //! - [`placement`]: host state, plans, automatic moves, the affinity model
 //! - [`moves`]: beginning, committing and ending moves; the journal
 //! - [`live`], [`files`]: the configuration in force, features from files, reloads
 //! - [`serve_api`], [`serve_peer`]: what users and peers may ask
 
+mod agent_meter;
+mod certificates;
 pub mod clock;
 mod files;
 mod forecast;
 pub mod instance;
 mod lifecycle;
 pub mod live;
+mod metadata;
 mod metering;
 mod moves;
 mod placement;
@@ -203,7 +208,8 @@ pub async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
     let config = live::Live::new(loaded);
-    let history = History::open(&config.history.dir, config.history.keep_hours)?;
+    let options = config.history.options(config.meter.interval_s);
+    let history = History::open(&config.history.dir, options)?;
     let store = Store::open(&config.history.state_dir)?;
     let (hv_events, hv_inbox) = mpsc::channel::<HypervisorEvent>(1024);
     let hypervisor = Hypervisor::connect(
@@ -265,9 +271,12 @@ pub async fn run(
     ));
     tasks.spawn(metering::host_meter(Arc::clone(&daemon)));
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
+    tasks.spawn(agent_meter::run(Arc::clone(&daemon)));
+    tasks.spawn(metadata::follow(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(placement::training(Arc::clone(&daemon)));
     tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));
+    tasks.spawn(certificates::watch(Arc::clone(&daemon)));
     tasks.spawn(files::follow(Arc::clone(&daemon)));
     tasks.spawn(files::signalled(Arc::clone(&daemon), reload));
     let api: Arc<dyn crate::api::Api> = Arc::new(serve_api::Service(Arc::clone(&daemon)));

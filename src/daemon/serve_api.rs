@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::{
-    Api, ApiError, ApiEvent, Changed, Destination, FeatureForecast, FeatureRow, Job, Plan,
-    Reloaded, Result,
+    Api, ApiError, ApiEvent, Changed, Destination, FeatureForecast, FeatureRow, HistoryPage,
+    HistoryPoint, HistoryQuery, Job, Plan, Reloaded, Result,
 };
 use crate::decision::Cause;
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
 use crate::guest::{GuestError, install, remove};
+use crate::history::Query;
 use crate::host::{HelperState, HostState};
 use crate::moving::source::Event;
 use crate::store::{FeatureRecord, Store, StoreError};
@@ -137,6 +138,7 @@ impl Api for Service {
                     status: f.status(),
                     usage: f.recent.back().copied(),
                     breach: f.breach().or(expected).map(|b| b.text),
+                    metered: i.metering(),
                 });
             }
         }
@@ -302,16 +304,39 @@ impl Api for Service {
         until_ms: i64,
         limit: usize,
     ) -> Result<Vec<Usage>> {
+        let query = HistoryQuery {
+            since_ms,
+            until_ms,
+            step_ms: Some(0),
+            limit,
+        };
+        let page = self.history_steps(domain, feature, query).await?;
+        Ok(page.points.into_iter().map(|p| p.mean).collect())
+    }
+
+    async fn history_steps(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        query: HistoryQuery,
+    ) -> Result<HistoryPage> {
         let key = {
             let instances = lock(&self.0.instances);
             let (_, f) = self.0.find(&instances, domain, feature)?;
             super::metering::series(&f.record.spec)
         };
-        self.0
-            .history
-            .range(&key, since_ms, until_ms, limit)
-            .await
-            .map_err(|e| ApiError::Failed(format!("history: {e}")))
+        let query = Query {
+            since_ms: query.since_ms,
+            until_ms: query.until_ms,
+            step_ms: query.step_ms,
+            limit: query.limit,
+        };
+        let page = self.0.history.query(&key, query).await;
+        let page = page.map_err(|e| ApiError::Failed(format!("history: {e}")))?;
+        Ok(HistoryPage {
+            step_ms: page.step_ms,
+            points: page.points.into_iter().map(HistoryPoint::from).collect(),
+        })
     }
 
     async fn forecast(&self, domain: &str, feature: &FeatureName) -> Result<FeatureForecast> {

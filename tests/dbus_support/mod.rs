@@ -237,6 +237,10 @@ impl Fake {
             status: FeatureStatus::Running,
             usage: Some(usage(1)),
             breach: None,
+            metered: drover::host::Metering {
+                level: drover::host::MeterLevel::Helper,
+                reason: String::new(),
+            },
         };
         Arc::new(Self {
             calls: Calls::default(),
@@ -343,6 +347,10 @@ impl Api for Fake {
             status: FeatureStatus::Disabled,
             usage: None,
             breach: None,
+            metered: drover::host::Metering {
+                level: drover::host::MeterLevel::Helper,
+                reason: String::new(),
+            },
         });
         Ok(Changed::Done)
     }

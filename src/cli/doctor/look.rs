@@ -16,8 +16,8 @@ use tokio::time::timeout;
 use super::super::time::now_ms;
 use super::finding::Finding;
 use super::guests::DomainFacts;
-use super::host::{self, DiskFacts, HookFacts, LibvirtDaemon, SecurityFacts};
-use crate::config::{HistorySection, LibvirtSection, PeerSection};
+use super::host::{self, DiskFacts, HookFacts, LibvirtDaemon, PolkitFacts, SecurityFacts};
+use crate::config::{HistorySection, LibvirtSection, PeerHost, PeerSection};
 use crate::hypervisor::Hypervisor;
 use crate::transport::{Pki, pki};
 
@@ -182,11 +182,24 @@ pub fn security() -> SecurityFacts {
 }
 
 /// Whether something accepts connections there.
-pub async fn port(address: SocketAddr) -> Result<(), String> {
+async fn port(address: SocketAddr) -> Result<(), String> {
     match timeout(PORT, TcpStream::connect(address)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(e)) => Err(e.to_string()),
         Err(_) => Err(format!("no answer within {} s", PORT.as_secs())),
+    }
+}
+
+/// Whether a peer can be reached: its port answers, or there is what ssh needs.
+pub async fn reach(section: &PeerSection, peer: &PeerHost) -> Result<(), String> {
+    match peer.address {
+        Some(address) => port(address).await,
+        None => [&section.ssh_key, &section.ssh_known_hosts]
+            .into_iter()
+            .try_for_each(|file| match fs::File::open(file) {
+                Ok(_) => Ok(()),
+                Err(e) => Err(format!("{}: {e}", file.display())),
+            }),
     }
 }
 
@@ -216,6 +229,32 @@ pub fn certificates(section: &PeerSection, me: &str) -> Vec<Finding> {
         }
     }
     found
+}
+
+/// Permissions of the private keys.
+pub fn keys(section: &PeerSection) -> Vec<Finding> {
+    let of = |what: &str, path: &Path| host::key(what, path, fs::metadata(path).ok()?.mode());
+    let server = of("server key", &section.server_key);
+    let client = of("client key", &section.client_key);
+    server.into_iter().chain(client).collect()
+}
+
+/// Whether polkit is on the bus and knows the actions.
+pub async fn polkit() -> PolkitFacts {
+    let name = "org.freedesktop.PolicyKit1";
+    let asked = async {
+        let bus = crate::dbus::connect(None, Some(COMMAND)).await.ok()?;
+        let dbus = zbus::fdo::DBusProxy::new(&bus).await.ok()?;
+        if dbus.name_has_owner(name.try_into().ok()?).await.ok()? {
+            return Some(true);
+        }
+        let startable = dbus.list_activatable_names().await.ok()?;
+        Some(startable.iter().any(|n| n.as_str() == name))
+    };
+    PolkitFacts {
+        there: timeout(COMMAND, asked).await.ok().flatten(),
+        actions: Path::new("/usr/share/polkit-1/actions/org.drover1.policy").exists(),
+    }
 }
 
 /// droverd's directories and the file systems below them.
