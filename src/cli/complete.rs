@@ -165,7 +165,7 @@ mod tests {
             ("guest install w", &["web"]),
             ("jobinfo ", &["aa11", "db", "web"]),
             ("jobinfo db ", &["sql"]),
-            ("list --format ", &["csv", "json", "table"]),
+            ("list --format ", &["csv", "json", "openmetrics", "table"]),
             ("history web cache --resource m", &["memory"]),
             ("help mig", &["migrate"]),
             ("config ", &["check"]),

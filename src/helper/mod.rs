@@ -25,4 +25,5 @@ pub mod run;
 pub mod sockets;
 pub mod source;
 pub mod target;
+pub mod throttle;
 pub mod unit;
