@@ -13,7 +13,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-history bench-workloads bench-move \
+.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-history bench-workloads bench-move chaos \
 	lint fmt-check vagrant-validate deny clean
 
 all: build
@@ -70,6 +70,11 @@ bench-workloads: setup stage
 # The same redis moved as a whole VM, by criu, by podman, by Drover; target/bench/move.json.
 bench-move: setup stage
 	tests/bench/bench_move.py $(BENCH_ARGS)
+
+# Faults at every state of a move, on each side; target/chaos/report.json.
+# CHAOS_ARGS="--faults 10 --seed 7" for less.
+chaos: setup stage
+	tests/bench/chaos.py $(CHAOS_ARGS)
 
 # What metering costs beside other tools, in a guest with 100 busy cgroups: target/bench/meter.json.
 bench-meter: setup stage

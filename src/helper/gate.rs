@@ -135,6 +135,17 @@ impl Client {
     }
 }
 
+/// Replaces the state, also when the images' tmpfs is full: a spare page, taken when the restore
+/// began, is given up for it then.
+fn write_state(dir: &Path, text: &[u8]) -> io::Result<()> {
+    let (tmp, spare) = (dir.join("gate.json.new"), dir.join("gate.spare"));
+    if std::fs::write(&tmp, text).is_err() {
+        let _ = std::fs::remove_file(&spare);
+        std::fs::write(&tmp, text)?;
+    }
+    std::fs::rename(&tmp, dir.join("gate.json"))
+}
+
 struct Server {
     dir: PathBuf,
     id: String,
@@ -157,6 +168,7 @@ impl Server {
             peer: None,
             state: State::Waiting,
         };
+        std::fs::write(server.dir.join("gate.spare"), [0; 4096]).map_err(err)?;
         server.set(State::Waiting)?;
         Ok(server)
     }
@@ -164,12 +176,20 @@ impl Server {
     fn set(&mut self, state: State) -> Result<(), GateError> {
         let err = |e| GateError::Io(self.id.clone(), e);
         let text = serde_json::to_vec(&state).map_err(|e| err(e.into()))?;
-        let tmp = self.dir.join("gate.json.new");
-        std::fs::write(&tmp, text).map_err(err)?;
-        std::fs::rename(&tmp, self.dir.join("gate.json")).map_err(err)?;
+        write_state(&self.dir, &text).map_err(err)?;
         self.state = state;
         self.tell();
         Ok(())
+    }
+
+    /// The feature runs: from here on nothing may end it for want of a record.
+    fn set_running(&mut self, pid: Pid) {
+        let state = State::Running { pid: pid.as_raw() };
+        if let Err(e) = self.set(state.clone()) {
+            tracing::error!("{e}; the feature runs, but that is only known while its unit lives");
+            self.state = state;
+            self.tell();
+        }
     }
 
     fn tell(&mut self) {
@@ -289,7 +309,7 @@ fn serve(name: &FeatureName, spec: &FeatureSpec, server: &mut Server) -> Result<
             through_gate(criu, name, &peers)?
         }
     };
-    server.set(State::Running { pid: pid.as_raw() })?;
+    server.set_running(pid);
     Ok(pid)
 }
 
@@ -367,5 +387,25 @@ fn through_gate(
                 return Ok(Pid::from_raw(pid));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_replaced_and_the_spare_page_kept_while_there_is_room() {
+        let t = tempfile::tempdir().unwrap();
+        std::fs::write(t.path().join("gate.spare"), [0; 4096]).unwrap();
+        let text = serde_json::to_vec(&State::Ready { ms: 7 }).unwrap();
+        write_state(t.path(), &text).unwrap();
+        assert_eq!(last_state(t.path()), Some(State::Ready { ms: 7 }));
+        assert!(t.path().join("gate.spare").exists());
+        // No room for the new file (here: a directory in its place): the spare page goes.
+        std::fs::create_dir(t.path().join("gate.json.new")).unwrap();
+        assert!(write_state(t.path(), &text).is_err());
+        assert!(!t.path().join("gate.spare").exists());
+        assert_eq!(last_state(t.path()), Some(State::Ready { ms: 7 }));
     }
 }
