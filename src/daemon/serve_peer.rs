@@ -135,7 +135,7 @@ impl PeerService for Service {
             feature: record.spec.name.clone(),
             what: format!("arriving from {from}"),
         });
-        let result = target::accept(&self.0, record, offer.files).await;
+        let result = target::accept(&self.0, record, offer.preflight).await;
         if result.is_err() {
             self.0.unreserve(&id);
         }

@@ -100,20 +100,21 @@ async fn call(
         .map_err(|e: GuestError| e.to_string())
 }
 
-/// Accepts a checked offer: records it and has the guest prepare. `files` are the digests that
-/// the guest compares.
+/// Accepts a checked offer: records it and has the guest prepare. `preflight` is the
+/// source's: files that the guest compares, and room that it needs.
 pub async fn accept(
     daemon: &Arc<Daemon>,
     record: TargetRecord,
-    files: Vec<crate::wire::guest::FileDigest>,
+    preflight: crate::wire::guest::Preflight,
 ) -> Result<(), String> {
     let id = record.id.clone();
     daemon.put_target(&record).await?;
     let receive = Call::Receive {
         id: id.clone(),
-        spec: record.spec.clone(),
+        spec: Box::new(record.spec.clone()),
         stream: record.stream,
-        files,
+        files: preflight.files,
+        state_bytes: preflight.state_bytes,
     };
     let slot = Arc::new(Mutex::new(Incoming {
         record: record.clone(),

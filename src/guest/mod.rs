@@ -273,6 +273,7 @@ fn call_name(call: &Call) -> &'static str {
         Call::Preflight { .. } => "preflight",
         Call::PreDump { .. } => "pre-dump",
         Call::Freeze { .. } => "freeze",
+        Call::SyncState { .. } => "sync state",
         Call::Release { .. } => "release",
         Call::Receive { .. } => "receive",
         Call::AwaitRound { .. } => "await round",

@@ -24,5 +24,6 @@ pub mod preflight;
 pub mod run;
 pub mod sockets;
 pub mod source;
+pub mod state;
 pub mod target;
 pub mod unit;
