@@ -104,6 +104,7 @@ fn rows(n: i64) -> Vec<Row> {
                 at_ms,
                 host: "h".into(),
                 feature: "f".into(),
+                group: "default".into(),
                 x,
                 y,
             }
@@ -131,16 +132,11 @@ fn bench(c: &mut Criterion) {
         disk_bps: 1e6,
     };
     let window = UsageWindow::default();
-    let ask = Ask {
-        domain: "guest0",
-        feature: &name,
-        cause: Cause::Breach(BreachCause {
-            resource: Resource::Cpu,
-            text: "cpu is 93.0 %, limit 'cpu > 80 % for 10 s'".into(),
-        }),
-        expected: demand,
-        last_moved_ms: None,
-    };
+    let cause = Cause::Breach(BreachCause {
+        resource: Resource::Cpu,
+        text: "cpu is 93.0 %, limit 'cpu > 80 % for 10 s'".into(),
+    });
+    let ask = Ask::new("guest0", &name, cause, demand);
     let headroom = affinity(0);
     let mut trained = affinity(2500);
     assert!(trained.train(1, &mut || true).unwrap());

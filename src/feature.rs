@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::rules::Rules;
+
 /// Why a feature's definition was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FeatureError {
@@ -308,6 +310,9 @@ pub struct FeatureSpec {
     /// Longest acceptable freeze of a move, in milliseconds.
     #[serde(default = "default_downtime")]
     pub downtime_ms: u64,
+    /// Where it may be.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub placement: Box<Rules>,
 }
 
 /// Most state directories of a feature.
@@ -374,6 +379,9 @@ fn state_dirs(dirs: &[PathBuf]) -> Result<(), String> {
     Ok(())
 }
 
+fn is_default(rules: &Rules) -> bool {
+    rules.is_default()
+}
 fn default_group() -> String {
     "default".to_owned()
 }
@@ -394,6 +402,7 @@ impl FeatureSpec {
             thresholds: Vec::new(),
             automatic: true,
             downtime_ms: default_downtime(),
+            placement: Box::default(),
         }
     }
 
@@ -517,6 +526,9 @@ impl FeatureSpec {
                     return Err(bad("a CPU or memory limit of 0 would stop the workload"));
                 }
             }
+        }
+        if let Some(why) = self.placement.problem(&self.name) {
+            return Err(bad(&why));
         }
         for (i, t) in self.thresholds.iter().enumerate() {
             if !(t.limit.is_finite() && t.limit >= 0.0 && t.for_s.is_finite() && t.for_s >= 0.0) {

@@ -1,7 +1,10 @@
 //! Hosts and instances as peers see them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use crate::attribution::{DomainCost, Share};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::usage::Usage;
 
@@ -67,6 +70,57 @@ pub enum HelperState {
     },
 }
 
+/// How a guest's features are metered: the best rung of a ladder that it allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MeterLevel {
+    /// By the helper in the guest: everything, at the meter's interval.
+    Helper,
+    /// By the guest agent, which lets cgroup files be read: no network of features, seldom.
+    Agent,
+    /// The guest agent allows no files and no commands: the whole guest only.
+    Guest,
+    /// Not at all: what libvirt tells of the domain is all there is.
+    #[default]
+    None,
+}
+
+impl MeterLevel {
+    /// In a word, as users see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Helper => "helper",
+            Self::Agent => "agent",
+            Self::Guest => "guest only",
+            Self::None => "none",
+        }
+    }
+}
+
+/// A rung, and why it is not a better one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Metering {
+    /// The rung.
+    pub level: MeterLevel,
+    /// Why not a better one, with the way out; empty for the best.
+    pub reason: String,
+}
+
+/// What is known of a host's hardware beyond what decisions need.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hardware {
+    /// Features that the CPU has beyond its model, as libvirt names them, sorted.
+    pub cpu_features: Vec<String>,
+    /// NUMA nodes; 0 when unknown.
+    pub numa_nodes: u32,
+    /// Where the network speed was found: an interface, `drover.toml`, or nothing.
+    pub network_from: String,
+    /// Where the storage kind was found: a device, `drover.toml`, or nothing.
+    pub storage_from: String,
+}
+
 /// What a guest can take; from the helper.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct GuestCapabilities {
@@ -128,8 +182,23 @@ pub struct InstanceState {
     pub memory_available_mib: Option<f64>,
     /// CPUs used by the domain.
     pub cpus_used: f64,
+    /// CPUs and MiB in it reserved for moves; part of the host's.
+    #[serde(default)]
+    pub reserved_cpus: f64,
+    /// See `reserved_cpus`.
+    #[serde(default)]
+    pub reserved_memory_mib: f64,
     /// Helper.
     pub helper: HelperState,
+    /// How its features are metered.
+    #[serde(default)]
+    pub metering: Metering,
+    /// What it costs the host.
+    #[serde(default)]
+    pub cost: DomainCost,
+    /// The part of that which no feature causes.
+    #[serde(default)]
+    pub rest: Share,
     /// What it can take, if the helper told.
     pub capabilities: Option<GuestCapabilities>,
     /// Its features.
@@ -151,16 +220,48 @@ pub struct HostState {
     pub clock_ahead_ms: Option<i64>,
     /// Capabilities.
     pub capabilities: HostCapabilities,
+    /// More of the hardware.
+    #[serde(default)]
+    pub hardware: Box<Hardware>,
     /// Load.
     pub load: HostLoad,
     /// Accepts moves? Not while draining.
     pub accepts: bool,
-    /// CPUs and MiB reserved for moves under way.
+    /// Labels that the administrator gave it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Moves to this host under way.
+    #[serde(default)]
+    pub moves_in: u32,
+    /// Whether moves that were decided here helped: the latest per feature.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outcomes: Vec<MoveOutcome>,
+    /// CPUs and MiB reserved for moves under way, and for those that ended so lately that their
+    /// load is not measured in full yet.
     pub reserved_cpus: f64,
     /// See `reserved_cpus`.
     pub reserved_memory_mib: f64,
     /// Instances.
     pub instances: Vec<InstanceState>,
+}
+
+/// Whether a move helped, as measured after it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MoveOutcome {
+    /// Feature.
+    pub feature: FeatureName,
+    /// Where it was.
+    pub from: String,
+    /// Where it went.
+    pub to: String,
+    /// When the move ended, milliseconds since the epoch.
+    pub at_ms: i64,
+    /// Service quality after the move less that before it, -1 to 1.
+    pub gain: f64,
+    /// Whether it helped.
+    pub helped: bool,
+    /// Moves in a row, this one included, that did not help.
+    pub fruitless: u32,
 }
 
 impl InstanceState {
@@ -176,9 +277,17 @@ impl InstanceState {
             memory_mib: 0.0,
             memory_available_mib: None,
             cpus_used: 0.0,
+            reserved_cpus: 0.0,
+            reserved_memory_mib: 0.0,
             helper: HelperState::Connected {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             },
+            metering: Metering {
+                level: MeterLevel::Helper,
+                reason: String::new(),
+            },
+            cost: DomainCost::default(),
+            rest: Share::default(),
             capabilities: None,
             features: Vec::new(),
         }
@@ -201,8 +310,12 @@ impl HostState {
                 storage: StorageKind::Unknown,
                 virt_type: String::new(),
             },
+            hardware: Box::default(),
             load: HostLoad::default(),
             accepts: true,
+            labels: BTreeMap::new(),
+            moves_in: 0,
+            outcomes: Vec::new(),
             reserved_cpus: 0.0,
             reserved_memory_mib: 0.0,
             instances: Vec::new(),

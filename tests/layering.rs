@@ -4,13 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 12] = [
+const PURE: [&str; 16] = [
+    "attribution.rs",
     "counters",
     "feature.rs",
+    "rules.rs",
     "sample.rs",
     "usage.rs",
     "host.rs",
     "api.rs",
+    "columns.rs",
+    "rollup.rs",
     "threshold",
     "affinity",
     "decision",

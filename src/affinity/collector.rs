@@ -30,9 +30,20 @@ pub struct Observation<'a> {
     pub steal_percent: Option<f64>,
 }
 
+/// What came of a point.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Taken {
+    /// The row that it completed.
+    pub row: Option<Row>,
+    /// Whether the next row waits for its inputs: see [`Collector::begin`].
+    pub wants_inputs: bool,
+}
+
 #[derive(Debug, Clone)]
 struct Pending {
     at_ms: i64,
+    host: String,
+    group: String,
     x: Inputs,
     /// Quality times seconds.
     sum: f64,
@@ -64,32 +75,46 @@ impl Collector {
         }
     }
 
-    /// Takes a point. Gives a row when a horizon has passed and at least half of it was
-    /// measured; rows of one feature do not overlap.
+    /// Takes a point with its host; returns the row that it completed, if any. Its inputs are
+    /// those of an earlier point, its quality that of the time since.
     pub fn observe(&mut self, o: &Observation<'_>) -> Option<Row> {
-        let key = (o.domain.to_owned(), o.feature.clone());
-        let instance = o.host.instances.iter().find(|i| i.domain == o.domain);
-        let running = instance.filter(|i| {
-            i.features
-                .iter()
-                .any(|f| f.spec.name == *o.feature && f.status == FeatureStatus::Running)
-        });
-        let Some(instance) = running else {
+        let running = o
+            .host
+            .feature(o.domain, o.feature)
+            .is_some_and(|f| f.status == FeatureStatus::Running);
+        let taken = self.point(o.domain, o.feature, o.usage, o.steal_percent, running);
+        if taken.wants_inputs {
+            self.begin(o.host, o.domain, o.feature);
+        }
+        taken.row
+    }
+
+    /// Takes a point without looking at the host, which most points do not need.
+    pub fn point(
+        &mut self,
+        domain: &str,
+        feature: &FeatureName,
+        usage: &Usage,
+        steal_percent: Option<f64>,
+        running: bool,
+    ) -> Taken {
+        let key = (domain.to_owned(), feature.clone());
+        if !running {
             // Stopped or on its way: its quality is not the host's.
             self.tracks.remove(&key);
-            return None;
-        };
+            return Taken::default();
+        }
         let track = self.tracks.entry(key).or_default();
-        let now = o.usage.at_ms;
+        let now = usage.at_ms;
         if let Some(last) = track.points.back() {
             if now == last.at_ms {
-                return None;
+                return Taken::default();
             }
             if now < last.at_ms {
                 *track = Track::default();
             }
         }
-        track.points.push_back(*o.usage);
+        track.points.push_back(*usage);
         while track.points.len() > MAX_POINTS
             || track
                 .points
@@ -100,9 +125,9 @@ impl Collector {
         }
         let mut done = None;
         if let Some(p) = &mut track.pending {
-            if let Some(q) = quality(o.usage, o.steal_percent) {
+            if let Some(q) = quality(usage, steal_percent) {
                 // Of an interval that began before the inputs were taken, the rest counts.
-                let s = o.usage.dt_s.min((now - p.at_ms) as f64 / 1000.0).max(0.0);
+                let s = usage.dt_s.min((now - p.at_ms) as f64 / 1000.0).max(0.0);
                 p.sum += q * s;
                 p.covered_s += s;
             }
@@ -110,40 +135,61 @@ impl Collector {
                 done = track.pending.take();
             }
         }
-        if track.pending.is_none() {
-            let window = UsageWindow::of(&track.points);
-            track.pending = Some(Pending {
-                at_ms: now,
-                x: row(&ScoreInput {
-                    host: o.host,
-                    instance,
-                    feature: o.feature,
-                    window: &window,
-                    demand: window.demand(),
-                }),
-                sum: 0.0,
-                covered_s: 0.0,
-            });
-        }
-        let p = done?;
         let horizon_s = self.horizon_ms as f64 / 1000.0;
-        let late = now - p.at_ms > 2 * self.horizon_ms;
-        (!late && p.covered_s >= horizon_s / 2.0).then(|| Row {
-            at_ms: p.at_ms,
-            host: o.host.name.clone(),
-            feature: o.feature.to_string(),
-            x: p.x,
-            y: (p.sum / p.covered_s).clamp(0.0, 1.0) as f32,
-        })
+        let horizon_ms = self.horizon_ms;
+        // Not when points were missing for too long, or the quality was not measured for at least
+        // half of the horizon.
+        let row = done
+            .filter(|p| now - p.at_ms <= 2 * horizon_ms && p.covered_s >= horizon_s / 2.0)
+            .map(|p| Row {
+                at_ms: p.at_ms,
+                host: p.host,
+                feature: feature.to_string(),
+                group: p.group,
+                x: p.x,
+                y: (p.sum / p.covered_s).clamp(0.0, 1.0) as f32,
+            });
+        Taken {
+            row,
+            wants_inputs: track.pending.is_none(),
+        }
     }
 
-    /// Use of a feature over the last window, `None` when it was not observed.
+    /// Takes the inputs of the next row, as of the latest point.
+    pub fn begin(&mut self, host: &HostState, domain: &str, feature: &FeatureName) {
+        let key = (domain.to_owned(), feature.clone());
+        let instance = host.instances.iter().find(|i| i.domain == domain);
+        let (Some(track), Some(instance)) = (self.tracks.get_mut(&key), instance) else {
+            return;
+        };
+        let state = instance.features.iter().find(|f| f.spec.name == *feature);
+        let (Some(last), Some(state)) = (track.points.back(), state) else {
+            return;
+        };
+        let window = UsageWindow::of(&track.points);
+        track.pending = Some(Pending {
+            at_ms: last.at_ms,
+            host: host.name.clone(),
+            group: state.spec.group.clone(),
+            x: row(&ScoreInput {
+                host,
+                instance,
+                feature,
+                window: &window,
+                demand: window.demand(),
+            }),
+            sum: 0.0,
+            covered_s: 0.0,
+        });
+    }
+
+    /// Use over the last window; `None` when nothing was observed in it.
     pub fn window(&self, domain: &str, feature: &FeatureName) -> Option<UsageWindow> {
         let t = self.tracks.get(&(domain.to_owned(), feature.clone()))?;
         (!t.points.is_empty()).then(|| UsageWindow::of(&t.points))
     }
 
-    /// Drops the features for which `keep` is false.
+    /// Forgets features for which `keep(domain, feature)` is false.
     pub fn retain(&mut self, mut keep: impl FnMut(&str, &FeatureName) -> bool) {
         self.tracks.retain(|(d, f), _| keep(d, f));
     }

@@ -21,9 +21,8 @@ fn part(used: f64) -> f64 {
     1.0 / (1.0 + (used / HALF_AT).powi(4))
 }
 
-/// Scores what is left. Unknown resources do not count.
-pub fn score(after: &After) -> Headroom {
-    let parts: Vec<(&'static str, f64)> = [
+fn used(after: &After) -> [(&'static str, Option<f64>); 6] {
+    [
         ("host_cpu", Some(after.host_cpu)),
         ("host_memory", Some(after.host_memory)),
         ("guest_cpu", Some(after.guest_cpu)),
@@ -31,14 +30,30 @@ pub fn score(after: &After) -> Headroom {
         ("host_net", Some(after.host_net)),
         ("host_disk", Some(after.host_disk)),
     ]
-    .into_iter()
-    .filter_map(|(name, used)| used.map(|u| (name, part(u))))
-    .collect();
+}
+
+/// The score alone. Unknown resources do not count.
+pub fn value(after: &After) -> f64 {
     // Power mean with a large negative exponent: a smooth minimum.
-    let n = parts.len() as f64;
-    let sum: f64 = parts.iter().map(|(_, p)| p.powi(-8)).sum();
-    let value = (sum / n).powf(-0.125).clamp(0.0, 1.0);
-    Headroom { value, parts }
+    let (mut n, mut sum): (f64, f64) = (0.0, 0.0);
+    for (_, u) in used(after) {
+        if let Some(u) = u {
+            n += 1.0;
+            sum += part(u).powi(-8);
+        }
+    }
+    (sum / n).powf(-0.125).clamp(0.0, 1.0)
+}
+
+/// The score and its parts.
+pub fn score(after: &After) -> Headroom {
+    let parts = used(after).into_iter();
+    Headroom {
+        value: value(after),
+        parts: parts
+            .filter_map(|(name, used)| used.map(|u| (name, part(u))))
+            .collect(),
+    }
 }
 
 #[cfg(test)]

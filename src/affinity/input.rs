@@ -40,6 +40,14 @@ pub struct UsageWindow {
     pub net_bps: Option<Stat>,
     /// Bytes per second, both directions.
     pub disk_bps: Option<Stat>,
+    /// Bytes per second received.
+    pub net_rx_bps: Option<Stat>,
+    /// Bytes per second read.
+    pub disk_read_bps: Option<Stat>,
+    /// Processes.
+    pub processes: Option<Stat>,
+    /// Percent of the time throttled by its own limit.
+    pub throttled_percent: Option<Stat>,
 }
 
 /// Sum of two rates of which one may be unavailable; `None` when both are.
@@ -54,13 +62,17 @@ impl UsageWindow {
     /// Summarises points, in any order.
     pub fn of<'a>(points: impl IntoIterator<Item = &'a Usage>) -> Self {
         // Sum of value times seconds, seconds, maximum; per resource.
-        let mut sums = [(0.0, 0.0, f64::MIN); 4];
+        let mut sums = [(0.0, 0.0, f64::MIN); 8];
         for u in points {
             let values = [
                 u.cpu_percent.map(|p| p / 100.0),
                 u.memory_mib,
                 both(u.net_rx_bps, u.net_tx_bps),
                 both(u.disk_read_bps, u.disk_write_bps),
+                u.net_rx_bps,
+                u.disk_read_bps,
+                u.processes,
+                u.throttled_percent,
             ];
             for (s, v) in sums.iter_mut().zip(values) {
                 if let Some(v) = v.filter(|v| v.is_finite() && u.dt_s > 0.0) {
@@ -68,7 +80,16 @@ impl UsageWindow {
                 }
             }
         }
-        let [cpus, memory_mib, net_bps, disk_bps] = sums.map(|(sum, time, max)| {
+        let [
+            cpus,
+            memory_mib,
+            net_bps,
+            disk_bps,
+            net_rx_bps,
+            disk_read_bps,
+            processes,
+            throttled_percent,
+        ] = sums.map(|(sum, time, max)| {
             (time > 0.0).then(|| Stat {
                 mean: sum / time,
                 max,
@@ -79,6 +100,10 @@ impl UsageWindow {
             memory_mib,
             net_bps,
             disk_bps,
+            net_rx_bps,
+            disk_read_bps,
+            processes,
+            throttled_percent,
         }
     }
 
@@ -187,10 +212,13 @@ impl After {
                 load.memory_used_mib + host.reserved_memory_mib + d.memory_mib,
                 cap.memory_mib,
             ),
-            guest_cpu: fraction(instance.cpus_used + d.cpus, instance.vcpus),
+            guest_cpu: fraction(
+                instance.cpus_used + instance.reserved_cpus + d.cpus,
+                instance.vcpus,
+            ),
             guest_memory: instance.memory_available_mib.map(|available| {
                 fraction(
-                    instance.memory_mib - available + d.memory_mib,
+                    instance.memory_mib - available + instance.reserved_memory_mib + d.memory_mib,
                     instance.memory_mib,
                 )
             }),

@@ -11,28 +11,35 @@
 mod blend;
 mod codec;
 mod collector;
+mod flat;
 mod headroom;
 mod input;
 mod model;
 mod quality;
 mod reservoir;
 mod schema;
+mod scorer;
 mod train;
 mod trees;
 
 use std::sync::Arc;
 
-pub use collector::{Collector, Observation};
+use serde::{Deserialize, Serialize};
+
+pub use collector::{Collector, Observation, Taken};
 pub use headroom::{Headroom, score as headroom};
 pub use input::{After, Demand, ScoreInput, Stat, UsageWindow};
 pub use model::{Explanation, Model, Params};
 pub use quality::quality;
 pub use reservoir::{Batch, Reservoir, Row};
 pub use schema::{COLUMNS, HASH as SCHEMA_HASH, Inputs, MISSING, N as WIDTH, row};
+pub use scorer::ForFeature;
 pub use train::{MIN_ROWS, Trained, train};
 
 use crate::api::ModelInfo;
 use crate::feature::FeatureName;
+use crate::host::HostState;
+use crate::usage::Usage;
 use codec::{Reader, Writer};
 
 const MAGIC: [u8; 4] = *b"DRVA";
@@ -114,7 +121,7 @@ impl Default for Settings {
 }
 
 /// A score and where it comes from.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Score {
     /// 0 to 1, higher is better.
     pub value: f64,
@@ -129,7 +136,7 @@ pub struct Score {
 /// What a training in the background works on; see [`Affinity::snapshot`].
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    rows: Vec<Row>,
+    rows: Vec<Arc<Row>>,
     champion: Option<Arc<Model>>,
     params: Params,
 }
@@ -148,6 +155,26 @@ impl Snapshot {
             now_ms,
             keep_going,
         )
+    }
+}
+
+/// An affinity's rows and model; see [`Affinity::image`].
+#[derive(Debug, Clone)]
+pub struct Image {
+    rows: Vec<Arc<Row>>,
+    champion: Option<Arc<Model>>,
+    error: Option<f64>,
+}
+
+impl Image {
+    /// The bytes that [`Affinity::from_bytes`] reads.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut w = Writer::new(MAGIC, VERSION, schema::HASH);
+        w.f64(self.error.unwrap_or(f64::NAN));
+        w.bytes(&reservoir::to_bytes(&self.rows));
+        let model = self.champion.as_ref().map(|m| m.to_bytes());
+        w.bytes(&model.unwrap_or_default());
+        w.finish()
     }
 }
 
@@ -178,6 +205,30 @@ impl Affinity {
         let row = self.collector.observe(o)?;
         self.reservoir.insert(row.clone());
         Some(row)
+    }
+
+    /// Takes a usage point without its host; see [`Collector::point`]. A row that it completed is
+    /// in the reservoir then.
+    pub fn point(
+        &mut self,
+        domain: &str,
+        feature: &FeatureName,
+        usage: &Usage,
+        steal_percent: Option<f64>,
+        running: bool,
+    ) -> Taken {
+        let taken = self
+            .collector
+            .point(domain, feature, usage, steal_percent, running);
+        if let Some(row) = &taken.row {
+            self.reservoir.insert(row.clone());
+        }
+        taken
+    }
+
+    /// Takes the inputs of a feature's next row; see [`Collector::begin`].
+    pub fn begin(&mut self, host: &HostState, domain: &str, feature: &FeatureName) {
+        self.collector.begin(host, domain, feature);
     }
 
     /// Use of a feature over the last window, if it was observed.
@@ -240,33 +291,27 @@ impl Affinity {
         })
     }
 
+    /// A scorer for one feature, by the model as it is now; it holds nothing of this.
+    pub fn for_feature<'a>(
+        &self,
+        feature: &'a FeatureName,
+        window: &'a UsageWindow,
+        demand: Demand,
+    ) -> ForFeature<'a> {
+        let w = self.weight();
+        ForFeature::new(
+            self.champion.clone().filter(|_| w > 0.0),
+            w,
+            feature,
+            window,
+            demand,
+        )
+    }
+
     /// Scores a host and guest for a feature.
     pub fn score(&self, input: &ScoreInput<'_>) -> Score {
-        let after = After::of(input.host, input.instance, input.feature, &input.demand);
-        let room = headroom::score(&after);
-        let mut score = Score {
-            value: room.value,
-            parts: vec![("headroom".to_owned(), room.value)],
-            explain: Vec::new(),
-        };
-        let w = self.weight();
-        if let Some(model) = self.champion.as_ref().filter(|_| w > 0.0) {
-            let x = row(input);
-            // A model that fails leaves the headroom score, which is always there.
-            if let Ok(p) = model.predict(&x) {
-                score.value = blend::blend(room.value, p, w);
-                score.parts.push(("model".to_owned(), p));
-                score.parts.push(("model_weight".to_owned(), w));
-                let e = model.explain(&x);
-                score.explain.push(("base".to_owned(), e.base));
-                let parts = e.contributions.into_iter();
-                score.explain.extend(parts.map(|(n, v)| (n.to_owned(), v)));
-            }
-        }
-        score
-            .parts
-            .extend(room.parts.into_iter().map(|(n, v)| (n.to_owned(), v)));
-        score
+        self.for_feature(input.feature, input.window, input.demand)
+            .score(input.host, input.instance)
     }
 
     /// The model in use.
@@ -284,12 +329,16 @@ impl Affinity {
 
     /// Rows and model, to be written as one file.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut w = Writer::new(MAGIC, VERSION, schema::HASH);
-        w.f64(self.error.unwrap_or(f64::NAN));
-        w.bytes(&self.reservoir.to_bytes());
-        let model = self.champion.as_ref().map(|m| m.to_bytes());
-        w.bytes(&model.unwrap_or_default());
-        w.finish()
+        self.image().to_bytes()
+    }
+
+    /// What is to be written, to be made into bytes elsewhere.
+    pub fn image(&self) -> Image {
+        Image {
+            rows: self.reservoir.rows().cloned().collect(),
+            champion: self.champion.clone(),
+            error: self.error,
+        }
     }
 
     /// Reads [`Self::to_bytes`].

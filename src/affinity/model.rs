@@ -15,9 +15,10 @@ use gbdt::gradient_boost::GBDT;
 
 use super::AffinityError;
 use super::codec::{Reader, Writer};
+use super::flat::Flat;
 use super::reservoir::Row;
 use super::schema::{COLUMNS, HASH, Inputs, N, valid};
-use super::trees::{Ensemble, from_crate, to_crate};
+use super::trees::{Ensemble, from_crate};
 
 const MAGIC: [u8; 4] = *b"DRVM";
 const VERSION: u16 = 1;
@@ -61,7 +62,7 @@ impl Default for Params {
 /// A trained model.
 pub struct Model {
     ensemble: Ensemble,
-    predictor: GBDT,
+    flat: Flat,
     /// Labels were (y - mean) / scale.
     mean: f64,
     scale: f64,
@@ -211,24 +212,18 @@ impl Model {
             trees,
             shrinkage: params.shrinkage,
         };
-        Self::assemble(ensemble, mean, scale, n as u64, now_ms)
+        Ok(Self::assemble(ensemble, mean, scale, n as u64, now_ms))
     }
 
-    fn assemble(
-        ensemble: Ensemble,
-        mean: f64,
-        scale: f64,
-        rows: u64,
-        trained_at_ms: i64,
-    ) -> Result<Self, AffinityError> {
-        Ok(Self {
-            predictor: to_crate(&ensemble)?,
+    fn assemble(ensemble: Ensemble, mean: f64, scale: f64, rows: u64, trained_at_ms: i64) -> Self {
+        Self {
+            flat: Flat::of(&ensemble),
             ensemble,
             mean,
             scale,
             rows,
             trained_at_ms,
-        })
+        }
     }
 
     /// Number of trees.
@@ -241,14 +236,23 @@ impl Model {
         if !valid(x) {
             return Err(AffinityError::Training("an input is not finite".into()));
         }
-        let data = vec![Data::new_test_data(x.to_vec(), None)];
-        let raw = guarded(|| self.predictor.predict(&data))?;
-        match raw.first() {
-            Some(r) if r.is_finite() => {
-                Ok((self.mean + self.scale * f64::from(*r)).clamp(0.0, 1.0))
-            }
-            _ => Err(AffinityError::Training("a prediction is not finite".into())),
+        let p = self.quality(self.flat.sum(x));
+        if p.is_finite() {
+            Ok(p)
+        } else {
+            Err(AffinityError::Training("a prediction is not finite".into()))
         }
+    }
+
+    /// Predictions of many rows; not finite where a row is not valid.
+    pub fn predict_all(&self, rows: &[Inputs]) -> Vec<f64> {
+        let sums = self.flat.sums(rows).into_iter().zip(rows);
+        sums.map(|(s, x)| if valid(x) { self.quality(s) } else { f64::NAN })
+            .collect()
+    }
+
+    fn quality(&self, sum: f64) -> f64 {
+        (self.mean + self.scale * sum).clamp(0.0, 1.0)
     }
 
     /// The prediction as a sum of contributions per input.
@@ -296,7 +300,7 @@ impl Model {
         }
         let ensemble = Ensemble::read(&mut r)?;
         r.end()?;
-        Self::assemble(ensemble, mean, scale, rows, trained_at_ms)
+        Ok(Self::assemble(ensemble, mean, scale, rows, trained_at_ms))
     }
 }
 
@@ -445,5 +449,34 @@ mod tests {
         other[end..].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(Model::from_bytes(&other).err(), Some(AffinityError::Schema));
         assert!(guarded(|| GBDT::new(&Config::new()).predict(&vec![])).is_err());
+        // The crate's own marker for missing values, with which its training diverges.
+        let mut bad = rows.clone();
+        bad[3].x[5] = gbdt::decision_tree::VALUE_TYPE_UNKNOWN;
+        let refs: Vec<&Row> = bad.iter().collect();
+        assert!(Model::fit(&refs, &[], &p, 0, &mut || true).is_err());
+        // A model that was never trained has no trees to take over.
+        assert!(from_crate(&GBDT::new(&Config::new())).map_or(true, |t| t.is_empty()));
+        let none = Params { trees: 0, ..p };
+        let refs: Vec<&Row> = rows.iter().collect();
+        let e = Model::fit(&refs, &[], &none, 0, &mut || true).err();
+        assert_eq!(e, Some(AffinityError::Interrupted));
+    }
+
+    #[test]
+    fn as_the_crate_predicts() {
+        let (rows, m) = fit(900, 12);
+        let oracle = super::super::trees::to_crate(&m.ensemble).unwrap();
+        let data: Vec<Data> = rows
+            .iter()
+            .map(|r| Data::new_test_data(r.x.to_vec(), None))
+            .collect();
+        let all: Vec<Inputs> = rows.iter().map(|r| r.x).collect();
+        let ours = m.predict_all(&all);
+        for ((r, theirs), bulk) in rows.iter().zip(oracle.predict(&data)).zip(ours) {
+            let one = m.predict(&r.x).unwrap();
+            let theirs = (m.mean + m.scale * f64::from(theirs)).clamp(0.0, 1.0);
+            assert!((one - theirs).abs() < 1e-5, "{one} {theirs}");
+            assert!((one - bulk).abs() < 1e-12);
+        }
     }
 }

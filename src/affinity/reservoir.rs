@@ -6,8 +6,12 @@
 //! with the first quiet day. Which rows stay depends on nothing but the rows (a row's rank is
 //! computed from its key alone): peers that saw the same rows keep the same ones, in
 //! whatever order they came, and a row that was dropped stays out when it is offered again.
+//!
+//! Hosts share the room: when it is full, the host with most rows gives one. A host with many
+//! features does not crowd out one that is seldom seen, whose rows are worth more.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +20,7 @@ use super::codec::{Reader, Writer};
 use super::schema::{FNV_START, HASH, Inputs, N, fnv, valid};
 
 const MAGIC: [u8; 4] = *b"DRVR";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// Rows dated later than this after now are refused: a wrong clock would keep them for ever.
 const FUTURE_MS: i64 = 300_000;
 
@@ -30,10 +34,36 @@ pub struct Row {
     pub host: String,
     /// Feature.
     pub feature: String,
+    /// Its group: peers learn only of groups that they may have.
+    #[serde(default = "default_group")]
+    pub group: String,
     /// Inputs.
+    #[serde(with = "inputs")]
     pub x: Inputs,
     /// Service quality over the horizon after `at_ms`, 0 to 1.
     pub y: f32,
+}
+
+fn default_group() -> String {
+    "default".to_owned()
+}
+
+/// serde knows arrays of up to 32 only.
+mod inputs {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{Inputs, N};
+
+    pub fn serialize<S: Serializer>(x: &Inputs, s: S) -> Result<S::Ok, S::Error> {
+        x.as_slice().serialize(s)
+    }
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Inputs, D::Error> {
+        let list = Vec::<f32>::deserialize(d)?;
+        let found = list.len();
+        list.try_into()
+            .map_err(|_| D::Error::custom(format!("{found} inputs instead of {N}")))
+    }
 }
 
 /// Rows on their way to a peer.
@@ -54,8 +84,24 @@ type Key = (i64, String, String);
 pub struct Reservoir {
     capacity: usize,
     half_life_ms: f64,
-    rows: BTreeMap<Key, Row>,
-    ranks: BTreeSet<(i64, Key)>,
+    rows: BTreeMap<Key, Arc<Row>>,
+    /// By host.
+    ranks: BTreeMap<String, BTreeSet<(i64, Key)>>,
+}
+
+/// Binary form of rows.
+pub(super) fn to_bytes(rows: &[Arc<Row>]) -> Vec<u8> {
+    let mut w = Writer::new(MAGIC, VERSION, HASH);
+    w.u32(u32::try_from(rows.len()).unwrap_or(u32::MAX));
+    for r in rows {
+        w.i64(r.at_ms);
+        w.bytes(r.host.as_bytes());
+        w.bytes(r.feature.as_bytes());
+        w.bytes(r.group.as_bytes());
+        r.x.iter().for_each(|v| w.f32(*v));
+        w.f32(r.y);
+    }
+    w.finish()
 }
 
 fn key(row: &Row) -> Key {
@@ -86,7 +132,7 @@ impl Reservoir {
             capacity: capacity.max(1),
             half_life_ms: (half_life_s * 1000.0).max(1.0),
             rows: BTreeMap::new(),
-            ranks: BTreeSet::new(),
+            ranks: BTreeMap::new(),
         }
     }
 
@@ -99,7 +145,7 @@ impl Reservoir {
         self.rows.is_empty()
     }
     /// All rows, oldest first.
-    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+    pub fn rows(&self) -> impl Iterator<Item = &Arc<Row>> {
         self.rows.values()
     }
 
@@ -113,27 +159,40 @@ impl Reservoir {
             return false;
         }
         let r = rank(&k, self.half_life_ms);
-        self.ranks.insert((r, k.clone()));
-        self.rows.insert(k.clone(), row);
-        if self.rows.len() > self.capacity
-            && let Some((_, out)) = self.ranks.pop_first()
-        {
-            self.rows.remove(&out);
-            return out != k;
+        let own = self.ranks.entry(k.1.clone()).or_default();
+        own.insert((r, k.clone()));
+        self.rows.insert(k.clone(), Arc::new(row));
+        if self.rows.len() > self.capacity {
+            // The host with most rows gives one; of several the last by name.
+            let most = self.ranks.iter_mut().max_by_key(|(_, rows)| rows.len());
+            if let Some((_, out)) = most.and_then(|(_, rows)| rows.pop_first()) {
+                self.rows.remove(&out);
+                if self.ranks.get(&out.1).is_some_and(BTreeSet::is_empty) {
+                    self.ranks.remove(&out.1);
+                }
+                return out != k;
+            }
         }
         true
     }
 
-    /// Rows newer than `after_ms`, oldest first, at most `limit`; of one host only if named.
-    pub fn since(&self, host: Option<&str>, after_ms: i64, limit: usize) -> Batch {
+    /// Rows newer than `after_ms`, oldest first, at most `limit`; of one host only if named, and
+    /// only those that `may` pass.
+    pub fn since(
+        &self,
+        host: Option<&str>,
+        after_ms: i64,
+        limit: usize,
+        may: impl Fn(&Row) -> bool,
+    ) -> Batch {
         let from = (after_ms.saturating_add(1), String::new(), String::new());
         Batch {
             schema: HASH,
             rows: self
                 .rows
                 .range(from..)
-                .map(|(_, r)| r)
-                .filter(|r| host.is_none_or(|h| h == r.host))
+                .map(|(_, r)| &**r)
+                .filter(|r| host.is_none_or(|h| h == r.host) && may(r))
                 .take(limit)
                 .cloned()
                 .collect(),
@@ -150,23 +209,20 @@ impl Reservoir {
         Ok(batch
             .rows
             .into_iter()
-            .filter(|r| r.at_ms <= latest && r.host.len() <= 255 && r.feature.len() <= 64)
+            .filter(|r| {
+                r.at_ms <= latest
+                    && r.host.len() <= 255
+                    && r.feature.len() <= 64
+                    && r.group.len() <= 64
+            })
             .filter(|r| self.insert(r.clone()))
             .count())
     }
 
     /// Binary form of all rows.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut w = Writer::new(MAGIC, VERSION, HASH);
-        w.u32(u32::try_from(self.rows.len()).unwrap_or(u32::MAX));
-        for r in self.rows.values() {
-            w.i64(r.at_ms);
-            w.bytes(r.host.as_bytes());
-            w.bytes(r.feature.as_bytes());
-            r.x.iter().for_each(|v| w.f32(*v));
-            w.f32(r.y);
-        }
-        w.finish()
+        let rows: Vec<Arc<Row>> = self.rows.values().cloned().collect();
+        to_bytes(&rows)
     }
 
     /// Adds the rows of [`Self::to_bytes`]; the capacity is this reservoir's.
@@ -174,7 +230,8 @@ impl Reservoir {
         let mut r = Reader::open(data, MAGIC, VERSION, HASH)?;
         let mut new = 0;
         for _ in 0..r.u32()? {
-            let (at_ms, host, feature) = (r.i64()?, r.text()?, r.text()?);
+            let (at_ms, host) = (r.i64()?, r.text()?);
+            let (feature, group) = (r.text()?, r.text()?);
             let mut x = [0.0; N];
             for v in &mut x {
                 *v = r.f32()?;
@@ -184,6 +241,7 @@ impl Reservoir {
                 at_ms,
                 host,
                 feature,
+                group,
                 x,
                 y,
             }));
@@ -203,6 +261,7 @@ mod tests {
             at_ms,
             host: host.into(),
             feature: "f".into(),
+            group: "default".into(),
             x: [1.0; N],
             y: 0.5,
         }
@@ -217,7 +276,7 @@ mod tests {
         }
         assert_eq!(r.len(), 500);
         let newest = r.rows().last().unwrap().clone();
-        assert!(!r.insert(newest), "known");
+        assert!(!r.insert((*newest).clone()), "known");
         // 500 hours were offered; a uniform sample would have its middle at 250 h.
         let middle = r.rows().nth(250).unwrap().at_ms / hour;
         assert!(middle > 400, "{middle}");
@@ -241,11 +300,26 @@ mod tests {
         assert_eq!(r.merge(batch(2_000_000, HASH), 0), Ok(0), "future");
         assert_eq!(r.merge(batch(1, 7), 0), Err(AffinityError::Schema));
         assert_eq!(r.merge(batch(1, HASH), 0), Ok(1));
-        let json = serde_json::to_string(&r.since(None, 0, 9)).unwrap();
+        let json = serde_json::to_string(&r.since(None, 0, 9, |_| true)).unwrap();
         let back: Batch = serde_json::from_str(&json).unwrap();
         assert_eq!(r.merge(back, 0), Ok(0), "came back");
-        assert!(r.since(Some("b"), 0, 9).rows.is_empty());
-        assert!(r.since(None, 1, 9).rows.is_empty());
+        assert!(r.since(Some("b"), 0, 9, |_| true).rows.is_empty());
+        assert!(r.since(None, 1, 9, |_| true).rows.is_empty());
+        assert!(r.since(None, 0, 9, |r| r.group == "other").rows.is_empty());
+    }
+
+    #[test]
+    fn a_busy_host_does_not_crowd_out_the_others() {
+        let mut r = Reservoir::new(100, 3600.0);
+        for i in 0..10 {
+            r.insert(a_row(i, "seldom"));
+        }
+        for i in 0..5000 {
+            r.insert(a_row(i * 1000, "busy"));
+            r.insert(a_row(i * 1000, "too"));
+        }
+        let of = |h: &str| r.rows().filter(|r| r.host == h).count();
+        assert_eq!([of("seldom"), of("busy"), of("too")], [10, 45, 45]);
     }
 
     #[test]

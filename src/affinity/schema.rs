@@ -4,12 +4,12 @@
 //! list makes old models and rows of older peers void instead of wrong.
 
 use crate::feature::FeatureName;
-use crate::host::{FeatureStatus, HelperState, InstanceState, StorageKind};
+use crate::host::{FeatureStatus, HelperState, HostState, InstanceState, StorageKind};
 
 use super::input::{After, ScoreInput, Stat, both, resident};
 
 /// Number of columns.
-pub const N: usize = 32;
+pub const N: usize = 40;
 
 /// Value of an unknown input: finite, as the trees must be able to split it off, and far from
 /// every real value. The gbdt crate's own marker for missing values makes its training diverge.
@@ -28,6 +28,12 @@ pub const COLUMNS: [&str; N] = [
     "own_net_max",
     "own_disk_mean",
     "own_disk_max",
+    "own_net_rx",
+    "own_disk_read",
+    "own_processes",
+    "own_throttled",
+    // Which feature it is: what its use does not tell (how much it minds a stall).
+    "feature_bucket",
     "others_cpu",
     "others_memory",
     "others_io",
@@ -48,6 +54,10 @@ pub const COLUMNS: [&str; N] = [
     "host_bucket",
     // How many of its guests could take a feature: the host's row of the compatibility matrix.
     "host_able_guests",
+    // The labels that its administrator gave it.
+    "host_labels_bucket",
+    "host_moves_in",
+    "host_memory_left",
     "host_features",
     "host_stall",
     "host_cpu_after",
@@ -92,6 +102,21 @@ fn log_rate(bps: f64) -> f64 {
 fn bucket(text: &str, buckets: u64) -> f64 {
     let h = fnv(text.as_bytes(), FNV_START);
     ((h ^ (h >> 32)) % buckets) as f64
+}
+
+/// A number for the labels of a host, 0 for none.
+fn labels(h: &HostState) -> f64 {
+    if h.labels.is_empty() {
+        return 0.0;
+    }
+    let mut hash = FNV_START;
+    for (k, v) in &h.labels {
+        hash = fnv(k.as_bytes(), hash);
+        hash = fnv(&[0], hash);
+        hash = fnv(v.as_bytes(), hash);
+        hash = fnv(&[0], hash);
+    }
+    1.0 + ((hash ^ (hash >> 32)) % 256) as f64
 }
 
 /// Latest use of the other features in the guest: CPUs, MiB, bytes per second.
@@ -147,6 +172,11 @@ pub fn row(input: &ScoreInput<'_>) -> Inputs {
         max(w.net_bps, log_rate),
         mean(w.disk_bps, log_rate),
         max(w.disk_bps, log_rate),
+        mean(w.net_rx_bps, log_rate),
+        mean(w.disk_read_bps, log_rate),
+        mean(w.processes, log),
+        mean(w.throttled_percent, |v| v / 100.0),
+        Some(bucket(input.feature.as_str(), 1024)),
         Some(others_cpu),
         Some(log(others_memory)),
         Some(log_rate(others_io)),
@@ -164,6 +194,9 @@ pub fn row(input: &ScoreInput<'_>) -> Inputs {
         Some(bucket(&cap.cpu_model, 64)),
         Some(bucket(&h.name, 1024)),
         Some(h.instances.iter().filter(|i| able(i)).count() as f64),
+        Some(labels(h)),
+        Some(f64::from(h.moves_in)),
+        Some(log(cap.memory_mib * (1.0 - after.host_memory))),
         Some((h.instances.iter().map(enabled).sum::<usize>() + new) as f64),
         Some(h.load.stall_percent / 100.0),
         Some(after.host_cpu),

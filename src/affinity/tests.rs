@@ -43,6 +43,7 @@ pub(crate) fn synthetic(n: usize, seed: u64) -> Vec<Row> {
                 at_ms: 1000 * i,
                 host: "h".into(),
                 feature: "f".into(),
+                group: "default".into(),
                 x,
                 y: y as f32,
             }
@@ -215,9 +216,29 @@ fn between_headroom_and_model() {
 fn rows_of_a_peer_teach_hosts_never_run_on() {
     let (a, hosts) = lived();
     let mut b = Affinity::new(a.settings.clone());
-    let batch = a.reservoir().since(None, -1, usize::MAX);
+    let batch = a.reservoir().since(None, -1, usize::MAX, |_| true);
     let n = batch.rows.len();
     assert_eq!(b.merge(batch, i64::MAX / 2), Ok(n));
     assert!(b.train(1, &mut || true).unwrap());
     assert!(score(&b, &hosts[0]).value > score(&b, &hosts[1]).value + 0.2);
+}
+
+#[test]
+fn all_at_once_as_one_by_one() {
+    let (mut a, hosts) = lived();
+    let window = UsageWindow::default();
+    let name = feature();
+    for trained in [false, true] {
+        if trained {
+            assert!(a.train(1, &mut || true).unwrap());
+        }
+        let scorer = a.for_feature(&name, &window, window.demand());
+        let targets: Vec<_> = hosts.iter().map(|h| (h, &h.instances[0])).collect();
+        let all = crate::decision::Scorer::values(&scorer, &targets);
+        for ((h, i), v) in targets.iter().zip(all) {
+            let one = scorer.score(h, i);
+            assert!((one.value - v).abs() < 1e-12);
+            assert_eq!(one.explain.is_empty(), !trained);
+        }
+    }
 }

@@ -1,6 +1,8 @@
 //! Champion and challenger: a new model replaces the one in use only when it predicts the
 //! latest rows better.
 
+use std::borrow::Borrow;
+
 use super::AffinityError;
 use super::model::{Model, Params};
 use super::reservoir::Row;
@@ -31,8 +33,8 @@ impl Trained {
 
 /// Trains a challenger on `rows` (oldest first): the first 80 % for training, the next 10 % for
 /// early stopping, the last 10 % for the comparison.
-pub fn train(
-    rows: &[Row],
+pub fn train<R: Borrow<Row>>(
+    rows: &[R],
     champion: Option<&Model>,
     params: &Params,
     now_ms: i64,
@@ -45,7 +47,7 @@ pub fn train(
             need: MIN_ROWS,
         });
     }
-    let mut rows: Vec<&Row> = rows.iter().collect();
+    let mut rows: Vec<&Row> = rows.iter().map(Borrow::borrow).collect();
     rows.sort_by(|a, b| (a.at_ms, &a.host, &a.feature).cmp(&(b.at_ms, &b.host, &b.feature)));
     let (train, rest) = rows.split_at(n * 8 / 10);
     let (validation, test) = rest.split_at(rest.len() / 2);

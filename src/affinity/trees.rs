@@ -2,7 +2,6 @@
 //! bridge to and from the crate's own (serde) form.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::AffinityError;
 use super::codec::{Reader, Writer};
@@ -15,15 +14,15 @@ const MAX_DEPTH: u16 = 64;
 
 /// A node; a leaf has both children 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Node {
+pub(super) struct Node {
     /// Mean of the (standardised) labels that reached the node.
-    pred: f32,
+    pub(super) pred: f32,
     /// Column that is compared.
-    column: u16,
+    pub(super) column: u16,
     /// Inputs below it go left.
-    split: f32,
-    left: u32,
-    right: u32,
+    pub(super) split: f32,
+    pub(super) left: u32,
+    pub(super) right: u32,
 }
 
 /// One tree, root first; children always behind their parent.
@@ -60,6 +59,11 @@ impl Tree {
             }
         }
         Ok(Self(nodes))
+    }
+
+    /// A node; 0 is the root.
+    pub(super) fn node(&self, n: u32) -> Node {
+        self.0[n as usize]
     }
 
     /// Walks to the leaf; `step` learns of every edge: column and change of the prediction.
@@ -215,7 +219,8 @@ pub(crate) fn from_crate(model: &gbdt::gradient_boost::GBDT) -> Result<Vec<Tree>
     model.trees.into_iter().map(tree).collect()
 }
 
-/// A predictor of the crate with these (checked) trees.
+/// A predictor of the crate with these (checked) trees, to compare ours with.
+#[cfg(test)]
 pub(crate) fn to_crate(e: &Ensemble) -> Result<gbdt::gradient_boost::GBDT, AffinityError> {
     let mut conf = gbdt::config::Config::new();
     conf.set_feature_size(N);
@@ -252,7 +257,7 @@ pub(crate) fn to_crate(e: &Ensemble) -> Result<gbdt::gradient_boost::GBDT, Affin
         trees: trees.collect(),
         bias: 0.0,
     };
-    let json: Value = serde_json::to_value(model).map_err(|e| bridge(&e))?;
+    let json = serde_json::to_value(model).map_err(|e| bridge(&e))?;
     serde_json::from_value(json).map_err(|e| bridge(&e))
 }
 

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::affinity::{Affinity, Observation, ScoreInput, Settings, UsageWindow};
+use crate::affinity::{Affinity, Settings, UsageWindow};
 use crate::api::{ApiError, ApiEvent, ModelInfo, Plan};
 use crate::config::Config;
 use crate::decision::{self, Ask, BreachCause, Cause, Policy, View};
 use crate::driver::target;
 use crate::feature::FeatureName;
 use crate::history::SeriesKey;
-use crate::host::{HostCapabilities, HostLoad, HostState};
-use crate::hypervisor::Hypervisor;
+use crate::host::{FeatureStatus, Hardware, HostCapabilities, HostLoad, HostState, StorageKind};
+use crate::hypervisor::{Hypervisor, network_speed, storage_kind};
 use crate::moving::record::TargetRecord;
 use crate::peer::PeerEvent;
 use crate::store::Store;
@@ -39,8 +39,29 @@ const ROWS: u32 = 500;
 #[derive(Debug)]
 pub(super) struct HostRuntime {
     capabilities: HostCapabilities,
+    hardware: Hardware,
     loads: VecDeque<HostLoad>,
-    reserved: BTreeMap<MoveId, (String, f64, f64)>,
+    reserved: BTreeMap<MoveId, Reservation>,
+}
+
+/// What is kept free for a move to this host.
+#[derive(Debug, Clone)]
+struct Reservation {
+    domain: String,
+    cpus: f64,
+    memory_mib: f64,
+    /// When the feature arrived: from then on its load is measured more and more, and the
+    /// reservation shrinks.
+    arrived: Option<Instant>,
+}
+
+impl Reservation {
+    /// Share that still counts; 0 once all of the load is measured.
+    fn share(&self, settle: Duration) -> f64 {
+        self.arrived.map_or(1.0, |at| {
+            1.0 - (at.elapsed().as_secs_f64() / settle.as_secs_f64()).min(1.0)
+        })
+    }
 }
 
 impl HostRuntime {
@@ -54,6 +75,27 @@ impl HostRuntime {
             }
         };
         let host = &config.host;
+        // What the configuration does not say is looked for.
+        let configured = || "drover.toml".to_owned();
+        let (network_mbps, network_from) = if host.network_mbps > 0.0 {
+            (host.network_mbps, configured())
+        } else {
+            network_speed().unwrap_or_default()
+        };
+        let (storage, storage_from) = if host.storage == StorageKind::Unknown {
+            storage_kind().unwrap_or((StorageKind::Unknown, String::new()))
+        } else {
+            (host.storage, configured())
+        };
+        let hardware = Hardware {
+            cpu_features: found
+                .as_ref()
+                .map(|c| c.cpu_features.clone())
+                .unwrap_or_default(),
+            numa_nodes: found.as_ref().map_or(0, |c| c.numa_nodes),
+            network_from,
+            storage_from,
+        };
         let capabilities = HostCapabilities {
             cpu_model: found
                 .as_ref()
@@ -64,12 +106,13 @@ impl HostRuntime {
                 .memory_mib
                 .or(found.as_ref().map(|c| c.memory_mib))
                 .unwrap_or(1024.0),
-            network_mbps: host.network_mbps,
-            storage: host.storage,
+            network_mbps,
+            storage,
             virt_type: found.map(|c| c.virt_type).unwrap_or_default(),
         };
         Self {
             capabilities,
+            hardware,
             loads: VecDeque::new(),
             reserved: BTreeMap::new(),
         }
@@ -129,7 +172,7 @@ pub(super) fn save_affinity(daemon: &Daemon) {
 /// Rows of this host after a time (milliseconds since the epoch), as JSON.
 pub(super) fn rows_after(affinity: &Affinity, me: &str, after: u64, limit: usize) -> String {
     let after = i64::try_from(after).unwrap_or(i64::MAX);
-    let batch = affinity.reservoir().since(Some(me), after, limit);
+    let batch = affinity.reservoir().since(Some(me), after, limit, |_| true);
     serde_json::to_string(&batch).unwrap_or_default()
 }
 
@@ -140,23 +183,42 @@ impl Daemon {
             .values()
             .map(super::instance::Instance::state)
             .collect();
-        let host = lock(&self.host);
-        HostState {
+        // The load is a mean over so long.
+        let settle = Duration::from_secs_f64(self.config.meter.interval_s * LOAD_SAMPLES as f64);
+        let mut host = lock(&self.host);
+        host.reserved.retain(|_, r| r.share(settle) > 0.0);
+        let mut state = HostState {
             at_ms: clock::now_ms(),
             capabilities: host.capabilities.clone(),
+            hardware: Box::new(host.hardware.clone()),
             load: host.load(),
-            reserved_cpus: host.reserved.values().map(|r| r.1).sum(),
-            reserved_memory_mib: host.reserved.values().map(|r| r.2).sum(),
+            labels: self.config.host.labels.clone(),
             instances,
             ..HostState::new(self.name())
+        };
+        for r in host.reserved.values() {
+            let share = r.share(settle);
+            state.moves_in += u32::from(r.arrived.is_none());
+            state.reserved_cpus += share * r.cpus;
+            state.reserved_memory_mib += share * r.memory_mib;
+            for i in state.instances.iter_mut().filter(|i| i.domain == r.domain) {
+                i.reserved_cpus += share * r.cpus;
+                i.reserved_memory_mib += share * r.memory_mib;
+            }
         }
+        state
     }
 
     /// Reserves what an incoming move needs.
     pub(super) fn reserve(&self, record: &TargetRecord) {
         lock(&self.host).reserved.insert(
             record.id.clone(),
-            (record.domain.clone(), record.cpus, record.memory_mib),
+            Reservation {
+                domain: record.domain.clone(),
+                cpus: record.cpus,
+                memory_mib: record.memory_mib,
+                arrived: None,
+            },
         );
     }
 
@@ -165,14 +227,11 @@ impl Daemon {
         lock(&self.host).reserved.remove(id);
     }
 
-    /// MiB reserved in a domain.
-    pub(super) fn reserved_in(&self, domain: &str) -> f64 {
-        lock(&self.host)
-            .reserved
-            .values()
-            .filter(|r| r.0 == domain)
-            .map(|r| r.2)
-            .sum()
+    /// Frees the reservation of a feature that arrived, as its load comes to be measured.
+    pub(super) fn settle(&self, id: &str) {
+        if let Some(r) = lock(&self.host).reserved.get_mut(id) {
+            r.arrived = Some(Instant::now());
+        }
     }
 
     fn view(&self) -> View {
@@ -196,7 +255,7 @@ impl Daemon {
         }
     }
 
-    fn policy(&self) -> Policy {
+    pub(super) fn policy(&self) -> Policy {
         let d = &self.config.decision;
         Policy {
             automatic: d.automatic,
@@ -206,7 +265,11 @@ impl Daemon {
             weights: decision::Weights {
                 affinity: d.weights.affinity,
                 balance: d.weights.balance,
+                near: d.weights.near,
             },
+            cost_weight: d.cost_weight,
+            max_moves_in: d.max_moves_in,
+            mode: d.mode,
         }
     }
 
@@ -257,37 +320,41 @@ impl Daemon {
         let mut policy = self.policy();
         policy.automatic &= automatic;
         let ask = Ask {
-            domain,
-            feature,
-            cause,
-            expected: demand,
             last_moved_ms: (moved_at > 0).then_some(moved_at),
+            ..Ask::new(domain, feature, cause, demand)
         };
-        let affinity = lock(&self.affinity);
-        Ok(decision::decide(&view, &policy, &ask, &|host, instance| {
-            affinity.score(&ScoreInput {
-                host,
-                instance,
-                feature,
-                window: &window,
-                demand,
-            })
-        }))
+        let scorer = lock(&self.affinity).for_feature(feature, &window, demand);
+        Ok(decision::decide_by(&view, &policy, &ask, &scorer))
     }
 
     /// Feeds the affinity with what was just measured.
     pub(super) fn learn(&self, domain: &str, points: &[(SeriesKey, Usage)]) {
-        let host = self.host_state_now();
-        let steal_percent = (host.load.stall_percent > 0.0).then_some(host.load.stall_percent);
-        let mut affinity = lock(&self.affinity);
-        for (key, usage) in points {
-            affinity.observe(&Observation {
-                host: &host,
-                domain,
-                feature: &key.feature,
-                usage,
-                steal_percent,
-            });
+        let stall = lock(&self.host).load().stall_percent;
+        let steal_percent = (stall > 0.0).then_some(stall);
+        let running: Vec<bool> = {
+            let instances = lock(&self.instances);
+            let features = instances.get(domain).map(|i| &i.features);
+            let status = |key: &SeriesKey| Some(features?.get(&key.feature)?.status());
+            let is = |key| status(key) == Some(FeatureStatus::Running);
+            points.iter().map(|(key, _)| is(key)).collect()
+        };
+        let mut begin = Vec::new();
+        {
+            let mut affinity = lock(&self.affinity);
+            for ((key, usage), running) in points.iter().zip(running) {
+                let taken = affinity.point(domain, &key.feature, usage, steal_percent, running);
+                if taken.wants_inputs && running {
+                    begin.push(&key.feature);
+                }
+            }
+        }
+        // The whole host is looked at once per horizon only.
+        if !begin.is_empty() {
+            let host = self.host_state_now();
+            let mut affinity = lock(&self.affinity);
+            for feature in begin {
+                affinity.begin(&host, domain, feature);
+            }
         }
     }
 
@@ -388,11 +455,11 @@ pub(super) async fn breaches(daemon: Arc<Daemon>) {
 
 /// Trains the model off the main path, within its time budget, on rows of all hosts.
 pub(super) async fn training(daemon: Arc<Daemon>) {
-    let every = Duration::from_secs(daemon.config.model.train_every_s.max(1));
-    let budget = Duration::from_secs_f64(daemon.config.model.budget_s.max(0.1));
     let mut seen = BTreeMap::new();
     loop {
+        let every = Duration::from_secs(daemon.config.model.train_every_s.max(1));
         tokio::time::sleep(every).await;
+        let budget = Duration::from_secs_f64(daemon.config.model.budget_s.max(0.1));
         daemon.fetch_rows(&mut seen).await;
         let snapshot = lock(&daemon.affinity).snapshot();
         let now_ms = clock::now_ms();

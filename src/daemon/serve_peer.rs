@@ -3,9 +3,12 @@
 
 use std::sync::Arc;
 
+use crate::affinity::Demand;
 use crate::api::ApiEvent;
+use crate::decision::admit;
 use crate::driver::target;
 use crate::feature::FeatureSpec;
+use crate::history::StoredTier;
 use crate::host::HostState;
 use crate::moving::record::{TargetPhase, TargetRecord};
 use crate::peer::{BulkReceiver, PeerRefusal, PeerService, RefusalKind};
@@ -88,16 +91,26 @@ impl Service {
                 state.name, offer.spec.name
             ));
         }
-        // Reserved capacity counts, so that two sources cannot fill the same room.
-        if let Some(available) = instance.memory_available_mib {
-            let reserved: f64 = self.0.reserved_in(&offer.to_domain);
-            if offer.memory_mib + reserved > available {
-                return refused(format!(
-                    "domain '{}' has {available:.0} MiB available and {reserved:.0} MiB reserved; {:.0} MiB are needed",
-                    offer.to_domain, offer.memory_mib
-                ));
-            }
-        }
+        // What is promised to others counts, so that two sources cannot fill the same room.
+        let need = Demand {
+            cpus: offer.cpus.max(0.0),
+            memory_mib: offer.memory_mib.max(0.0),
+            ..Demand::default()
+        };
+        admit(
+            &state,
+            &offer.to_domain,
+            &need,
+            &self.0.policy(),
+            offer.by_hand,
+        )
+        .map_err(|why| {
+            let why: Vec<String> = why.iter().map(ToString::to_string).collect();
+            refuse(
+                RefusalKind::Refused,
+                format!("host '{}' has no room: {}", state.name, why.join("; ")),
+            )
+        })?;
         Ok(TargetRecord {
             id: offer.id.clone(),
             spec: offer.spec.clone(),
@@ -189,6 +202,31 @@ impl PeerService for Service {
         self.0
             .history
             .import(&key, points)
+            .await
+            .map(|_| ())
+            .map_err(|e| failed(e.to_string()))
+    }
+
+    async fn import_rollups(
+        &self,
+        from: &str,
+        id: &str,
+        tier: &str,
+        parcel: Vec<u8>,
+    ) -> Result<(), PeerRefusal> {
+        let invalid = |what: String| PeerRefusal::new(RefusalKind::Invalid, what);
+        let spec = self.own(from, id).await?;
+        let tier = match tier {
+            "minute" => StoredTier::Minute,
+            "quarter" => StoredTier::Quarter,
+            other => return Err(invalid(format!("no tier '{other}' of rolled up history"))),
+        };
+        let points = crate::history::transfer::unpack(&parcel)
+            .ok_or_else(|| invalid("a parcel of history that cannot be read".to_owned()))?;
+        let key = super::metering::series(&spec);
+        self.0
+            .history
+            .import_rollups(&key, tier, points)
             .await
             .map(|_| ())
             .map_err(|e| failed(e.to_string()))

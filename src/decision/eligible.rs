@@ -2,7 +2,7 @@
 
 use crate::affinity::Demand;
 use crate::api::Destination;
-use crate::feature::Managed;
+use crate::feature::{FeatureName, Managed};
 use crate::host::{
     FeatureState, FeatureStatus, GuestCapabilities, HelperState, HostState, InstanceState,
 };
@@ -21,8 +21,11 @@ pub(super) struct Source<'a> {
     pub feature: &'a FeatureState,
 }
 
-/// What rules every target out.
-pub(super) fn of_feature(s: &Source<'_>, hosts: &[&HostState]) -> Vec<Refusal> {
+/// What rules every target out. `address` tells whether another feature has its address.
+pub(super) fn of_feature(
+    s: &Source<'_>,
+    address: impl FnOnce(&Managed) -> Option<Refusal>,
+) -> Vec<Refusal> {
     let mut out = Vec::new();
     match s.feature.status {
         FeatureStatus::Running => {}
@@ -33,7 +36,7 @@ pub(super) fn of_feature(s: &Source<'_>, hosts: &[&HostState]) -> Vec<Refusal> {
     }
     match s.feature.spec.managed() {
         None => out.push(Refusal::NotMovable),
-        Some(m) => out.extend(address(s, m, hosts)),
+        Some(m) => out.extend(address(m)),
     }
     match (&s.instance.helper, &s.instance.capabilities) {
         (HelperState::Absent { reason }, _) => out.push(Refusal::SourceHelper(reason.clone())),
@@ -52,7 +55,7 @@ pub(super) fn of_feature(s: &Source<'_>, hosts: &[&HostState]) -> Vec<Refusal> {
 }
 
 /// Another feature with the same address, anywhere: the hosts' guests share a network.
-fn address(s: &Source<'_>, m: &Managed, hosts: &[&HostState]) -> Option<Refusal> {
+pub(super) fn address(s: &Source<'_>, m: &Managed, hosts: &[&HostState]) -> Option<Refusal> {
     for h in hosts {
         for i in &h.instances {
             for f in &i.features {
@@ -77,14 +80,71 @@ fn address(s: &Source<'_>, m: &Managed, hosts: &[&HostState]) -> Option<Refusal>
     None
 }
 
+fn enabled(h: &HostState) -> impl Iterator<Item = &FeatureState> {
+    h.instances
+        .iter()
+        .flat_map(|i| &i.features)
+        .filter(|f| f.status != FeatureStatus::Disabled)
+}
+
+/// Share of the features that it wants to be near that are on a host; `None` when it names none.
+pub(super) fn near(s: &Source<'_>, h: &HostState) -> Option<f64> {
+    let near = &s.feature.spec.placement.near;
+    if near.is_empty() {
+        return None;
+    }
+    let there = |n: &FeatureName| enabled(h).any(|f| f.spec.name == *n);
+    Some(near.iter().filter(|n| there(n)).count() as f64 / near.len() as f64)
+}
+
+/// What the definition says against a host.
+fn rules(s: &Source<'_>, h: &HostState, out: &mut Vec<Refusal>) {
+    let (name, rules) = (&s.feature.spec.name, &s.feature.spec.placement);
+    if !rules.pin.is_empty() && !rules.pin.contains(&h.name) {
+        out.push(Refusal::Pinned(rules.pin.join(", ")));
+    }
+    if rules.exclude.contains(&h.name) {
+        out.push(Refusal::Excluded);
+    }
+    for (key, want) in &rules.labels {
+        let have = h.labels.get(key);
+        if have != Some(want) {
+            out.push(Refusal::Label {
+                key: key.clone(),
+                want: want.clone(),
+                have: have.cloned().unwrap_or_else(|| "none".into()),
+            });
+        }
+    }
+    let clash = enabled(h).find(|f| {
+        f.spec.name != *name
+            && (rules.apart.contains(&f.spec.name) || f.spec.placement.apart.contains(name))
+    });
+    out.extend(clash.map(|f| Refusal::Apart(f.spec.name.to_string())));
+}
+
+/// Whether features of a group may go from the source's host to a host: as configured here for
+/// the other of the two.
+fn group_allowed(view: &View, s: &Source<'_>, h: &HostState) -> bool {
+    let other = if h.name == view.me {
+        &s.host.name
+    } else {
+        &h.name
+    };
+    view.groups
+        .get(other)
+        .is_some_and(|g| g.contains(&s.feature.spec.group))
+}
+
 /// What rules a host out whatever its guests.
 pub(super) fn of_host(
     view: &View,
     s: &Source<'_>,
     h: &HostState,
     asked: Option<&Destination>,
+    policy: &Policy,
 ) -> Vec<Refusal> {
-    if h.name == view.me {
+    if h.name == s.host.name {
         return vec![Refusal::OwnHost];
     }
     let mut out = Vec::new();
@@ -92,7 +152,7 @@ pub(super) fn of_host(
         out.push(Refusal::NotAsked);
     }
     let age = view.now_ms.saturating_sub(h.at_ms);
-    if age > view.stale_after_ms {
+    if age > view.stale_after_ms && h.name != view.me {
         out.push(Refusal::Stale {
             age_s: age as f64 / 1000.0,
         });
@@ -100,14 +160,53 @@ pub(super) fn of_host(
     if !h.accepts {
         out.push(Refusal::Draining);
     }
-    let group = &s.feature.spec.group;
-    if !view.groups.get(&h.name).is_some_and(|g| g.contains(group)) {
-        out.push(Refusal::Group(group.clone()));
+    if !group_allowed(view, s, h) {
+        out.push(Refusal::Group(s.feature.spec.group.clone()));
+    }
+    rules(s, h, &mut out);
+    if h.moves_in >= policy.max_moves_in {
+        out.push(Refusal::MovesIn {
+            moves: h.moves_in,
+            most: policy.max_moves_in,
+        });
     }
     if h.instances.is_empty() {
         out.push(Refusal::NoGuest);
     }
     out
+}
+
+/// Whether a host still has room for a move that another host decided: what that host saw may be
+/// older than what was promised to others since. Lack of CPU does not count when a user named
+/// this host.
+pub fn admit(
+    h: &HostState,
+    domain: &str,
+    need: &Demand,
+    policy: &Policy,
+    by_hand: bool,
+) -> Result<(), Vec<Refusal>> {
+    let mut out = Vec::new();
+    if !h.accepts {
+        out.push(Refusal::Draining);
+    }
+    if h.moves_in >= policy.max_moves_in {
+        out.push(Refusal::MovesIn {
+            moves: h.moves_in,
+            most: policy.max_moves_in,
+        });
+    }
+    match h.instances.iter().find(|i| i.domain == domain) {
+        None => out.push(Refusal::NoGuest),
+        Some(i) => {
+            let c = capacity(h, i, need, policy);
+            if !by_hand {
+                out.extend(c.cpu);
+            }
+            out.extend(c.memory);
+        }
+    }
+    if out.is_empty() { Ok(()) } else { Err(out) }
 }
 
 /// Capacity of a host and guest; CPU and memory apart, as a move by hand may overdraw CPU.

@@ -6,24 +6,60 @@
 //! policy's gain and, on a breach, is less pressed for the breached resource. Both comparisons
 //! are never true both ways round, so that a constant load does not send a feature to and fro.
 
+mod choose;
+mod cost;
 mod eligible;
+mod history;
+mod many;
+mod matrix;
 mod plan;
+mod record;
 mod refusal;
 mod simulate;
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 pub use crate::affinity::{Demand, Score};
-pub use plan::decide;
+pub use cost::{Cost, Past, predict};
+pub use eligible::admit;
+pub use history::{Effect, cooldown_ms, judge, latest};
+pub use many::{Step, Want, plan_many};
+pub use matrix::{Cell, matrix};
+pub use plan::{decide, decide_by};
+pub use record::{Inputs, Replay};
 pub use refusal::Refusal;
 pub use simulate::GUEST_CPU_TOLERANCE;
 
 use crate::api::{Destination, ModelInfo};
 use crate::feature::{FeatureName, Resource};
-use crate::host::HostState;
+use crate::host::{HostState, InstanceState};
+use crate::rules::Mode;
+
+/// Scores hosts and guests for one feature.
+pub trait Scorer {
+    /// Affinity of each target, 0 to 1: for the guest that the feature is in, of staying; for
+    /// others, as if it were there.
+    fn values(&self, targets: &[(&HostState, &InstanceState)]) -> Vec<f64>;
+    /// The same for one target, with its parts.
+    fn explain(&self, host: &HostState, instance: &InstanceState) -> Score;
+}
+
+/// A function as a scorer.
+pub struct ByFn<'a>(pub &'a dyn Fn(&HostState, &InstanceState) -> Score);
+
+impl Scorer for ByFn<'_> {
+    fn values(&self, targets: &[(&HostState, &InstanceState)]) -> Vec<f64> {
+        targets.iter().map(|(h, i)| (self.0)(h, i).value).collect()
+    }
+    fn explain(&self, host: &HostState, instance: &InstanceState) -> Score {
+        (self.0)(host, instance)
+    }
+}
 
 /// What is known at one moment.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct View {
     /// This host's name.
     pub me: String,
@@ -41,16 +77,18 @@ pub struct View {
 }
 
 /// Weights of the parts of a score.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Weights {
     /// Affinity.
     pub affinity: f64,
     /// Evenness of CPU load over the hosts.
     pub balance: f64,
+    /// Features that it wants to be near; counts only for a feature that names some.
+    pub near: f64,
 }
 
 /// How the administrator wants decisions.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
     /// Move on a breach without being asked?
     pub automatic: bool,
@@ -58,10 +96,18 @@ pub struct Policy {
     pub reserve: f64,
     /// Score by which a target must beat staying.
     pub min_gain: f64,
-    /// Milliseconds during which a feature that moved stays.
+    /// Milliseconds during which a feature that moved stays; doubled by each move in a row that
+    /// did not help, see [`cooldown_ms`].
     pub cooldown_ms: i64,
     /// Weights.
     pub weights: Weights,
+    /// Weight of a move's cost: what a move that takes forever would have to gain beside
+    /// `min_gain`.
+    pub cost_weight: f64,
+    /// Moves to one host at a time.
+    pub max_moves_in: u32,
+    /// What is done with decisions.
+    pub mode: Mode,
 }
 
 impl Default for Policy {
@@ -74,13 +120,17 @@ impl Default for Policy {
             weights: Weights {
                 affinity: 0.7,
                 balance: 0.3,
+                near: 0.2,
             },
+            cost_weight: 0.05,
+            max_moves_in: 4,
+            mode: Mode::Act,
         }
     }
 }
 
 /// A breach, measured or forecast.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BreachCause {
     /// What is short.
     pub resource: Resource,
@@ -89,7 +139,8 @@ pub struct BreachCause {
 }
 
 /// Why the question is asked.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Cause {
     /// A threshold is, or will be, crossed.
     Breach(BreachCause),
@@ -100,6 +151,8 @@ pub enum Cause {
         /// Where to.
         to: Destination,
     },
+    /// Its host is being emptied: neither gain nor cooldown nor the automatic flags count.
+    Drain,
     /// A user wants to see what would happen: as on the breach if there is one, otherwise the
     /// outcome is `no_breach`.
     Preview {
@@ -121,6 +174,22 @@ pub struct Ask<'a> {
     pub expected: Demand,
     /// When it last moved, milliseconds since the epoch.
     pub last_moved_ms: Option<i64>,
+    /// What earlier moves of it cost.
+    pub past: Past,
+}
+
+impl<'a> Ask<'a> {
+    /// A question about a feature that never moved.
+    pub fn new(domain: &'a str, feature: &'a FeatureName, cause: Cause, expected: Demand) -> Self {
+        Self {
+            domain,
+            feature,
+            cause,
+            expected,
+            last_moved_ms: None,
+            past: Past::default(),
+        }
+    }
 }
 
 #[cfg(test)]

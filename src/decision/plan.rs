@@ -1,139 +1,135 @@
-//! The decision.
-
-use std::fmt::Write as _;
+//! The decision for one feature.
 
 use crate::affinity::{After, Demand, Score};
 use crate::api::{Candidate, Destination, Plan};
-use crate::host::{HostState, InstanceState};
+use crate::host::{FeatureStatus, HostState, InstanceState, MoveOutcome};
+use crate::rules::Mode;
 
+use super::cost::{Cost, predict};
 use super::eligible::{self, Source};
+use super::history::latest;
 use super::refusal::Refusal;
 use super::simulate::{self, Balance};
-use super::{Ask, BreachCause, Cause, Policy, View};
+use super::{Ask, BreachCause, ByFn, Cause, Policy, Scorer, View};
 
-/// Affinity of a host and guest for the feature in question.
-type Affinity<'a> = &'a dyn Fn(&HostState, &InstanceState) -> Score;
+/// Candidates whose score is taken apart for the reader; the rest shows only what it is made of.
+const EXPLAINED: usize = 20;
 
-/// Smallest gain that is more than rounding.
-const EPSILON: f64 = 1e-9;
-
-/// A candidate that is open to the feature, and what else the choice needs.
-struct Open {
-    candidate: Candidate,
-    score: f64,
-    relieves: bool,
+/// A target that is open to the feature, and what the choice needs.
+pub(super) struct Open<'a> {
+    pub host: &'a HostState,
+    pub instance: &'a InstanceState,
+    pub score: f64,
+    pub affinity: f64,
+    balance: f64,
+    near: Option<f64>,
+    pub relieves: bool,
     /// CPU is short, but the user insists.
-    cpu_short: bool,
-    explain: Vec<(String, f64)>,
+    pub cpu_short: bool,
 }
 
-struct Context<'a> {
-    policy: &'a Policy,
-    source: Source<'a>,
+/// A question put to a view, ready to be answered for any host.
+pub(super) struct Context<'a> {
+    view: &'a View,
+    pub policy: &'a Policy,
+    pub source: Source<'a>,
     balance: Balance,
-    demand: Demand,
+    pub demand: Demand,
     asked: Option<&'a Destination>,
-    breach: Option<&'a BreachCause>,
+    pub breach: Option<&'a BreachCause>,
     here: After,
-    affinity: Affinity<'a>,
+    pub cost: Cost,
+    pub outcome: Option<&'a MoveOutcome>,
+    scorer: &'a dyn Scorer,
 }
 
 /// Decides. `affinity` scores a host and guest for the feature: for the guest that it is in it
 /// must score staying, for others as if it were there.
-pub fn decide(view: &View, policy: &Policy, ask: &Ask<'_>, affinity: Affinity<'_>) -> Plan {
-    // One state per host, by name: the view's order must not matter.
+pub fn decide(
+    view: &View,
+    policy: &Policy,
+    ask: &Ask<'_>,
+    affinity: &dyn Fn(&HostState, &InstanceState) -> Score,
+) -> Plan {
+    decide_by(view, policy, ask, &ByFn(affinity))
+}
+
+/// One state per host, by name: the view's order must not matter.
+pub(super) fn sorted(view: &View) -> Vec<&HostState> {
     let mut hosts: Vec<&HostState> = view.hosts.iter().collect();
     hosts.sort_by(|a, b| a.name.cmp(&b.name).then(b.at_ms.cmp(&a.at_ms)));
     hosts.dedup_by(|a, b| a.name == b.name);
+    hosts
+}
 
-    let mut plan = Plan {
-        domain: ask.domain.to_owned(),
-        feature: ask.feature.clone(),
-        host: view.me.clone(),
-        outcome: "no_eligible_host".to_owned(),
-        reason: String::new(),
-        chosen: None,
-        stay_score: 0.0,
-        candidates: Vec::new(),
-        model: view.model.clone(),
-    };
-    let Some(source) = find(view, ask, &hosts) else {
+pub(super) fn by_name<'a>(hosts: &[&'a HostState], name: &str) -> Option<&'a HostState> {
+    let at = hosts.binary_search_by(|h| h.name.as_str().cmp(name)).ok()?;
+    Some(hosts[at])
+}
+
+/// Like [`decide`], scoring all targets at once.
+pub fn decide_by(view: &View, policy: &Policy, ask: &Ask<'_>, scorer: &dyn Scorer) -> Plan {
+    let hosts = sorted(view);
+    let mut plan = Plan::new(ask.domain, ask.feature.clone(), &view.me);
+    plan.model = view.model.clone();
+    let Some(source) = find(&hosts, &view.me, ask) else {
         plan.reason = format!(
             "there is no feature '{}' in guest {} of host {}",
             ask.feature, ask.domain, view.me
         );
         return plan;
     };
-
-    let demand = sane(ask.expected);
-    let asked = match &ask.cause {
-        Cause::Manual { to } => Some(to),
-        _ => None,
-    };
-    let breach = match &ask.cause {
-        Cause::Breach(b) | Cause::Preview { breach: Some(b) } => Some(b),
-        _ => None,
-    };
-    let fresh = hosts.iter().copied().filter(|h| {
-        h.name == view.me || view.now_ms.saturating_sub(h.at_ms) <= view.stale_after_ms
-    });
-    let context = Context {
-        policy,
-        balance: Balance::of(fresh, &view.me, &demand),
-        demand,
-        asked,
-        breach,
-        here: simulate::after(source.host, source.instance, ask.feature, &demand),
-        affinity,
-        source,
-    };
+    let of_feature = eligible::of_feature(&source, |m| eligible::address(&source, m, &hosts));
+    let outcome = latest(hosts.iter().copied(), ask.feature);
+    let context = Context::new(view, policy, ask, source, &hosts, outcome, scorer);
     plan.stay_score = context.stay();
+    plan.cost = Some(context.cost);
+    plan.mode = context.mode();
 
-    let of_feature = eligible::of_feature(&context.source, &hosts);
-    let mut open = Vec::new();
     let mut refused = Vec::new();
+    let mut targets = Vec::new();
     for h in &hosts {
-        match context.candidate(view, h, &of_feature) {
-            Ok(o) => open.push(o),
-            Err(c) => refused.push(c),
+        match context.targets(h, &of_feature) {
+            Ok(t) => targets.extend(t),
+            Err((domain, why)) => refused.push(refusal(&h.name, domain, &why)),
         }
     }
+    let open = context.best_of_each(targets);
     // Hosts that were never heard, and a host that nobody knows.
-    let known = |name: &str| hosts.iter().any(|h| h.name == name);
-    let unheard = view.groups.keys().filter(|n| !known(n));
+    let unheard = view.groups.keys().filter(|n| by_name(&hosts, n).is_none());
     refused.extend(unheard.map(|n| refusal(n, "", &[Refusal::Unreachable])));
-    if let Some(n) = asked.and_then(|d| d.host.as_ref())
-        && !known(n)
+    if let Some(n) = context.asked.and_then(|d| d.host.as_ref())
+        && by_name(&hosts, n).is_none()
         && !view.groups.contains_key(n)
     {
         refused.push(refusal(n, "", &[Refusal::UnknownHost]));
     }
-    open.sort_by(|a, b| {
-        let (x, y) = (&a.candidate, &b.candidate);
-        b.score
-            .total_cmp(&a.score)
-            .then_with(|| (&x.host, &x.domain).cmp(&(&y.host, &y.domain)))
-    });
     refused.sort_by(|a, b| a.host.cmp(&b.host));
 
-    let (outcome, chosen, reason) = choose(
-        view,
+    let mut explain = Vec::new();
+    for (n, o) in open.iter().enumerate() {
+        let score = (n < EXPLAINED).then(|| context.scorer.explain(o.host, o.instance));
+        let mut score = score.unwrap_or_default();
+        explain.push(std::mem::take(&mut score.explain));
+        plan.candidates.push(context.candidate(o, score));
+    }
+    let (outcome, chosen, reason) = super::choose::choose(
         &context,
         ask,
         plan.stay_score,
         (&open, &refused),
+        &explain,
         &of_feature,
     );
     outcome.clone_into(&mut plan.outcome);
     plan.chosen = chosen;
     plan.reason = reason;
-    plan.candidates = open.into_iter().map(|o| o.candidate).collect();
     plan.candidates.append(&mut refused);
     plan
 }
 
-fn find<'a>(view: &View, ask: &Ask<'_>, hosts: &[&'a HostState]) -> Option<Source<'a>> {
-    let host = *hosts.iter().find(|h| h.name == view.me)?;
+pub(super) fn find<'a>(hosts: &[&'a HostState], me: &str, ask: &Ask<'_>) -> Option<Source<'a>> {
+    let host = by_name(hosts, me)?;
     let instance = host.instances.iter().find(|i| i.domain == ask.domain)?;
     let feature = instance
         .features
@@ -166,17 +162,73 @@ fn refusal(host: &str, domain: &str, why: &[Refusal]) -> Candidate {
     }
 }
 
-impl Context<'_> {
-    fn named(&self) -> bool {
+impl<'a> Context<'a> {
+    /// `hosts` is sorted by name.
+    pub(super) fn new(
+        view: &'a View,
+        policy: &'a Policy,
+        ask: &'a Ask<'_>,
+        source: Source<'a>,
+        hosts: &[&'a HostState],
+        outcome: Option<&'a MoveOutcome>,
+        scorer: &'a dyn Scorer,
+    ) -> Self {
+        let demand = sane(ask.expected);
+        let me = &source.host.name;
+        let fresh = hosts.iter().copied().filter(|h| {
+            h.name == *me || view.now_ms.saturating_sub(h.at_ms) <= view.stale_after_ms
+        });
+        let balance = Balance::of(fresh, me, &demand);
+        Self::with(view, policy, ask, source, balance, outcome, scorer)
+    }
+
+    /// The same with a balance that is known already.
+    pub(super) fn with(
+        view: &'a View,
+        policy: &'a Policy,
+        ask: &'a Ask<'_>,
+        source: Source<'a>,
+        balance: Balance,
+        outcome: Option<&'a MoveOutcome>,
+        scorer: &'a dyn Scorer,
+    ) -> Self {
+        let demand = sane(ask.expected);
+        Self {
+            view,
+            policy,
+            balance,
+            here: simulate::after(source.host, source.instance, ask.feature, &demand),
+            cost: predict(
+                demand.memory_mib,
+                source.feature.spec.downtime_ms,
+                &ask.past,
+            ),
+            demand,
+            asked: match &ask.cause {
+                Cause::Manual { to } => Some(to),
+                _ => None,
+            },
+            breach: match &ask.cause {
+                Cause::Breach(b) | Cause::Preview { breach: Some(b) } => Some(b),
+                _ => None,
+            },
+            outcome,
+            scorer,
+            source,
+        }
+    }
+
+    pub(super) fn named(&self) -> bool {
         self.asked.is_some_and(|d| d.host.is_some())
     }
 
-    fn combine(&self, affinity: f64, balance: f64) -> f64 {
+    fn combine(&self, affinity: f64, balance: f64, near: Option<f64>) -> f64 {
         let w = self.policy.weights;
-        let sum = w.affinity + w.balance;
+        let (near_weight, near) = near.map_or((0.0, 0.0), |n| (w.near, n));
+        let sum = w.affinity + w.balance + near_weight;
         let value = if affinity.is_finite() { affinity } else { 0.0 }.clamp(0.0, 1.0);
         if sum > 0.0 {
-            (w.affinity * value + w.balance * balance) / sum
+            (w.affinity * value + w.balance * balance + near_weight * near) / sum
         } else {
             value
         }
@@ -186,26 +238,27 @@ impl Context<'_> {
         self.balance.with(h, &self.source.host.name, &self.demand)
     }
 
-    fn stay(&self) -> f64 {
+    /// Score of staying.
+    pub(super) fn stay(&self) -> f64 {
         let s = &self.source;
-        let a = (self.affinity)(s.host, s.instance);
-        self.combine(a.value, self.even(s.host))
+        let a = self.scorer.values(&[(s.host, s.instance)]);
+        let affinity = a.first().copied().unwrap_or_default();
+        self.combine(affinity, self.even(s.host), eligible::near(s, s.host))
     }
 
-    /// The best guest of a host, or why none will do.
-    fn candidate(
+    /// The guests of a host that may take the feature, or the guest that is nearest to it and why
+    /// none may.
+    pub(super) fn targets(
         &self,
-        view: &View,
-        h: &HostState,
+        h: &'a HostState,
         of_feature: &[Refusal],
-    ) -> Result<Open, Candidate> {
-        let mut host = eligible::of_host(view, &self.source, h, self.asked);
+    ) -> Result<Vec<Open<'a>>, (&'a str, Vec<Refusal>)> {
+        let mut host = eligible::of_host(self.view, &self.source, h, self.asked, self.policy);
         if host.contains(&Refusal::OwnHost) {
-            return Err(refusal(&h.name, "", &host));
+            return Err(("", host));
         }
         host.extend_from_slice(of_feature);
-        let mut best: Option<Open> = None;
-        // Fewest reasons: the guest that is nearest to being able to.
+        let mut open = Vec::new();
         let mut nearest: Option<(Vec<Refusal>, &str)> = None;
         for i in &h.instances {
             let mut why = eligible::of_guest(&self.source, i, self.asked);
@@ -216,45 +269,84 @@ impl Context<'_> {
             }
             why.extend(capacity.memory);
             if host.is_empty() && why.is_empty() {
-                let o = self.score(h, i, cpu_short);
-                if best.as_ref().is_none_or(|b| {
-                    o.score > b.score
-                        || (o.score == b.score && o.candidate.domain < b.candidate.domain)
-                }) {
-                    best = Some(o);
-                }
-            } else if nearest.as_ref().is_none_or(|(n, d)| {
-                why.len() < n.len() || (why.len() == n.len() && i.domain.as_str() < *d)
-            }) {
+                let there = simulate::after(h, i, &self.source.feature.spec.name, &self.demand);
+                open.push(Open {
+                    host: h,
+                    instance: i,
+                    score: 0.0,
+                    affinity: 0.0,
+                    balance: 0.0,
+                    near: None,
+                    relieves: self
+                        .breach
+                        .is_none_or(|b| simulate::relieves(b.resource, &self.here, &there)),
+                    cpu_short,
+                });
+            } else if open.is_empty()
+                && nearest.as_ref().is_none_or(|(n, d)| {
+                    why.len() < n.len() || (why.len() == n.len() && i.domain.as_str() < *d)
+                })
+            {
                 nearest = Some((why, &i.domain));
             }
         }
-        best.ok_or_else(|| {
+        if open.is_empty() {
             let (why, domain) = nearest.unwrap_or_default();
             host.extend(why);
             host.dedup();
-            refusal(&h.name, domain, &host)
-        })
+            Err((domain, host))
+        } else {
+            Ok(open)
+        }
     }
 
-    fn score(&self, h: &HostState, i: &InstanceState, cpu_short: bool) -> Open {
-        let a = (self.affinity)(h, i);
-        let balance = self.even(h);
-        let score = self.combine(a.value, balance);
-        let there = simulate::after(h, i, &self.source.feature.spec.name, &self.demand);
-        let relieves = self
-            .breach
-            .is_none_or(|b| simulate::relieves(b.resource, &self.here, &there));
+    /// Scores targets (those of a host in a row) and keeps the best of each host, best first.
+    pub(super) fn best_of_each(&self, mut targets: Vec<Open<'a>>) -> Vec<Open<'a>> {
+        let pairs: Vec<_> = targets.iter().map(|o| (o.host, o.instance)).collect();
+        let values = self.scorer.values(&pairs);
+        let (mut last, mut balance, mut near): (Option<&str>, _, _) = (None, 0.0, None);
+        for (o, value) in targets.iter_mut().zip(values) {
+            if last != Some(o.host.name.as_str()) {
+                last = Some(&o.host.name);
+                balance = self.even(o.host);
+                near = eligible::near(&self.source, o.host);
+            }
+            (o.affinity, o.balance, o.near) = (value, balance, near);
+            o.score = self.combine(value, balance, near);
+        }
+        let mut best: Vec<Open<'a>> = Vec::with_capacity(targets.len());
+        for o in targets {
+            match best.last_mut() {
+                Some(b) if b.host.name == o.host.name => {
+                    let better = o.score > b.score
+                        || (o.score == b.score && o.instance.domain < b.instance.domain);
+                    if better {
+                        *b = o;
+                    }
+                }
+                _ => best.push(o),
+            }
+        }
+        best.sort_by(|a, b| {
+            b.score
+                .total_cmp(&a.score)
+                .then_with(|| a.host.name.cmp(&b.host.name))
+        });
+        best
+    }
+
+    fn candidate(&self, o: &Open<'_>, score: Score) -> Candidate {
         let mut parts = vec![
-            ("affinity".to_owned(), a.value),
-            ("balance".to_owned(), balance),
+            ("affinity".to_owned(), o.affinity),
+            ("balance".to_owned(), o.balance),
         ];
         if self.breach.is_some() {
-            parts.push(("relief".to_owned(), f64::from(u8::from(relieves))));
+            parts.push(("relief".to_owned(), f64::from(u8::from(o.relieves))));
         }
+        parts.extend(o.near.map(|n| ("near".to_owned(), n)));
         if self.named() {
-            let host = simulate::host_room(h, self.policy.reserve).cpus;
-            let guest = simulate::guest_room(i, self.policy.reserve).cpus;
+            let host = simulate::host_room(o.host, self.policy.reserve).cpus;
+            let guest = simulate::guest_room(o.instance, self.policy.reserve).cpus;
             let fits = if self.demand.cpus > 0.0 {
                 (host.min(guest) / self.demand.cpus).clamp(0.0, 1.0)
             } else {
@@ -262,24 +354,50 @@ impl Context<'_> {
             };
             parts.push(("cpu_capacity".to_owned(), fits));
         }
-        parts.extend(a.parts);
-        Open {
-            candidate: Candidate {
-                host: h.name.clone(),
-                domain: i.domain.clone(),
-                score: Some(score),
-                parts,
-                refusals: Vec::new(),
-            },
-            score,
-            relieves,
-            cpu_short,
-            explain: a.explain,
+        parts.extend(score.parts);
+        Candidate {
+            host: o.host.name.clone(),
+            domain: o.instance.domain.clone(),
+            score: Some(o.score),
+            parts,
+            refusals: Vec::new(),
         }
     }
 
+    /// What a move to the target must gain.
+    pub(super) fn needed(&self, o: &Open<'_>, ask: &Ask<'_>) -> f64 {
+        let cost = self.policy.cost_weight.max(0.0) * self.cost.relative();
+        let back = self.goes_back(o, ask);
+        self.policy.min_gain * if back { 2.0 } else { 1.0 } + cost
+    }
+
+    /// Whether the target is where the feature came from not long ago.
+    fn goes_back(&self, o: &Open<'_>, ask: &Ask<'_>) -> bool {
+        let Some(moved) = ask.last_moved_ms else {
+            return false;
+        };
+        let age = self.view.now_ms.saturating_sub(moved);
+        let long = self
+            .policy
+            .cooldown_ms
+            .saturating_mul(super::history::RETURN_COOLDOWNS);
+        age < long && self.outcome.is_some_and(|l| l.from == o.host.name)
+    }
+
+    /// Milliseconds for which the feature stays because it moved, and how many moves in a row
+    /// did not help.
+    pub(super) fn cooling(&self, ask: &Ask<'_>) -> Option<(i64, u32)> {
+        let fruitless = self.outcome.map_or(0, |o| o.fruitless);
+        let cooldown = super::history::cooldown_ms(self.policy.cooldown_ms, fruitless);
+        let left = ask
+            .last_moved_ms?
+            .saturating_add(cooldown)
+            .saturating_sub(self.view.now_ms);
+        (left > 0).then_some((left, fruitless))
+    }
+
     /// Says when the measured use may be less than what the feature wants.
-    fn pressed(&self) -> Option<String> {
+    pub(super) fn pressed(&self) -> Option<String> {
         let i = self.source.instance;
         if i.vcpus > 0.0 && self.demand.cpus >= 0.9 * i.vcpus {
             return Some(format!(
@@ -297,131 +415,26 @@ impl Context<'_> {
             "its own CPU limit throttles it {throttled:.0} % of the time, which no move changes"
         ))
     }
-}
 
-/// What is chosen, and the sentence for it.
-fn choose(
-    view: &View,
-    c: &Context<'_>,
-    ask: &Ask<'_>,
-    stay: f64,
-    (open, refused): (&[Open], &[Candidate]),
-    of_feature: &[Refusal],
-) -> (&'static str, Option<usize>, String) {
-    let place = |o: &Open| {
-        format!(
-            "guest {} on host {} (score {:.2}, staying {stay:.2})",
-            o.candidate.domain, o.candidate.host, o.score
-        )
-    };
-    let beneficial = |o: &Open| {
-        o.relieves && o.score - stay > EPSILON && o.score - stay >= c.policy.min_gain - EPSILON
-    };
-    let why = match (&ask.cause, c.breach) {
-        (Cause::Manual { .. }, _) => "asked for by hand".to_owned(),
-        (_, Some(b)) => b.text.clone(),
-        _ => "no threshold is breached".to_owned(),
-    };
-    if matches!(ask.cause, Cause::Preview { breach: None }) {
-        let rest = match open.first() {
-            Some(o) => format!("by hand it would best go to {}", place(o)),
-            None => nobody(refused, of_feature),
-        };
-        return ("no_breach", None, format!("{why}; {rest}"));
-    }
-    let Some(first) = open.first() else {
-        let rest = nobody(refused, of_feature);
-        return ("no_eligible_host", None, format!("{why}; {rest}"));
-    };
-    let none = |reason: String| ("no_beneficial_move", None, format!("{why}; {reason}"));
-    let with_notes = |o: &Open| {
-        let mut text = format!("{why}; to {}", place(o));
-        if o.cpu_short {
-            text.push_str("; CPU is short there");
-        }
-        if let Some(p) = c.pressed() {
-            let _ = write!(text, "; {p}");
-        }
-        if let Some((base, rest)) = o.explain.split_first() {
-            let _ = write!(text, "; model {:.2}", base.1);
-            for (name, v) in rest.iter().take(3) {
-                let _ = write!(text, " {v:+.2} {name}");
-            }
-        }
-        text
-    };
-    if c.named() {
-        return ("move", Some(0), with_notes(first));
-    }
-    let by_itself = matches!(ask.cause, Cause::Breach(_));
-    if c.breach.is_some()
-        && let Some(moved) = ask.last_moved_ms
-    {
-        let left = moved
-            .saturating_add(c.policy.cooldown_ms)
-            .saturating_sub(view.now_ms);
-        if left > 0 {
-            return none(format!(
-                "it has just moved and stays for another {:.0} s (decision.cooldown_s)",
-                left as f64 / 1000.0
-            ));
-        }
-    }
-    let Some(index) = open.iter().position(beneficial) else {
-        let hint = if by_itself {
-            ""
-        } else {
-            "; name a host to move it anyway"
-        };
-        return none(match (c.breach, open.iter().any(|o| o.relieves)) {
-            (Some(b), false) => format!("no host is less pressed for {}{hint}", b.resource),
-            _ => format!(
-                "the best target, {}, does not gain {:.2} (decision.min_gain){hint}",
-                place(open.iter().find(|o| o.relieves).unwrap_or(first)),
-                c.policy.min_gain
-            ),
-        });
-    };
-    let chosen = &open[index];
-    if c.breach.is_some() {
-        let off = if !c.policy.automatic {
+    /// Why automatic moves of it are off, if they are.
+    pub(super) fn off(&self) -> Option<&'static str> {
+        if !self.policy.automatic {
             Some("automatic moves are off (decision.automatic)")
-        } else if !c.source.feature.spec.automatic {
+        } else if !self.source.feature.spec.automatic {
             Some("the feature's definition does not allow automatic moves")
         } else {
             None
-        };
-        if let Some(off) = off {
-            return none(format!("it would go to {}, but {off}", place(chosen)));
         }
     }
-    ("move", Some(index), with_notes(chosen))
-}
 
-/// Why there is no target, with the nearest reasons.
-fn nobody(refused: &[Candidate], of_feature: &[Refusal]) -> String {
-    if let Some(r) = of_feature.first() {
-        return format!("it cannot move: {r}");
+    /// The more careful of the host's mode and the feature's.
+    pub(super) fn mode(&self) -> Mode {
+        let own = self.source.feature.spec.placement.mode;
+        own.unwrap_or_default().max(self.policy.mode)
     }
-    let (own, other) = (Refusal::OwnHost.to_string(), Refusal::NotAsked.to_string());
-    let others: Vec<_> = refused
-        .iter()
-        .filter(|c| c.refusals.first().is_some_and(|r| *r != own && *r != other))
-        .collect();
-    if others.is_empty() {
-        return if refused.iter().any(|c| c.refusals.first() == Some(&other)) {
-            "it is on that host already".to_owned()
-        } else {
-            "no other host is known; add hosts to peer.hosts".to_owned()
-        };
+
+    /// Whether the feature runs, for what is decided for many.
+    pub(super) fn runs(&self) -> bool {
+        self.source.feature.status == FeatureStatus::Running
     }
-    let mut text = String::from("no host can take it");
-    for (n, c) in others.iter().take(3).enumerate() {
-        let sep = if n == 0 { ": " } else { "; " };
-        let _ = write!(text, "{sep}{}: {}", c.host, c.refusals.join(", "));
-    }
-    if others.len() > 3 {
-        let _ = write!(text, "; and {} more", others.len() - 3);
-    }
-    text
 }

@@ -213,6 +213,165 @@ proptest! {
     }
 }
 
+/// Many features of one size, all on `h0` to `h2`, each wanting to leave.
+fn a_crowd() -> impl Strategy<Value = (View, Demand)> {
+    let hosts: Vec<_> = (0..5).map(|n| a_host(n, 2)).collect();
+    (hosts, 0.05f64..0.6, 1.0f64..120.0, 1usize..8).prop_map(|(mut hosts, cpus, memory_mib, n)| {
+        let demand = Demand {
+            cpus,
+            memory_mib,
+            net_bps: 1e5,
+            disk_bps: 1e5,
+        };
+        for (at, h) in hosts.iter_mut().take(3).enumerate() {
+            h.at_ms = 1_000_000;
+            let mut g = guest(&format!("source{at}"));
+            g.features = (0..n)
+                .map(|f| {
+                    let mut f = feature(&format!("f{at}-{f}"), &format!("10.0.{at}.{}/8", f + 1));
+                    f.spec.placement.priority = i32::try_from(f.spec.name.as_str().len()).unwrap();
+                    f
+                })
+                .collect();
+            h.instances[0] = g;
+        }
+        let all = |h: &HostState| (h.name.clone(), vec!["default".to_owned()]);
+        let view = View {
+            me: "h0".into(),
+            now_ms: 1_001_000,
+            groups: hosts.iter().map(all).collect(),
+            hosts,
+            stale_after_ms: 10_000,
+            model: ModelInfo::default(),
+        };
+        (view, demand)
+    })
+}
+
+fn by_room(demand: Demand) -> impl Fn(&HostState, &InstanceState) -> Score {
+    let affinity = crate::affinity::Affinity::new(crate::affinity::Settings::default());
+    move |host, instance| {
+        affinity.score(&crate::affinity::ScoreInput {
+            host,
+            instance,
+            feature: &name("none"),
+            window: &crate::affinity::UsageWindow::default(),
+            demand,
+        })
+    }
+}
+
+proptest! {
+    /// Hosts that decide by the same old view, each for its own features, and ask the target: the
+    /// target promises no more than it has, whatever the order in which the offers come.
+    #[test]
+    fn together_they_never_overfill((view, demand) in a_crowd(), order in proptest::collection::vec(0usize..100, 24)) {
+        let policy = Policy { max_moves_in: 100, ..Policy::default() };
+        let mut offers = Vec::new();
+        for h in view.hosts.iter().take(3) {
+            let mut own = view.clone();
+            own.me.clone_from(&h.name);
+            for f in &h.instances[0].features {
+                let ask = Ask::new(&h.instances[0].domain, &f.spec.name, Cause::Drain, demand);
+                let p = decide(&own, &policy, &ask, &by_room(demand));
+                offers.extend(p.target().map(|c| (c.host.clone(), c.domain.clone())));
+            }
+        }
+        for (n, by) in order.iter().enumerate() {
+            if !offers.is_empty() {
+                let len = offers.len();
+                offers.swap(n % len, by % len);
+            }
+        }
+        let mut hosts = view.hosts.clone();
+        for (to, domain) in offers {
+            let h = hosts.iter_mut().find(|h| h.name == to).unwrap();
+            if admit(h, &domain, &demand, &policy, false).is_err() {
+                continue;
+            }
+            h.reserved_cpus += demand.cpus;
+            h.reserved_memory_mib += demand.memory_mib;
+            let g = h.instances.iter_mut().find(|g| g.domain == domain).unwrap();
+            g.reserved_cpus += demand.cpus;
+            g.reserved_memory_mib += demand.memory_mib;
+        }
+        prop_assert!(promised(&view, &hosts).all(|h| within(h, &policy)));
+    }
+
+    /// A plan for many never overfills a target either, and is the same whatever the order of the
+    /// questions and hosts; those of higher priority come first.
+    #[test]
+    fn a_plan_for_many_fits((view, demand) in a_crowd(), turn in 0usize..5) {
+        let policy = Policy { max_moves_in: 100, ..Policy::default() };
+        let score = by_room(demand);
+        let scorer = ByFn(&score);
+        let wants = |view: &View| -> Vec<(String, String, FeatureName)> {
+            view.hosts.iter().flat_map(|h| h.instances.iter().flat_map(|i| i.features.iter().map(|f| {
+                (h.name.clone(), i.domain.clone(), f.spec.name.clone())
+            }))).filter(|(_, d, _)| d.starts_with("source")).collect()
+        };
+        let run = |view: &View, list: &[(String, String, FeatureName)]| {
+            let wants: Vec<Want<'_>> = list.iter().map(|(host, domain, feature)| Want {
+                host,
+                ask: Ask::new(domain, feature, Cause::Drain, demand),
+                scorer: &scorer,
+            }).collect();
+            let steps = plan_many(view, &policy, &wants);
+            steps.into_iter().map(|s| (list[s.want].2.clone(), s.to)).collect::<Vec<_>>()
+        };
+        let list = wants(&view);
+        let steps = run(&view, &list);
+        prop_assert_eq!(steps.len(), list.len());
+        let mut hosts = view.hosts.clone();
+        for (feature, to) in &steps {
+            let Some((to, domain)) = to else { continue };
+            let from = list.iter().find(|l| l.2 == *feature).unwrap();
+            prop_assert_ne!(&from.0, to);
+            let h = hosts.iter_mut().find(|h| h.name == *to).unwrap();
+            prop_assert!(h.accepts && h.at_ms == 1_000_000);
+            h.reserved_cpus += demand.cpus;
+            h.reserved_memory_mib += demand.memory_mib;
+            let g = h.instances.iter_mut().find(|g| g.domain == *domain).unwrap();
+            prop_assert!(g.running && g.capabilities.is_some());
+            g.reserved_cpus += demand.cpus;
+            g.reserved_memory_mib += demand.memory_mib;
+        }
+        // Nothing was freed in these copies, so they are fuller than the plan leaves them; only
+        // the first three hosts give anything away.
+        prop_assert!(promised(&view, &hosts[3..]).all(|h| within(h, &policy)));
+        let lengths: Vec<usize> = steps.iter().map(|s| s.0.as_str().len()).collect();
+        prop_assert!(lengths.is_sorted_by(|a, b| a >= b));
+        let mut other = view.clone();
+        other.hosts.rotate_left(turn);
+        let mut back = list.clone();
+        back.reverse();
+        prop_assert_eq!(run(&other, &back), steps);
+    }
+}
+
+/// Hosts that promised something new.
+fn promised<'a>(before: &'a View, after: &'a [HostState]) -> impl Iterator<Item = &'a HostState> {
+    after.iter().filter(|h| {
+        let old = before.hosts.iter().find(|o| o.name == h.name);
+        old.is_some_and(|o| o.reserved_memory_mib < h.reserved_memory_mib)
+    })
+}
+
+/// Whether a host promised no more than it has.
+fn within(h: &HostState, policy: &Policy) -> bool {
+    let keep = 1.0 - policy.reserve;
+    let free = h.capabilities.cpus * keep - h.load.cpus_used;
+    let memory = h.capabilities.memory_mib * keep - h.load.memory_used_mib;
+    let host =
+        h.reserved_cpus <= free.max(0.0) + 1e-6 && h.reserved_memory_mib <= memory.max(0.0) + 1e-6;
+    host && h.instances.iter().all(|g| {
+        let cpus = g.vcpus * (1.0 + GUEST_CPU_TOLERANCE) - g.cpus_used;
+        g.reserved_cpus <= cpus.max(0.0) + 1e-6
+            && g.reserved_memory_mib
+                <= (g.memory_available_mib.unwrap_or(0.0) * keep).max(0.0) + 1e-6
+    })
+}
+
 /// The properties above are worth little if hardly any case moves.
 #[test]
 fn cases_are_interesting() {

@@ -60,6 +60,33 @@ pub enum Refusal {
     /// Groups of features that may go there.
     #[error("group '{0}' is not allowed there; add it to the host's groups in peer.hosts")]
     Group(String),
+    /// The feature's definition names other hosts.
+    #[error("the feature is pinned to {0} (placement.pin)")]
+    Pinned(String),
+    /// The feature's definition excludes it.
+    #[error("the feature's definition excludes the host (placement.exclude)")]
+    Excluded,
+    /// A label that the feature needs.
+    #[error("the feature needs label {key} = {want} (placement.labels), the host has {have}")]
+    Label {
+        /// Label.
+        key: String,
+        /// Needed value.
+        want: String,
+        /// The host's value, or `none`.
+        have: String,
+    },
+    /// A feature there that must not be together with this one.
+    #[error("feature '{0}' is there, and the two are to be apart (placement.apart)")]
+    Apart(String),
+    /// Moves under way to it.
+    #[error("{moves} moves to the host are under way, {most} are allowed (decision.max_moves_in)")]
+    MovesIn {
+        /// Under way.
+        moves: u32,
+        /// Allowed.
+        most: u32,
+    },
     /// No domain at all.
     #[error("the host has no guest")]
     NoGuest,

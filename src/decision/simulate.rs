@@ -33,8 +33,10 @@ pub(super) fn host_room(h: &HostState, reserve: f64) -> Room {
 /// Free in the guest.
 pub(super) fn guest_room(i: &InstanceState, reserve: f64) -> Room {
     Room {
-        cpus: i.vcpus * (1.0 + GUEST_CPU_TOLERANCE) - i.cpus_used,
-        memory_mib: i.memory_available_mib.map(|m| m * (1.0 - reserve)),
+        cpus: i.vcpus * (1.0 + GUEST_CPU_TOLERANCE) - i.cpus_used - i.reserved_cpus,
+        memory_mib: i
+            .memory_available_mib
+            .map(|m| m * (1.0 - reserve) - i.reserved_memory_mib),
     }
 }
 
@@ -75,8 +77,8 @@ pub(super) struct Balance {
     squares: f64,
 }
 
-fn cpu_fraction(used: f64, h: &HostState) -> f64 {
-    let f = used / h.capabilities.cpus;
+fn cpu_fraction(used: f64, capacity: f64) -> f64 {
+    let f = used / capacity;
     if f.is_finite() {
         f.clamp(0.0, 2.0)
     } else {
@@ -101,13 +103,18 @@ impl Balance {
         me: &str,
         demand: &Demand,
     ) -> Self {
+        Self::of_fractions(hosts.map(|h| (without(h, me, demand), h.capabilities.cpus)))
+    }
+
+    /// The same from use and capacity per host.
+    pub(super) fn of_fractions(hosts: impl Iterator<Item = (f64, f64)>) -> Self {
         let mut b = Self {
             n: 0.0,
             sum: 0.0,
             squares: 0.0,
         };
-        for h in hosts {
-            let f = cpu_fraction(without(h, me, demand), h);
+        for (used, capacity) in hosts {
+            let f = cpu_fraction(used, capacity);
             b.n += 1.0;
             b.sum += f;
             b.squares += f * f;
@@ -118,8 +125,15 @@ impl Balance {
     /// 1 when all hosts are equally busy with the feature on `h`, 0 when half are full and half
     /// are idle.
     pub(super) fn with(&self, h: &HostState, me: &str, demand: &Demand) -> f64 {
-        let base = without(h, me, demand);
-        let (old, new) = (cpu_fraction(base, h), cpu_fraction(base + demand.cpus, h));
+        self.with_use(without(h, me, demand), h.capabilities.cpus, demand.cpus)
+    }
+
+    /// The same for a host that uses `base` CPUs without the feature.
+    pub(super) fn with_use(&self, base: f64, capacity: f64, cpus: f64) -> f64 {
+        let (old, new) = (
+            cpu_fraction(base, capacity),
+            cpu_fraction(base + cpus, capacity),
+        );
         let mean = (self.sum - old + new) / self.n;
         let variance = (self.squares - old * old + new * new) / self.n - mean * mean;
         let spread = variance.max(0.0).sqrt();

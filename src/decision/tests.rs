@@ -110,13 +110,7 @@ pub(super) fn decide_with(view: &View, policy: &Policy, cause: Cause, demand: De
             })
         })
         .map_or("none", |i| &i.domain);
-    let ask = Ask {
-        domain,
-        feature: &feature,
-        cause,
-        expected: demand,
-        last_moved_ms: None,
-    };
+    let ask = Ask::new(domain, &feature, cause, demand);
     decide(view, policy, &ask, &|host, instance| {
         affinity.score(&ScoreInput {
             host,
@@ -372,11 +366,8 @@ fn cooldown_holds_breaches_only() {
     let v = view();
     let feature = name("cache");
     let ask = |cause, last| Ask {
-        domain: "a-g",
-        feature: &feature,
-        cause,
-        expected: DEMAND,
         last_moved_ms: Some(last),
+        ..Ask::new("a-g", &feature, cause, DEMAND)
     };
     let run = |ask: &Ask<'_>| {
         decide(&v, &Policy::default(), ask, &|h, _| Score {
@@ -454,4 +445,262 @@ fn pressed_use_is_noted() {
         "{}",
         p.reason
     );
+}
+
+#[test]
+fn rules_of_the_definition() {
+    use crate::rules::Rules;
+    let with = |change: &dyn Fn(&mut Rules, &mut View)| {
+        let mut v = view();
+        let mut rules = Rules::default();
+        change(&mut rules, &mut v);
+        *v.hosts[0].instances[0].features[0].spec.placement = rules;
+        plan(&v, breach(Resource::Cpu))
+    };
+    let p = with(&|r, _| r.pin = vec!["c".into()]);
+    assert_eq!(chosen(&p), "c");
+    assert!(why(&p, "b").contains("pinned to c"), "{}", why(&p, "b"));
+    let p = with(&|r, _| r.exclude = vec!["b".into()]);
+    assert_eq!(chosen(&p), "c");
+    assert!(why(&p, "b").contains("excludes"), "{}", why(&p, "b"));
+    let p = with(&|r, v| {
+        r.labels = [("disk".to_owned(), "fast".to_owned())].into();
+        v.hosts[2].labels = [("disk".to_owned(), "fast".to_owned())].into();
+    });
+    assert_eq!(chosen(&p), "c");
+    let b = why(&p, "b");
+    assert!(b.contains("disk = fast") && b.contains("has none"), "{b}");
+    let put = |v: &mut View, n: usize, f: &str| {
+        let address = format!("192.0.2.{}/24", 50 + n);
+        v.hosts[n].instances[0].features.push(feature(f, &address));
+    };
+    let p = with(&|r, v| {
+        r.apart = vec![name("db")];
+        put(v, 1, "db");
+    });
+    assert_eq!(chosen(&p), "c");
+    assert!(why(&p, "b").contains("'db' is there"), "{}", why(&p, "b"));
+    // It holds for both, whoever says so.
+    let p = with(&|_, v| {
+        put(v, 1, "db");
+        v.hosts[1].instances[0].features[0].spec.placement.apart = vec![name("cache")];
+    });
+    assert_eq!(chosen(&p), "c");
+    // Nearness is a wish: it tips the scales towards the busier host.
+    let p = with(&|r, v| {
+        r.near = vec![name("db")];
+        put(v, 2, "db");
+    });
+    assert_eq!(chosen(&p), "c");
+    assert!(
+        p.candidates
+            .iter()
+            .any(|c| c.parts.contains(&("near".into(), 1.0)))
+    );
+    let p = with(&|_, v| v.hosts[1].moves_in = 4);
+    assert_eq!(chosen(&p), "c");
+    assert!(
+        why(&p, "b").contains("4 moves to the host"),
+        "{}",
+        why(&p, "b")
+    );
+}
+
+#[test]
+fn the_more_careful_mode_holds() {
+    use crate::rules::Mode;
+    let mut v = view();
+    let p = plan(&v, breach(Resource::Cpu));
+    assert_eq!(p.mode, Mode::Act);
+    v.hosts[0].instances[0].features[0].spec.placement.mode = Some(Mode::Advise);
+    assert_eq!(plan(&v, breach(Resource::Cpu)).mode, Mode::Advise);
+    let policy = Policy {
+        mode: Mode::Shadow,
+        ..Policy::default()
+    };
+    let p = decide_with(&v, &policy, breach(Resource::Cpu), DEMAND);
+    assert_eq!((p.mode, chosen(&p)), (Mode::Shadow, "b"));
+}
+
+#[test]
+fn drained_without_gain() {
+    let mut v = view();
+    for h in &mut v.hosts[1..] {
+        h.load.cpus_used = 2.7;
+    }
+    assert_eq!(
+        plan(&v, breach(Resource::Cpu)).outcome,
+        "no_beneficial_move"
+    );
+    let off = Policy {
+        automatic: false,
+        ..Policy::default()
+    };
+    let p = decide_with(&v, &off, Cause::Drain, DEMAND);
+    assert_eq!(p.outcome, "move");
+    assert!(p.reason.contains("host a is drained"), "{}", p.reason);
+    v.hosts[1].load.cpus_used = 3.0;
+    v.hosts[2].load.cpus_used = 3.0;
+    let p = decide_with(&v, &off, Cause::Drain, DEMAND);
+    assert_eq!(p.outcome, "no_eligible_host", "capacity counts");
+}
+
+#[test]
+fn moves_that_did_not_help_make_it_patient() {
+    let v = {
+        let mut v = view();
+        v.hosts[2].outcomes = vec![crate::host::MoveOutcome {
+            feature: name("cache"),
+            from: "b".into(),
+            to: "a".into(),
+            at_ms: 900_000,
+            gain: -0.1,
+            helped: false,
+            fruitless: 2,
+        }];
+        v
+    };
+    let feature = name("cache");
+    let run = |ago: i64, there: f64| {
+        let ask = Ask {
+            last_moved_ms: Some(v.now_ms - ago),
+            ..Ask::new("a-g", &feature, breach(Resource::Cpu), DEMAND)
+        };
+        decide(&v, &Policy::default(), &ask, &|h, _| Score {
+            value: match h.name.as_str() {
+                "a" => 0.5,
+                "b" => there,
+                _ => 0.0,
+            },
+            ..Score::default()
+        })
+    };
+    let p = run(100_000, 0.9);
+    assert_eq!(p.outcome, "no_beneficial_move");
+    assert!(
+        p.reason.contains("last 2 moves did not help"),
+        "{}",
+        p.reason
+    );
+    assert!(p.reason.contains("another 140 s"), "{}", p.reason);
+    assert_eq!(chosen(&run(240_000, 0.9)), "b");
+    // Back to where it came from only for twice the gain, until long after.
+    let gain = |p: &Plan| p.candidates[0].score.unwrap() - p.stay_score;
+    let (soon, late) = (run(300_000, 0.48), run(700_000, 0.48));
+    let g = gain(&soon);
+    assert!(g > 0.06 && g < 0.09, "{g}");
+    assert_eq!(soon.outcome, "no_beneficial_move");
+    assert_eq!(late.outcome, "move");
+}
+
+#[test]
+fn a_move_that_costs_much_must_gain_much() {
+    let v = view();
+    let feature = name("cache");
+    let run = |dirty_bps| {
+        let ask = Ask {
+            past: Past {
+                bandwidth_bps: 2e5,
+                dirty_bps,
+                ..Past::default()
+            },
+            ..Ask::new("a-g", &feature, breach(Resource::Cpu), DEMAND)
+        };
+        let policy = Policy {
+            cost_weight: 0.9,
+            ..Policy::default()
+        };
+        decide(&v, &policy, &ask, &|h, _| Score {
+            value: if h.name == "a" { 0.5 } else { 0.9 },
+            ..Score::default()
+        })
+    };
+    let p = run(1e5);
+    assert_eq!(p.outcome, "no_beneficial_move", "{}", p.reason);
+    assert!(p.reason.contains("the move's cost"), "{}", p.reason);
+    assert!(p.cost.unwrap().seconds > 300.0);
+}
+
+#[test]
+fn the_target_looks_again() {
+    let policy = Policy::default();
+    let mut h = host("b", 0.5);
+    let admit = |h: &HostState, by_hand| {
+        super::admit(h, "b-g", &DEMAND, &policy, by_hand)
+            .err()
+            .map(|r| r[0].to_string())
+            .unwrap_or_default()
+    };
+    assert_eq!(admit(&h, false), "");
+    // What was promised to another counts, in the guest and on the host.
+    h.instances[0].reserved_cpus = 0.8;
+    assert!(admit(&h, false).contains("guest b-g has"));
+    assert_eq!(admit(&h, true), "");
+    h.instances[0].reserved_memory_mib = 300.0;
+    assert!(admit(&h, true).contains("MiB free"));
+    h.accepts = false;
+    assert!(admit(&h, true).contains("draining"));
+    assert!(super::admit(&host("b", 0.0), "no", &DEMAND, &policy, true).is_err());
+}
+
+#[test]
+fn matrix_of_all_guests() {
+    let mut v = view();
+    v.hosts[2].instances[0]
+        .capabilities
+        .as_mut()
+        .unwrap()
+        .kernel = "6.1".into();
+    v.hosts[1].instances.push(guest("b-h"));
+    v.hosts[1].instances[0].memory_available_mib = Some(0.0);
+    let cells = matrix(&v, None);
+    let ok: Vec<_> = cells
+        .iter()
+        .map(|c| (c.domain.as_str(), c.refusals.is_empty()))
+        .collect();
+    assert_eq!(ok, [("b-g", true), ("b-h", true), ("c-g", false)]);
+    assert!(cells[2].refusals[0].contains("kernel 6.1"));
+    assert!(matrix(&v, Some(&name("other"))).is_empty());
+    // A feature elsewhere, against this host.
+    v.hosts[1].instances[1].features = vec![feature("db", "192.0.2.44/24")];
+    let cells = matrix(&v, Some(&name("db")));
+    assert_eq!(cells.len(), 2);
+    assert!(
+        cells[0].host == "a" && cells[0].refusals.is_empty(),
+        "{cells:?}"
+    );
+}
+
+#[test]
+fn a_recorded_decision_is_made_again() {
+    let affinity = crate::affinity::Affinity::new(Settings::default());
+    let feature = name("cache");
+    let window = UsageWindow::default();
+    let score = |host: &HostState, instance: &InstanceState| {
+        affinity.score(&ScoreInput {
+            host,
+            instance,
+            feature: &feature,
+            window: &window,
+            demand: DEMAND,
+        })
+    };
+    let mut v = view();
+    if let Workload::Managed(m) = &mut v.hosts[0].instances[0].features[0].spec.workload {
+        m.environment.insert("PASSWORD".into(), "secret".into());
+    }
+    let ask = Ask::new("a-g", &feature, breach(Resource::Cpu), DEMAND);
+    let (mut plan, inputs) = Inputs::record(v, Policy::default(), &ask, &ByFn(&score));
+    plan.id = "1".into();
+    let text = serde_json::to_string(&inputs).unwrap();
+    assert!(
+        !text.contains("secret") && !text.contains("/bin/true"),
+        "{text}"
+    );
+    let back: Inputs = serde_json::from_str(&text).unwrap();
+    let replay = back.replay(&plan);
+    assert_eq!(replay.plan, plan);
+    assert!(replay.same);
+    plan.chosen = None;
+    assert!(!back.replay(&plan).same, "another answer is noticed");
 }

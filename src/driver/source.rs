@@ -230,6 +230,7 @@ async fn offer(shared: &Shared) -> Result<Relay, String> {
         stream: record.stream,
         cpus: demand.cpus,
         memory_mib: demand.memory_mib,
+        by_hand: record.cause == "manual",
         files: preflight.files.clone(),
         preflight,
     };

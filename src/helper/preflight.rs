@@ -72,6 +72,7 @@ pub fn check(spec: &FeatureSpec) -> Preflight {
             Peers::new()
         }
     };
+    root.first_process(main, &mut found);
     root.scan(&pids, &peers, &mut found);
     let multipath = sockets::multipath(&pids);
     if multipath > 0 {
@@ -178,6 +179,25 @@ impl Proc {
         ns(main).is_some_and(|m| ns(pid) == Some(m))
     }
 
+    /// criu has the first process mount a /proc of the PID namespace, so that one must be allowed
+    /// to (`CAP_SYS_ADMIN`); the others need not be.
+    fn first_process(&self, main: i32, found: &mut Preflight) {
+        const CAP_SYS_ADMIN: u32 = 21;
+        let status = fs::read_to_string(self.0.join(format!("{main}/status"))).unwrap_or_default();
+        let capabilities = status
+            .lines()
+            .find_map(|l| l.strip_prefix("CapEff:"))
+            .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        if capabilities.is_some_and(|mask| mask & (1 << CAP_SYS_ADMIN) == 0) {
+            let name = fs::read_to_string(self.0.join(format!("{main}/comm"))).unwrap_or_default();
+            found.problems.push(format!(
+                "process {main} ({}), the feature's first, gave up the rights of root, which criu \
+                 needs of it; let a parent keep them: /bin/sh -c 'PROGRAM & wait $!'",
+                name.trim()
+            ));
+        }
+    }
+
     fn scan(&self, pids: &[i32], peers: &Peers, found: &mut Preflight) {
         let mut problems = BTreeSet::new();
         let mut files = BTreeMap::new();
@@ -268,7 +288,12 @@ impl Process {
                 }
                 continue;
             }
-            if let Some(what) = special(&link) {
+            if link == "anon_inode:[io_uring]" {
+                problems.insert(format!(
+                    "{self} uses io_uring, which criu cannot carry; switch it off in the guest \
+                     (sysctl kernel.io_uring_disabled=2) and restart the feature"
+                ));
+            } else if let Some(what) = special(&link) {
                 problems.insert(format!(
                     "{self} uses {what} (descriptor {number}), which criu cannot carry"
                 ));
@@ -280,6 +305,8 @@ impl Process {
 
     fn mappings(&self, problems: &mut BTreeSet<String>, files: &mut BTreeMap<PathBuf, String>) {
         let maps = fs::read_to_string(self.dir.join("maps")).unwrap_or_default();
+        let ipc = |dir: &Path| fs::read_link(dir.join("ns/ipc")).ok();
+        let own_ipc = ipc(&self.dir) != self.dir.parent().and_then(|p| ipc(&p.join("1")));
         for m in maps.lines().filter_map(mapping) {
             match m {
                 Mapping::Huge(what) => {
@@ -290,6 +317,15 @@ impl Process {
                 Mapping::Device(what) => {
                     problems.insert(format!(
                         "{self} maps the device {what}, which stays with this guest"
+                    ));
+                }
+                Mapping::SystemV => {
+                    if own_ipc {
+                        continue;
+                    }
+                    problems.insert(format!(
+                        "{self} maps System V shared memory of the guest; restart the feature, \
+                         which then has an IPC namespace of its own"
                     ));
                 }
                 Mapping::Deleted(what) => {
@@ -309,9 +345,6 @@ impl Process {
 
 /// A descriptor's target that criu cannot carry, in words.
 fn special(link: &str) -> Option<&'static str> {
-    if link == "anon_inode:[io_uring]" {
-        return Some("io_uring");
-    }
     if link.starts_with("/dev/pts/")
         || link == "/dev/ptmx"
         || link.starts_with("/dev/tty")
@@ -353,6 +386,7 @@ fn plain_device(fd: &Path, link: &str) -> bool {
 enum Mapping<'a> {
     Huge(&'a str),
     Device(&'a str),
+    SystemV,
     Deleted(&'a str),
     Code(&'a str),
 }
@@ -371,6 +405,9 @@ fn mapping(line: &str) -> Option<Mapping<'_>> {
     let path = path.trim_start();
     if path.starts_with("/anon_hugepage") || path.starts_with("/dev/hugepages/") {
         return Some(Mapping::Huge(path));
+    }
+    if path.starts_with("/SYSV") {
+        return Some(Mapping::SystemV);
     }
     let harmless = ["/dev/zero", "/dev/shm/"];
     if path.starts_with("/dev/") && !harmless.iter().any(|h| path.starts_with(h)) {
@@ -558,7 +595,8 @@ mod tests {
         let t = tempfile::tempdir().unwrap();
         let maps = "0-1 r-xp 00000000 fe:00 12  /usr/bin/old (deleted)\n\
                     1-2 rw-s 00000000 00:0e 13  /anon_hugepage (deleted)\n\
-                    2-3 rw-s 00000000 00:06 14  /dev/dri/card0\n";
+                    2-3 rw-s 00000000 00:06 14  /dev/dri/card0\n\
+                    3-4 rw-s 00000000 00:01 15  /SYSV00002f1a (deleted)\n";
         process(t.path(), 1, "", &[]);
         process(
             t.path(),
@@ -583,11 +621,34 @@ mod tests {
             "huge pages",
             "/dev/dri/card0",
             "mount namespace",
+            "System V",
         ] {
             let hit = found.problems.iter().filter(|p| p.contains(word)).count();
             assert_eq!(hit, 1, "{word}: {:?}", found.problems);
         }
-        assert_eq!(found.problems.len(), 8);
+        assert_eq!(found.problems.len(), 9);
+        symlink("ipc:[1]", t.path().join("1/ns/ipc")).unwrap();
+        symlink("ipc:[2]", t.path().join("7/ns/ipc")).unwrap();
+        assert_eq!(
+            scan(t.path(), &[7], &Peers::from([(5, 99)])).problems.len(),
+            8
+        );
+    }
+
+    #[test]
+    fn the_first_process_keeps_the_rights_of_root() {
+        let t = tempfile::tempdir().unwrap();
+        process(t.path(), 7, "", &[]);
+        let problems = |mask: &str| {
+            let status = format!("Name:\tcache\nCapEff:\t{mask}\n");
+            fs::write(t.path().join("7/status"), status).unwrap();
+            let mut found = Preflight::default();
+            Proc(t.path().to_owned()).first_process(7, &mut found);
+            found.problems
+        };
+        assert_eq!(problems("000001ffffffffff"), Vec::<String>::new());
+        assert_eq!(problems("0000000000000000").len(), 1);
+        assert!(problems("0000000000000400")[0].contains("process 7 (cache)"));
     }
 
     #[test]

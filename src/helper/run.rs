@@ -1,8 +1,9 @@
 //! `drover-guest run NAME`: the main process of a managed feature's unit. It starts the workload
 //! in namespaces of its own, or takes it over from criu, and supervises it.
 //!
-//! The workload is the first process of a PID namespace and a session leader; its network is the
-//! feature's namespace; its mounts are the guest's (criu refuses a copy of them). Its output goes
+//! The workload is the first process of a PID namespace and a session leader, in an IPC namespace of
+//! its own; its network is the feature's namespace; its mounts are the guest's (criu refuses a copy
+//! of them). Its output goes
 //! to a FIFO that the supervisor passes on to its own standard error, as criu cannot dump a
 //! connection to journald. It inherits nothing else.
 
@@ -222,6 +223,8 @@ impl Workload {
             .map_err(io("enter its cgroup"))?;
         nix::unistd::setsid().map_err(at("start a session"))?;
         setns(&self.network, CloneFlags::CLONE_NEWNET).map_err(at("enter its network"))?;
+        // System V shared memory and semaphores: criu carries those of a namespace only.
+        unshare(CloneFlags::CLONE_NEWIPC).map_err(at("make an IPC namespace"))?;
         nix::unistd::chdir("/").map_err(at("change to /"))?;
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
         let null = File::open("/dev/null").map_err(io("open /dev/null"))?;

@@ -43,6 +43,10 @@ pub struct Request {
 /// What the host asks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "call", rename_all = "snake_case")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a call is made, sent and dropped; nobody keeps many"
+)]
 pub enum Call {
     /// Opens a session. First message after the port was opened. Answer: `Hello`.
     Hello {

@@ -29,6 +29,9 @@ pub struct Offer {
     pub cpus: f64,
     /// MiB the feature is expected to use.
     pub memory_mib: f64,
+    /// A user named the target: lack of CPU does not count.
+    #[serde(default)]
+    pub by_hand: bool,
     /// Source's preflight.
     pub preflight: Preflight,
     /// Files that must be the same on the target.

@@ -11,7 +11,7 @@
 #
 #   DROVER_CACHE         where images are kept (default /var/cache/drover)
 #   DROVER_MIRROR        Debian mirror (default: the one that this machine's apt uses)
-#   DROVER_GUEST_EXTRA   more packages, separated by spaces
+#   DROVER_GUEST_EXTRA   more packages, separated by spaces; their units stay off
 set -euo pipefail
 
 CACHE=${DROVER_CACHE:-/var/cache/drover}
@@ -64,6 +64,9 @@ E
 mkdir -p "$tmp/post/etc/modules-load.d" "$tmp/post/etc/systemd/system" \
     "$tmp/post/etc/systemd/journald.conf.d" "$tmp/post/etc/sysctl.d" \
     "$tmp/post/usr/local/sbin" "$tmp/post/etc/tmpfiles.d"
+# Packages that bring services: each is run as a feature or not at all.
+mkdir -p "$tmp/pre/etc/postgresql-common"
+echo "create_main_cluster = false" >"$tmp/pre/etc/postgresql-common/createcluster.conf"
 # criu asks the kernel about sockets by netlink and cannot load modules itself
 # from inside a feature's namespaces, so they are there from the start.
 cat >"$tmp/post/etc/modules-load.d/drover.conf" <<'E'
@@ -134,7 +137,9 @@ systemctl --root "$root" enable drover-guest-net.service
 for unit in redis-server.service getty@tty1.service serial-getty@ttyS0.service \
     systemd-firstboot.service systemd-networkd.service \
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
-    e2scrub_all.timer fstrim.timer logrotate.timer man-db.timer; do
+    e2scrub_all.timer fstrim.timer logrotate.timer man-db.timer \
+    memcached.service nginx.service postgresql.service podman.service podman.socket \
+    podman-restart.service podman-auto-update.timer; do
     systemctl --root "$root" mask "$unit"
 done
 rm -rf "$root"/usr/share/doc/* "$root"/usr/share/man/* "$root"/usr/share/locale/* \

@@ -106,6 +106,7 @@ mod tests {
                 trained_at_ms: 951_827_405_007,
                 error: Some(0.0512),
             },
+            ..Plan::new("web", FeatureName::new("cache").unwrap(), "alpha")
         };
         assert_eq!(
             text(|o, s| plan(o, &p, s)),
