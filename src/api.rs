@@ -259,6 +259,40 @@ pub struct Job {
     pub ended_ms: Option<i64>,
     /// Per round: bytes, pages written, pages skipped, milliseconds.
     pub history: Vec<RoundRow>,
+    /// How it goes, in numbers.
+    #[serde(default)]
+    pub detail: MoveDetail,
+}
+
+/// How a move goes, in numbers.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MoveDetail {
+    /// Freeze as it was predicted after the last round, milliseconds; `None` before two rounds.
+    pub predicted_freeze_ms: Option<u64>,
+    /// Bytes of the round under way that are sent.
+    pub round_sent: u64,
+    /// Bytes of the round under way in all; 0 while not known.
+    pub round_total: u64,
+    /// Percent of its CPU time that is taken from the feature so that its memory changes slower.
+    pub throttle_percent: u8,
+    /// Where the freeze went, once over.
+    pub freeze: Option<FreezeParts>,
+}
+
+/// The freeze step by step, as the source's daemon saw it. The sum is the whole freeze.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FreezeParts {
+    /// From the request to freeze until everything is dumped, milliseconds.
+    pub dump_ms: u64,
+    /// Until the last round is out of the guest.
+    pub send_ms: u64,
+    /// Until it is on the target, restored there, and this is durable.
+    pub restore_ms: u64,
+    /// Until the commit record is durable.
+    pub commit_ms: u64,
+    /// Until it runs on the target, registered there.
+    pub resume_ms: u64,
 }
 
 /// A round of a move.

@@ -342,7 +342,11 @@ impl Default for ForecastSection {
 pub struct MovesSection {
     /// Most pre-copy rounds.
     pub max_rounds: u16,
-    /// Longest time of one step, seconds.
+    /// Most moves from this host, and most to it, at a time; more wait for their turn.
+    pub max_concurrent: usize,
+    /// Longest pre-copy of a feature whose `over_budget` is `wait`, seconds.
+    pub wait_s: u64,
+    /// Longest time of one step without any progress, seconds.
     pub step_timeout_s: u64,
     /// Longest time of a restore or resume, seconds.
     pub restore_timeout_s: u64,
@@ -352,6 +356,8 @@ impl Default for MovesSection {
     fn default() -> Self {
         Self {
             max_rounds: 6,
+            max_concurrent: 2,
+            wait_s: 120,
             step_timeout_s: 120,
             restore_timeout_s: 60,
         }
@@ -645,6 +651,9 @@ impl Config {
         }
         if !(12..=720).contains(&f.min_points) {
             return value("forecast.min_points", "must be between 12 and 720");
+        }
+        if c.moves.max_concurrent == 0 {
+            return value("moves.max_concurrent", "must be at least 1");
         }
         let h = &c.history;
         if h.raw_hours == 0 || h.keep_hours == Some(0) || h.minute_days == 0 || h.quarter_days == 0

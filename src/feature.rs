@@ -310,6 +310,12 @@ pub struct FeatureSpec {
     /// Longest acceptable freeze of a move, in milliseconds.
     #[serde(default = "default_downtime")]
     pub downtime_ms: u64,
+    /// What a move does when that cannot be kept.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub over_budget: OverBudget,
+    /// Whether a move may slow the feature down when its memory changes faster than it is sent.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub throttle: bool,
     /// Where it may be.
     #[serde(default, skip_serializing_if = "is_default")]
     pub placement: Box<Rules>,
@@ -379,9 +385,27 @@ fn state_dirs(dirs: &[PathBuf]) -> Result<(), String> {
     Ok(())
 }
 
-fn is_default(rules: &Rules) -> bool {
-    rules.is_default()
+/// What a move does when the freeze would take longer than `downtime_ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OverBudget {
+    /// Freezes all the same, once another round would not help.
+    #[default]
+    Go,
+    /// Goes on copying in the hope for a quieter moment, at most `moves.wait_s`; then gives up.
+    Wait,
+    /// Gives up before the freeze, and cuts a freeze short that takes longer.
+    GiveUp,
 }
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_yes(value: &bool) -> bool {
+    *value
+}
+
 fn default_group() -> String {
     "default".to_owned()
 }
@@ -402,6 +426,8 @@ impl FeatureSpec {
             thresholds: Vec::new(),
             automatic: true,
             downtime_ms: default_downtime(),
+            over_budget: OverBudget::Go,
+            throttle: true,
             placement: Box::default(),
         }
     }

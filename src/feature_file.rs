@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use toml::Value;
 
-use crate::feature::{FeatureName, FeatureSpec, Workload};
+use crate::feature::{FeatureName, FeatureSpec, OverBudget, Workload};
 use crate::rules::Rules;
 use crate::threshold;
 use crate::toml_text::explain;
@@ -160,6 +160,8 @@ struct File<'a> {
     group: &'a str,
     automatic: bool,
     downtime_ms: u64,
+    over_budget: OverBudget,
+    throttle: bool,
     thresholds: Vec<String>,
     #[serde(skip_serializing_if = "Rules::is_default")]
     placement: &'a Rules,
@@ -176,6 +178,8 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, FileError> {
         thresholds,
         automatic,
         downtime_ms,
+        over_budget,
+        throttle,
         placement,
     } = spec;
     let file = File {
@@ -183,6 +187,8 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, FileError> {
         group,
         automatic: *automatic,
         downtime_ms: *downtime_ms,
+        over_budget: *over_budget,
+        throttle: *throttle,
         thresholds: thresholds.iter().map(threshold::format).collect(),
         placement,
         workload,

@@ -66,6 +66,8 @@ pub mod history;
 #[cfg(feature = "daemon")]
 pub mod hypervisor;
 #[cfg(feature = "daemon")]
+pub mod log;
+#[cfg(feature = "daemon")]
 pub mod metrics;
 #[cfg(feature = "daemon")]
 pub mod peer;

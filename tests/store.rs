@@ -51,6 +51,7 @@ fn job(n: i64) -> Job {
         started_ms: n,
         ended_ms: Some(n + 5),
         history: vec![],
+        detail: drover::api::MoveDetail::default(),
     }
 }
 

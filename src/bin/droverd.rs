@@ -1,7 +1,5 @@
 //! `droverd`: the daemon on each host.
 
-use std::io::IsTerminal;
-
 use anyhow::Context;
 use clap::Parser;
 use drover::cli::args::DaemonArgs;
@@ -19,8 +17,8 @@ fn main() -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(drover::log::OneLine)
+        .with_ansi(false)
         .init();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

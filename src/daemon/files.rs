@@ -263,6 +263,7 @@ impl Service {
             return Err(ApiError::Refused(nothing(conflicts.join("; "))));
         }
         self.0.config.replace(loaded);
+        self.0.departures.allow(self.0.config.moves.max_concurrent);
         tracing::info!(?keys, "configuration reloaded");
         let (features, problems) = self.take(features).await;
         Ok(Reloaded {

@@ -8,11 +8,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::api::{ApiEvent, JobResult};
+use crate::driver::target;
 use crate::feature::FeatureName;
 use crate::guest::{Guest, GuestEvent};
 use crate::host::{GuestCapabilities, HelperState};
 use crate::hypervisor::hook::HookNotice;
-use crate::hypervisor::{DomainInfo, HypervisorEvent};
+use crate::hypervisor::{Change, DomainInfo, HypervisorEvent};
 use crate::store::{JOBS_KEPT, Side};
 use crate::wire::guest::{Call, GuestMoveState, GuestStatus, Reply};
 
@@ -81,6 +82,12 @@ impl Daemon {
                 if i.info.uuid != d.uuid {
                     *i = new();
                 }
+                // Another run of the domain has other sockets; maybe nobody saw it off.
+                if i.info.id != d.id
+                    && let Some(g) = i.guest.take()
+                {
+                    g.close();
+                }
                 i.info = d.clone();
                 if !d.running {
                     if let Some(g) = i.guest.take() {
@@ -97,9 +104,8 @@ impl Daemon {
                 }
             }
         }
-        for domain in connect {
-            self.connect_guest(&domain).await;
-        }
+        // Each has its own time; a domain that libvirt is stuck on holds up no other.
+        futures_util::future::join_all(connect.iter().map(|d| self.connect_guest(d))).await;
         true
     }
 
@@ -128,6 +134,7 @@ impl Daemon {
         let Some(guest) = self.guest(domain) else {
             return;
         };
+        let _turn = self.defines.lock(domain).await;
         let features = lock(&self.instances)
             .get(domain)
             .map(Instance::specs)
@@ -178,7 +185,7 @@ impl Daemon {
     }
 
     /// Asks a guest what it holds, and brings it in line.
-    pub(super) async fn recheck(&self, domain: &str) {
+    pub(crate) async fn recheck(&self, domain: &str) {
         let Some(guest) = self.guest(domain) else {
             return;
         };
@@ -276,6 +283,12 @@ impl Daemon {
         self.with_feature(domain, feature, |f| f.running = Some(runs));
     }
 
+    fn registered(&self, domain: &str, feature: &FeatureName) -> bool {
+        lock(&self.instances)
+            .get(domain)
+            .is_some_and(|i| i.features.contains_key(feature))
+    }
+
     fn set_helper(&self, domain: &str, helper: HelperState) {
         let mut instances = lock(&self.instances);
         if let Some(i) = instances.get_mut(domain) {
@@ -319,10 +332,28 @@ pub(super) async fn follow_hypervisor(
 }
 
 impl Daemon {
-    fn hypervisor_event(&self, event: HypervisorEvent) {
+    fn hypervisor_event(self: &Arc<Self>, event: HypervisorEvent) {
         match event {
-            HypervisorEvent::Lifecycle { domain, change, .. } => {
+            HypervisorEvent::Lifecycle {
+                domain,
+                uuid,
+                change,
+            } => {
                 tracing::info!(%domain, ?change, "domain event");
+                match change {
+                    // What was in its memory is gone; a transient domain is not listed any more.
+                    Change::Stopped | Change::Crashed => {
+                        let daemon = Arc::clone(self);
+                        tokio::spawn(async move { target::domain_ended(&daemon, &uuid).await });
+                    }
+                    // Whoever waits for its helper must not wait until the silence is noticed.
+                    Change::Rebooted => {
+                        if let Some(g) = self.guest_handle(&domain) {
+                            g.reconnect();
+                        }
+                    }
+                    _ => {}
+                }
                 let what = format!("{change:?}").to_lowercase();
                 self.emit(ApiEvent::Instance { domain, what });
             }
@@ -351,7 +382,10 @@ pub(super) async fn follow_guests(
                 });
                 // A slow guest must not hold up the others' events.
                 let daemon = Arc::clone(&daemon);
-                tokio::spawn(async move { daemon.greet(&domain).await });
+                tokio::spawn(async move {
+                    target::guest_changed(&daemon, &domain).await;
+                    daemon.greet(&domain).await;
+                });
             }
             GuestEvent::Lost { reason } => {
                 tracing::warn!(%domain, %reason, "helper lost");
@@ -362,11 +396,17 @@ pub(super) async fn follow_guests(
                     },
                 );
                 daemon.emit(ApiEvent::Instance {
-                    domain,
+                    domain: domain.clone(),
                     what: format!("helper lost: {reason}"),
                 });
+                let daemon = Arc::clone(&daemon);
+                tokio::spawn(async move { target::guest_changed(&daemon, &domain).await });
             }
             GuestEvent::Meter(frame) => daemon.meter(&domain, frame),
+            GuestEvent::Exited { feature, status } if !daemon.registered(&domain, &feature) => {
+                tracing::debug!(%domain, %feature, %status,
+                    "a guest tells the end of a feature that is not registered in it; ignored");
+            }
             GuestEvent::Exited { feature, status } => {
                 tracing::warn!(%domain, %feature, %status, "feature ended by itself");
                 daemon.set_running(&domain, &feature, false);
@@ -383,6 +423,12 @@ pub(super) async fn follow_guests(
                 total,
             } => {
                 tracing::trace!(%domain, %id, round, sent, total, "round");
+                // Only of moves of its own.
+                if let Some(h) = lock(&daemon.outgoing).get(&id)
+                    && h.job.borrow().from_domain == domain
+                {
+                    h.progress.tell(round, sent, total);
+                }
             }
         }
     }

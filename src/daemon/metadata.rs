@@ -130,7 +130,7 @@ impl Daemon {
     /// metadata as it is, otherwise it is what was written last.
     async fn sync_metadata(self: &Arc<Self>, domain: &str, read: bool) -> bool {
         // Nothing may change the registry in between.
-        let _guard = self.changes.lock().await;
+        let _guard = self.changes.lock(domain).await;
         let Some((uuid, active, mut wanted)) = self.metadata_wanted(domain) else {
             return false;
         };
@@ -281,7 +281,7 @@ impl Daemon {
     /// A domain migrated away as a whole: its features went along in its XML, but for those that
     /// cannot be told there.
     async fn left_with_domain(&self, domain: &str) {
-        let _guard = self.changes.lock().await;
+        let _guard = self.changes.lock(domain).await;
         let Some((uuid, _, wanted)) = self.metadata_wanted(domain) else {
             return;
         };

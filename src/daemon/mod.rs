@@ -12,12 +12,14 @@
 //! - [`serve_api`], [`serve_peer`]: what users and peers may ask
 
 mod agent_meter;
+mod certificates;
 pub mod clock;
 mod files;
 mod forecast;
 pub mod instance;
 mod lifecycle;
 pub mod live;
+mod locks;
 mod metadata;
 mod metering;
 mod moves;
@@ -26,6 +28,7 @@ mod serve_api;
 mod serve_peer;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +38,7 @@ use crate::affinity::Affinity;
 use crate::api::{ApiError, ApiEvent};
 use crate::config::Loaded;
 use crate::dbus::DbusError;
+use crate::driver::queue::Queue;
 use crate::driver::source::Handle;
 use crate::driver::target;
 use crate::feature::FeatureName;
@@ -43,11 +47,13 @@ use crate::history::{History, HistoryError};
 use crate::host::HostState;
 use crate::hypervisor::{Hypervisor, HypervisorError, HypervisorEvent};
 use crate::metrics::{Counters, Endpoint, MetricsError};
+use crate::moving::record::TargetRecord;
 use crate::peer::{PeerError, PeerEvent, Peers};
 use crate::store::{Store, StoreError};
 use crate::wire::guest::MoveId;
 
 use instance::{Feature, Instance};
+use locks::Locks;
 use placement::HostRuntime;
 
 /// Why the daemon cannot start.
@@ -100,8 +106,23 @@ pub struct Daemon {
     outgoing: Mutex<BTreeMap<MoveId, Handle>>,
     /// Incoming moves.
     pub incoming: target::Moves,
-    /// Serialises what changes the registry or begins a move.
-    changes: tokio::sync::Mutex<()>,
+    /// Per domain: serialises what changes its features, begins a move or takes an offer. Taken
+    /// before the lock of a name.
+    changes: Locks,
+    /// Per feature's name: serialises what makes a name known here.
+    names: Locks,
+    /// Per domain: one `define` at a time, so that the last one tells the latest.
+    defines: Locks,
+    /// Held while an offer's room is judged and reserved; never across an await.
+    offers: Mutex<()>,
+    /// Held for writing until the journal is taken up.
+    starting: tokio::sync::RwLock<()>,
+    /// No move begins any more.
+    stopping: AtomicBool,
+    /// Turns of moves from here.
+    pub departures: Queue,
+    /// The turn to freeze of moves to here.
+    pub freezes: Queue,
     files: Mutex<files::Files>,
     /// One reload at a time.
     reloading: tokio::sync::Mutex<()>,
@@ -194,6 +215,23 @@ impl Daemon {
             .is_none_or(|i| !i.info.active)
     }
 
+    /// How it is known that what a READY move's guest held is gone for good: the domain was shut
+    /// off without its memory being kept, or the guest was booted anew since. `None`: it is not
+    /// known. A silent helper proves nothing.
+    pub fn copy_is_gone(&self, record: &TargetRecord) -> Option<String> {
+        let domain = &record.domain;
+        let instances = lock(&self.instances);
+        let i = instances
+            .get(domain)
+            .filter(|i| i.info.uuid == record.domain_uuid)?;
+        if i.info.ended {
+            return Some(format!("domain '{domain}' was shut off"));
+        }
+        let now = i.guest.as_ref()?.boot_id()?;
+        let then = record.boot_id.as_ref()?;
+        (now != *then).then(|| format!("the guest of domain '{domain}' was booted anew"))
+    }
+
     /// This host's name.
     pub fn name(&self) -> &str {
         &self.config.host.name
@@ -237,7 +275,14 @@ pub async fn run(
         forecast_turn: tokio::sync::Mutex::new(()),
         outgoing: Mutex::default(),
         incoming: target::Moves::default(),
-        changes: tokio::sync::Mutex::new(()),
+        changes: Locks::default(),
+        names: Locks::default(),
+        defines: Locks::default(),
+        offers: Mutex::default(),
+        starting: tokio::sync::RwLock::new(()),
+        stopping: AtomicBool::new(false),
+        departures: Queue::new(config.moves.max_concurrent),
+        freezes: Queue::new(1),
         files: Mutex::default(),
         reloading: tokio::sync::Mutex::new(()),
         config,
@@ -250,7 +295,7 @@ pub async fn run(
 
     let mut tasks = tokio::task::JoinSet::new();
     // Offers wait until the journal is taken up: their records are not of an earlier life.
-    let starting = daemon.changes.lock().await;
+    let starting = daemon.starting.write().await;
     if let Some(section) = daemon.config.peer.clone() {
         let (peer_events, peer_inbox) = mpsc::channel::<PeerEvent>(256);
         let service = Arc::new(serve_peer::Service(Arc::clone(&daemon)));
@@ -275,6 +320,7 @@ pub async fn run(
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(placement::training(Arc::clone(&daemon)));
     tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));
+    tasks.spawn(certificates::watch(Arc::clone(&daemon)));
     tasks.spawn(files::follow(Arc::clone(&daemon)));
     tasks.spawn(files::signalled(Arc::clone(&daemon), reload));
     let api: Arc<dyn crate::api::Api> = Arc::new(serve_api::Service(Arc::clone(&daemon)));
@@ -290,6 +336,9 @@ pub async fn run(
         () = service.closed() => true,
     };
     tracing::info!("stopping");
+    if !lost {
+        daemon.end_moves().await;
+    }
     drop(service);
     tasks.shutdown().await;
     placement::save_affinity(&daemon);

@@ -1,6 +1,7 @@
 //! Beginning, committing and ending moves: everything that touches registry and journal.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::affinity::{Demand, Stat, UsageWindow};
@@ -20,6 +21,8 @@ use super::{Daemon, DaemonError, clock, lock};
 
 /// Share of the mean by which the expected demand of a feature is rounded up.
 const DEMAND_MARGIN: f64 = 1.1;
+/// Longest wait for moves to end when droverd stops; systemd gives it 60 s in all.
+const END_MOVES: Duration = Duration::from_secs(15);
 
 impl Daemon {
     /// What a feature is expected to use on a target: the mean of its recent use, with a margin.
@@ -47,7 +50,10 @@ impl Daemon {
         to_domain: &str,
         cause: String,
     ) -> Result<Job, ApiError> {
-        let _guard = self.changes.lock().await;
+        let _guard = self.changes.lock(domain).await;
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(ApiError::Busy("droverd is stopping".into()));
+        }
         let id: MoveId = uuid::Uuid::new_v4().to_string();
         let record = {
             let instances = lock(&self.instances);
@@ -74,9 +80,10 @@ impl Daemon {
                 cause,
                 started_ms: clock::now_ms(),
                 committed: false,
+                reverted: false,
             }
         };
-        // Nothing else begins or ends a feature's move while `changes` is held.
+        // Nothing else begins a move of the domain's features meanwhile.
         self.set_moving(domain, feature, Some(id.clone()));
         if let Err(e) = self.put_source(&record).await {
             self.set_moving(domain, feature, None);
@@ -153,6 +160,63 @@ impl Daemon {
         }
     }
 
+    /// Takes the commit back and registers the feature here again, in one transaction. Only after
+    /// the target has durably recorded that it can never resume.
+    pub async fn revert_move(&self, record: &SourceRecord) -> Event {
+        let reverted = SourceRecord {
+            committed: false,
+            reverted: true,
+            ..record.clone()
+        };
+        let feature = FeatureRecord {
+            domain: record.domain.clone(),
+            spec: record.spec.clone(),
+            enabled: true,
+            // A failed move counts as one, so that it is not tried again at once.
+            moved_at_ms: clock::now_ms(),
+        };
+        let bytes = serde_json::to_vec(&reverted).unwrap_or_default();
+        let changes = vec![
+            put_move(Side::Source, &record.id, bytes),
+            Change::PutFeature {
+                domain_uuid: record.domain_uuid.clone(),
+                record: Box::new(feature.clone()),
+            },
+        ];
+        while let Err(e) = self.write(changes.clone()).await {
+            tracing::error!(id = %record.id, error = %e,
+                "a move cannot be taken back in the journal; trying again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        if let Some(i) = lock(&self.instances).get_mut(&record.domain) {
+            // After a restart it is not there: the commit had taken it out.
+            let f = i
+                .features
+                .entry(record.spec.name.clone())
+                .or_insert_with(|| Feature::new(feature));
+            f.moving = Some(record.id.clone());
+        }
+        Event::Reverted
+    }
+
+    /// Cancels the moves that still can be cancelled, and waits a while for them and for those
+    /// that are nearly through. What is left is taken up at the next start.
+    pub(super) async fn end_moves(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        let handles: Vec<_> = lock(&self.outgoing).values().cloned().collect();
+        for handle in handles {
+            let _ = handle.events.send(Event::Stopping).await;
+        }
+        let until = tokio::time::Instant::now() + END_MOVES;
+        while !lock(&self.outgoing).is_empty() {
+            if tokio::time::Instant::now() > until {
+                tracing::warn!("moves are still under way; the next start takes them up");
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     async fn source_record(&self, id: &str) -> Result<Option<SourceRecord>, String> {
         let moves = self.store.run(|s| s.moves(Side::Source)).await;
         let moves = moves.map_err(|e| e.to_string())?;
@@ -199,15 +263,24 @@ impl Daemon {
                 id: record.id.clone(),
             },
         ];
-        if let Err(e) = self.write(changes).await {
-            tracing::error!(id = %record.id, error = %e, "the end of a move cannot be recorded");
+        // As long as there is a record, the target may be in doubt.
+        while let Err(e) = self.write(changes.clone()).await {
+            tracing::error!(id = %record.id, error = %e,
+                "the end of a move cannot be recorded; trying again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
         let feature = &record.spec.name;
         if job.result == Some(JobResult::Done) {
             self.send_history(record).await;
             let mut instances = lock(&self.instances);
             if let Some(i) = instances.get_mut(&record.domain) {
-                i.features.remove(feature);
+                // Unless it has come back meanwhile: then it is another one.
+                if i.features
+                    .get(feature)
+                    .is_some_and(|f| f.moving.as_ref() == Some(&record.id))
+                {
+                    i.features.remove(feature);
+                }
             }
         } else {
             self.set_moving(&record.domain, feature, None);
@@ -342,7 +415,10 @@ impl Daemon {
         {
             tracing::error!(id = %record.id, error = %e, "a discarded move cannot be forgotten");
         }
-        self.unreserve(&record.id);
+        // The room of one that arrived is freed as its load comes to be measured.
+        if record.phase != TargetPhase::Running {
+            self.unreserve(&record.id);
+        }
         self.define(&record.domain).await;
     }
 
@@ -360,7 +436,10 @@ impl Daemon {
                 continue;
             };
             tracing::warn!(%id, committed = record.committed, "move found in the journal");
-            self.set_moving(&record.domain, &record.spec.name, Some(id.clone()));
+            // A committed one took the feature out of the registry; what is there came back since.
+            if !record.committed {
+                self.set_moving(&record.domain, &record.spec.name, Some(id.clone()));
+            }
             let handle = source::spawn(self, record, Begin::Recovered);
             lock(&self.outgoing).insert(id, handle);
         }
@@ -370,27 +449,15 @@ impl Daemon {
                 continue;
             };
             let arrived = record.phase == TargetPhase::Running;
-            let over = arrived && self.arrived_long_ago(&record);
             if !arrived {
                 self.reserve(&record);
             }
             target::recover(self, record).await;
-            if over {
+            if arrived {
                 target::forget_arrival(self, id);
             }
         }
         Ok(())
-    }
-
-    /// Whether nobody here needs the record of an arrival any more: its feature left again, or a
-    /// day passed. The source may still have to learn of the arrival.
-    fn arrived_long_ago(&self, record: &TargetRecord) -> bool {
-        const DAY_MS: i64 = 86_400_000;
-        let instances = lock(&self.instances);
-        let here = instances
-            .get(&record.domain)
-            .and_then(|i| i.features.get(&record.spec.name));
-        here.is_none_or(|f| clock::now_ms() - f.record.moved_at_ms > DAY_MS)
     }
 
     /// Whether the named host and domain exist at all.

@@ -359,7 +359,7 @@ impl Daemon {
     }
 
     /// Decides for one feature in breach, and acts.
-    async fn decide(self: &Arc<Self>, domain: &str, feature: &FeatureName, breach: BreachCause) {
+    fn decide(self: &Arc<Self>, domain: &str, feature: &FeatureName, breach: BreachCause) {
         let what = breach.text.clone();
         let plan = match self.plan_for(domain, feature, Cause::Breach(breach)) {
             Ok(p) => p,
@@ -381,13 +381,16 @@ impl Daemon {
             tracing::info!(%domain, %feature, outcome = %plan.outcome, reason = %plan.reason, ?why, "decision");
         }
         self.emit(ApiEvent::Decision { plan });
-        if let Some(c) = chosen
-            && let Err(e) = self
-                .begin_move(domain, feature, &c.host, &c.domain, what)
-                .await
-        {
-            tracing::warn!(%domain, %feature, error = %e, "decided, but the move did not begin");
-        }
+        let Some(c) = chosen else { return };
+        // A slow guest or disk holds up this feature's move only.
+        let (daemon, domain, feature) = (Arc::clone(self), domain.to_owned(), feature.clone());
+        tokio::spawn(async move {
+            let begun = daemon.begin_move(&domain, &feature, &c.host, &c.domain, what);
+            if let Err(e) = begun.await {
+                tracing::warn!(%domain, %feature, error = %e,
+                    "decided, but the move did not begin");
+            }
+        });
     }
 
     /// Features in breach, measured or expected, whose last decision is long enough ago.
@@ -448,7 +451,7 @@ pub(super) async fn breaches(daemon: Arc<Daemon>) {
     loop {
         tick.tick().await;
         for (domain, feature, breach) in daemon.due() {
-            daemon.decide(&domain, &feature, breach).await;
+            daemon.decide(&domain, &feature, breach);
         }
     }
 }

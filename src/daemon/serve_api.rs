@@ -150,7 +150,9 @@ impl Api for Service {
             .map_err(|e| ApiError::Invalid(e.to_string()))?;
         self.0
             .agrees_with_file(&spec.name, Wish::Registered(&spec))?;
-        let _guard = self.0.changes.lock().await;
+        let _guard = self.0.changes.lock(domain).await;
+        // Until it is registered; telling the guest is the domain's affair.
+        let name_guard = self.0.names.lock(spec.name.as_str()).await;
         let uuid = {
             let instances = lock(&self.0.instances);
             let instance = instances
@@ -190,6 +192,7 @@ impl Api for Service {
         if let Some(i) = lock(&self.0.instances).get_mut(domain) {
             i.features.insert(name.clone(), Feature::new(record));
         }
+        drop(name_guard);
         self.0.define(domain).await;
         self.changed(domain, &name, "registered");
         Ok(Changed::Done)
@@ -197,7 +200,7 @@ impl Api for Service {
 
     async fn deregister(&self, domain: &str, feature: &FeatureName) -> Result<Changed> {
         self.0.agrees_with_file(feature, Wish::Gone)?;
-        let _guard = self.0.changes.lock().await;
+        let _guard = self.0.changes.lock(domain).await;
         let (uuid, record) = self.record(domain, feature)?;
         // Also a disabled one: a start that timed out may have succeeded late.
         let reachable = record.enabled || self.0.guest(domain).is_some();
@@ -223,7 +226,7 @@ impl Api for Service {
 
     async fn set_enabled(&self, domain: &str, feature: &FeatureName, on: bool) -> Result<Changed> {
         self.0.agrees_with_file(feature, Wish::Enabled(on))?;
-        let _guard = self.0.changes.lock().await;
+        let _guard = self.0.changes.lock(domain).await;
         let (uuid, mut record) = self.record(domain, feature)?;
         let already = record.enabled == on;
         let managed = record.spec.managed().is_some();
@@ -277,7 +280,7 @@ impl Api for Service {
     ) -> Result<Changed> {
         self.0
             .agrees_with_file(feature, Wish::Thresholds(&thresholds))?;
-        let _guard = self.0.changes.lock().await;
+        let _guard = self.0.changes.lock(domain).await;
         let (uuid, mut record) = self.record(domain, feature)?;
         if record.spec.thresholds == thresholds {
             return Ok(Changed::Already);

@@ -32,6 +32,16 @@ fn failed(message: impl Into<String>) -> PeerRefusal {
     refuse(RefusalKind::Failed, message)
 }
 
+/// Runs a step in a task of its own: it comes to its end also when its caller is gone or has
+/// waited too long.
+async fn detached<T: Send + 'static>(
+    step: impl Future<Output = Result<T, PeerRefusal>> + Send + 'static,
+) -> Result<T, PeerRefusal> {
+    tokio::spawn(step)
+        .await
+        .unwrap_or_else(|e| Err(failed(format!("the step ended abnormally: {e}"))))
+}
+
 impl Service {
     /// A move of this peer, or a refusal that does not tell whether another peer has it.
     async fn own(&self, from: &str, id: &str) -> Result<FeatureSpec, PeerRefusal> {
@@ -121,6 +131,7 @@ impl Service {
             cpus: offer.cpus.max(0.0),
             memory_mib: offer.memory_mib.max(0.0),
             phase: TargetPhase::Receiving,
+            boot_id: None,
         })
     }
 }
@@ -132,13 +143,29 @@ impl PeerService for Service {
     }
 
     async fn offer(&self, from: &str, offer: Offer) -> Result<(), PeerRefusal> {
+        let _started = self.0.starting.read().await;
         let record = {
-            let _guard = self.0.changes.lock().await;
+            let _domain = self.0.changes.lock(&offer.to_domain).await;
+            let _name = self.0.names.lock(offer.spec.name.as_str()).await;
             if self.0.incoming.get(&offer.id).is_some() {
-                return Err(refuse(RefusalKind::Busy, "this move was offered already"));
+                return Err(refuse(
+                    RefusalKind::Refused,
+                    "this move was offered already",
+                ));
+            }
+            // Room is judged and taken in one go, also for two guests of this host.
+            let _offers = lock(&self.0.offers);
+            let most = self.0.config.moves.max_concurrent;
+            if self.0.incoming.under_way() >= most {
+                return Err(refuse(
+                    RefusalKind::Busy,
+                    format!("{most} moves are coming in already (moves.max_concurrent)"),
+                ));
             }
             let record = self.check(from, &offer)?;
             self.0.reserve(&record);
+            // Known from here on: another offer of the name or the move must find it.
+            target::enter(&self.0, &record);
             record
         };
         let id = record.id.clone();
@@ -148,11 +175,20 @@ impl PeerService for Service {
             feature: record.spec.name.clone(),
             what: format!("arriving from {from}"),
         });
-        let result = target::accept(&self.0, record, offer.preflight).await;
-        if result.is_err() {
-            self.0.unreserve(&id);
-        }
-        result.map_err(|m| refuse(RefusalKind::Refused, m))
+        let daemon = Arc::clone(&self.0);
+        detached(async move {
+            let result = target::accept(&daemon, &id, offer.preflight).await;
+            if result.is_err() {
+                daemon.unreserve(&id);
+            }
+            result.map_err(|m| refuse(RefusalKind::Refused, m))
+        })
+        .await
+    }
+
+    async fn grant_freeze(&self, from: &str, id: &str) -> Result<(), PeerRefusal> {
+        self.own(from, id).await?;
+        target::grant_freeze(&self.0, id).await.map_err(failed)
     }
 
     async fn await_round(&self, from: &str, id: &str, round: u16) -> Result<(), PeerRefusal> {
@@ -164,12 +200,14 @@ impl PeerService for Service {
 
     async fn restore(&self, from: &str, id: &str, round: u16) -> Result<TargetStatus, PeerRefusal> {
         self.own(from, id).await?;
-        target::restore(&self.0, id, round).await.map_err(failed)
+        let (daemon, id) = (Arc::clone(&self.0), id.to_owned());
+        detached(async move { target::restore(&daemon, &id, round).await.map_err(failed) }).await
     }
 
     async fn resume(&self, from: &str, id: &str) -> Result<TargetStatus, PeerRefusal> {
         self.own(from, id).await?;
-        target::resume(&self.0, id).await.map_err(failed)
+        let (daemon, id) = (Arc::clone(&self.0), id.to_owned());
+        detached(async move { target::resume(&daemon, &id).await.map_err(failed) }).await
     }
 
     async fn discard(&self, from: &str, id: &str, reason: &str) -> Result<(), PeerRefusal> {
@@ -177,7 +215,8 @@ impl PeerService for Service {
             // Nothing here: as asked.
             return Ok(());
         }
-        target::discard(&self.0, id, reason).await.map_err(failed)
+        let (daemon, id, reason) = (Arc::clone(&self.0), id.to_owned(), reason.to_owned());
+        detached(async move { target::discard(&daemon, &id, &reason).await.map_err(failed) }).await
     }
 
     async fn status(&self, from: &str, id: &str) -> TargetStatus {

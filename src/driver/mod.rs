@@ -3,5 +3,7 @@
 //! One task owns each move on the source ([`source`]); on the target one mutex per move does
 //! ([`target`]), since every step there answers a request of the source.
 
+pub mod queue;
 pub mod source;
+mod steps;
 pub mod target;

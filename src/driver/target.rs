@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
 
+use super::queue::Turn;
 use crate::daemon::{Daemon, SHORT};
 use crate::guest::{Guest, GuestError};
 use crate::moving::record::{TargetPhase, TargetRecord};
@@ -19,6 +20,8 @@ use crate::wire::peer::{TargetStatus, Verdict};
 const DOUBT_AFTER: Duration = Duration::from_secs(5);
 /// How long a move may stay in an earlier state before the source is asked.
 const ASK_AFTER: Duration = Duration::from_secs(15);
+/// How long the source of an arrival may take to hand the history over.
+const HISTORY: Duration = Duration::from_secs(600);
 /// Pause between questions, and between attempts that failed.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -30,6 +33,8 @@ pub struct Incoming {
     restore_ms: u64,
     resume_ms: u64,
     failure: Option<String>,
+    /// This move's turn to freeze, from its grant to the move's end here.
+    freeze: Option<Turn>,
 }
 
 /// A move's lock: one owner at a time.
@@ -50,6 +55,19 @@ impl Moves {
     /// A move by its id.
     pub fn get(&self, id: &str) -> Option<Slot> {
         self.lock().get(id).cloned()
+    }
+    /// How many moves are on their way here and neither over nor given up. One whose lock is held
+    /// is at work.
+    pub fn under_way(&self) -> usize {
+        let over = |s: &Slot| {
+            s.try_lock().is_ok_and(|i| {
+                matches!(
+                    i.machine.state(),
+                    State::Running | State::Gone | State::Lost
+                )
+            })
+        };
+        self.all().iter().filter(|s| !over(s)).count()
     }
     fn all(&self) -> Vec<Slot> {
         self.lock().values().cloned().collect()
@@ -73,6 +91,9 @@ impl Incoming {
             },
             State::Running => TargetStatus::Running {
                 resume_ms: self.resume_ms,
+            },
+            State::Losing | State::Lost => TargetStatus::Lost {
+                reason: self.failure.clone().unwrap_or_else(|| "lost".into()),
             },
             State::Discarding | State::Gone => TargetStatus::Failed {
                 reason: self.failure.clone().unwrap_or_else(|| "discarded".into()),
@@ -100,32 +121,46 @@ async fn call(
         .map_err(|e: GuestError| e.to_string())
 }
 
-/// Accepts a checked offer: records it and has the guest prepare. `preflight` is the
-/// source's: files that the guest compares, and room that it needs.
-pub async fn accept(
-    daemon: &Arc<Daemon>,
-    record: TargetRecord,
-    preflight: crate::wire::guest::Preflight,
-) -> Result<(), String> {
-    let id = record.id.clone();
-    daemon.put_target(&record).await?;
-    let receive = Call::Receive {
-        id: id.clone(),
-        spec: Box::new(record.spec.clone()),
-        stream: record.stream,
-        files: preflight.files,
-        state_bytes: preflight.state_bytes,
-    };
-    let slot = Arc::new(Mutex::new(Incoming {
+/// Makes a checked offer known: from now on it is found by its id, and counted.
+pub fn enter(daemon: &Daemon, record: &TargetRecord) {
+    let incoming = Incoming {
         record: record.clone(),
         machine: Target::new(),
         restore_ms: 0,
         resume_ms: 0,
         failure: None,
-    }));
+        freeze: None,
+    };
+    daemon
+        .incoming
+        .insert(record.id.clone(), Arc::new(Mutex::new(incoming)));
+}
+
+/// Accepts an offer that was entered: records it and has the guest prepare. `preflight` is the
+/// source's: files that the guest compares, and room that it needs.
+pub async fn accept(
+    daemon: &Arc<Daemon>,
+    id: &str,
+    preflight: crate::wire::guest::Preflight,
+) -> Result<(), String> {
+    let slot = daemon.incoming.get(id).ok_or("no such move here")?;
     let mut incoming = slot.lock().await;
-    daemon.incoming.insert(id.clone(), Arc::clone(&slot));
-    watch_doubt(daemon, &id);
+    if incoming.machine.state() != State::Offered {
+        return Err("the move was given up before it was accepted".into());
+    }
+    let record = incoming.record.clone();
+    if let Err(reason) = daemon.put_target(&record).await {
+        daemon.incoming.remove(id);
+        return Err(reason);
+    }
+    let receive = Call::Receive {
+        id: id.to_owned(),
+        spec: Box::new(record.spec.clone()),
+        stream: record.stream,
+        files: preflight.files,
+        state_bytes: preflight.state_bytes,
+    };
+    watch_doubt(daemon, id);
     match call(daemon, &record, receive, SHORT).await {
         Ok(_) => {
             let _ = incoming.machine.step(Event::Prepared);
@@ -207,28 +242,31 @@ pub async fn restore(daemon: &Arc<Daemon>, id: &str, round: u16) -> Result<Targe
         .map_err(|e| e.to_string())?;
     let record = incoming.record.clone();
     let timeout = Duration::from_secs(daemon.config.moves.restore_timeout_s);
-    let answer = call(
-        daemon,
-        &record,
-        Call::Restore {
-            id: id.to_owned(),
-            round,
-        },
-        timeout,
-    )
-    .await;
+    let restore = Call::Restore {
+        id: id.to_owned(),
+        round,
+    };
+    let answer = match guest(daemon, &record) {
+        Ok(g) => g
+            .call_in_boot(restore, timeout)
+            .await
+            .map_err(|e| e.to_string()),
+        Err(e) => Err(e),
+    };
     match answer {
-        Ok(Reply::Ready { restore_ms }) => {
+        Ok((Reply::Ready { restore_ms }, boot_id)) => {
             incoming.restore_ms = restore_ms;
             let _ = incoming.machine.step(Event::Restored);
             incoming.record.phase = TargetPhase::Ready;
+            incoming.record.boot_id = boot_id;
             if let Err(reason) = daemon.put_target(&incoming.record).await {
                 fail(daemon, &mut incoming, reason).await;
             } else {
                 let _ = incoming.machine.step(Event::ReadyRecorded);
+                tracing::debug!(%id, restore_ms, "the feature is restored here and held; READY");
             }
         }
-        Ok(other) => {
+        Ok((other, _)) => {
             fail(
                 daemon,
                 &mut incoming,
@@ -239,6 +277,71 @@ pub async fn restore(daemon: &Arc<Daemon>, id: &str, round: u16) -> Result<Targe
         Err(reason) => fail(daemon, &mut incoming, reason).await,
     }
     Ok(incoming.status())
+}
+
+/// Waits until no other move to this host is in its freeze. The turn is kept until the move's end
+/// here. Does not hold the move's lock while it waits, so that a discard is not held up.
+pub async fn grant_freeze(daemon: &Arc<Daemon>, id: &str) -> Result<(), String> {
+    let slot = daemon.incoming.get(id).ok_or("no such move here")?;
+    let turn = daemon.freezes.turn(0).await;
+    let mut incoming = slot.lock().await;
+    if incoming.machine.state() != State::Receiving {
+        return Err("the move ended while it waited for its turn to freeze".into());
+    }
+    incoming.freeze.get_or_insert(turn);
+    Ok(())
+}
+
+/// Looks at the moves into a domain after its guest came or went: what it held of a move may be
+/// gone for good.
+pub async fn guest_changed(daemon: &Arc<Daemon>, domain: &str) {
+    for slot in daemon.incoming.all() {
+        let mut incoming = slot.lock().await;
+        if incoming.record.domain != domain {
+            continue;
+        }
+        match incoming.machine.state() {
+            // Before READY nothing is lost by giving up at once.
+            State::Offered | State::Receiving | State::Restoring | State::Recording
+                if guest(daemon, &incoming.record).is_err() =>
+            {
+                let reason = format!("the guest of domain '{domain}' was lost");
+                fail(daemon, &mut incoming, reason).await;
+            }
+            State::Ready | State::Resuming => lose_guest(daemon, &mut incoming).await,
+            _ => {}
+        }
+    }
+}
+
+/// A domain was shut off for good: what its guest held is gone, whatever libvirt lists later.
+pub async fn domain_ended(daemon: &Arc<Daemon>, uuid: &str) {
+    for slot in daemon.incoming.all() {
+        let mut incoming = slot.lock().await;
+        let holds = matches!(incoming.machine.state(), State::Ready | State::Resuming);
+        if holds && incoming.record.domain_uuid == uuid {
+            let reason = format!("domain '{}' was shut off", incoming.record.domain);
+            record_loss(daemon, &mut incoming, reason).await;
+        }
+    }
+}
+
+/// Ends a move whose restored copy is proved to be gone.
+async fn lose_guest(daemon: &Arc<Daemon>, incoming: &mut Incoming) {
+    if let Some(reason) = daemon.copy_is_gone(&incoming.record) {
+        record_loss(daemon, incoming, reason).await;
+    }
+}
+
+async fn record_loss(daemon: &Arc<Daemon>, incoming: &mut Incoming, reason: String) {
+    if let Ok(actions) = incoming.machine.step(Event::GuestLost)
+        && !actions.is_empty()
+    {
+        tracing::error!(id = %incoming.record.id, feature = %incoming.record.spec.name, %reason,
+            "the guest that held a feature was lost before it ran here; its source takes it back");
+        incoming.failure = Some(reason);
+        settle(daemon, incoming, actions).await;
+    }
 }
 
 /// The source has committed: resume.
@@ -293,12 +396,17 @@ pub async fn recover(daemon: &Arc<Daemon>, record: TargetRecord) {
     let (machine, actions) = Target::recovered(record.phase);
     tracing::info!(%id, feature = %record.spec.name, state = ?machine.state(),
         "incoming move found in the journal");
+    let failure = match machine.state() {
+        State::Lost => "the guest that held the feature was lost",
+        _ => "droverd was restarted before the feature was ready",
+    };
     let slot = Arc::new(Mutex::new(Incoming {
         record,
         machine,
         restore_ms: 0,
         resume_ms: 0,
-        failure: Some("droverd was restarted before the feature was ready".into()),
+        failure: Some(failure.into()),
+        freeze: None,
     }));
     daemon.incoming.insert(id.clone(), Arc::clone(&slot));
     watch_doubt(daemon, &id);
@@ -311,8 +419,10 @@ pub async fn recover(daemon: &Arc<Daemon>, record: TargetRecord) {
 pub fn forget_arrival(daemon: &Arc<Daemon>, id: MoveId) {
     let daemon = Arc::clone(daemon);
     tokio::spawn(async move {
+        let mut pause = PAUSE;
         loop {
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(60));
             let (Some(slot), Some(peers)) = (daemon.incoming.get(&id), daemon.peers()) else {
                 return;
             };
@@ -321,6 +431,8 @@ pub fn forget_arrival(daemon: &Arc<Daemon>, id: MoveId) {
                 // A record that is gone: this arrival was heard of.
                 Ok(Verdict::Aborted) | Err(PeerError::UnknownPeer(_)) => {
                     daemon.forget_target(&record).await;
+                    // The source hands the history over after it has ended the move.
+                    tokio::time::sleep(HISTORY).await;
                     daemon.incoming.remove(&id);
                     return;
                 }
@@ -353,7 +465,13 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
                 Ok(()) => Event::Resumed,
                 Err(reason) => {
                     tracing::error!(%id, %reason, "committed, but resuming failed; trying again");
-                    Event::ResumeFailed
+                    match daemon.copy_is_gone(&incoming.record) {
+                        Some(reason) => {
+                            incoming.failure = Some(reason);
+                            Event::GuestLost
+                        }
+                        None => Event::ResumeFailed,
+                    }
                 }
             },
             Action::Discard { again: false } => {
@@ -366,7 +484,21 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
             Action::Adopt => {
                 daemon.adopt(&mut incoming.record).await;
                 close_books(daemon, incoming).await;
+                forget_arrival(daemon, id);
+                if daemon.copy_is_gone(&incoming.record).is_some() {
+                    // Its guest was booted anew and looked after already, before it was known here.
+                    let (daemon, domain) = (Arc::clone(daemon), incoming.record.domain.clone());
+                    tokio::spawn(async move { daemon.recheck(&domain).await });
+                }
                 continue;
+            }
+            Action::RecordLost => {
+                incoming.record.phase = TargetPhase::Lost;
+                while let Err(e) = daemon.put_target(&incoming.record).await {
+                    tracing::error!(%id, error = %e, "a loss cannot be recorded; trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                Event::LostRecorded
             }
             Action::Forget => {
                 daemon.forget_target(&incoming.record).await;
@@ -385,6 +517,13 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
         if let Ok(more) = incoming.machine.step(event) {
             actions.extend(more);
         }
+    }
+    // Nothing of a move that is given up or over holds up another's freeze.
+    if !matches!(
+        incoming.machine.state(),
+        State::Receiving | State::Restoring | State::Recording | State::Ready | State::Resuming
+    ) {
+        incoming.freeze = None;
     }
 }
 
@@ -444,6 +583,13 @@ fn retry_later(daemon: &Arc<Daemon>, id: MoveId, action: Action) {
             return;
         };
         let mut incoming = slot.lock().await;
+        let still = matches!(
+            (incoming.machine.state(), action),
+            (State::Resuming, Action::Resume { .. }) | (State::Discarding, Action::Discard { .. })
+        );
+        if !still {
+            return;
+        }
         let once = match action {
             Action::Resume { .. } => Action::Resume { again: false },
             _ => Action::Discard { again: false },
@@ -473,8 +619,14 @@ fn watch_doubt(daemon: &Arc<Daemon>, id: &str) {
             }
             let patience = match state {
                 State::Running | State::Gone => return,
-                State::Resuming | State::Discarding => continue,
-                State::Ready => DOUBT_AFTER,
+                State::Discarding | State::Losing => continue,
+                State::Ready | State::Resuming => {
+                    lose_guest(&daemon, &mut *slot.lock().await).await;
+                    if state == State::Resuming {
+                        continue;
+                    }
+                    DOUBT_AFTER
+                }
                 _ => ASK_AFTER,
             };
             if since.elapsed() < patience {

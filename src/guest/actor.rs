@@ -202,6 +202,7 @@ async fn talk(
         }) => {
             *since = Some(Instant::now());
             tracing::info!(domain = shared.domain(), version, "helper connected");
+            session.set_boot_id(&boot_id);
             shared.open(session.clone());
             let event = GuestEvent::Connected { version, boot_id };
             let _ = events.send((shared.domain().to_owned(), event)).await;

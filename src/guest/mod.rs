@@ -191,19 +191,34 @@ impl Guest {
     /// Asks the helper. Fails at once when it is not connected, and with
     /// [`GuestError::Helper`] when it answers with an error.
     pub async fn call(&self, call: Call, timeout: Duration) -> Result<Reply, GuestError> {
+        self.call_in_boot(call, timeout)
+            .await
+            .map(|(reply, _)| reply)
+    }
+
+    /// As [`Guest::call`], with the boot id of the guest that answered.
+    pub async fn call_in_boot(
+        &self,
+        call: Call,
+        timeout: Duration,
+    ) -> Result<(Reply, Option<String>), GuestError> {
         let shared = &self.0.shared;
-        let reply = shared
-            .current()?
-            .ask(shared.domain(), call, timeout)
-            .await?;
+        let session = shared.current()?;
+        let reply = session.ask(shared.domain(), call, timeout).await?;
         match reply {
             Reply::Error { kind, message } => Err(GuestError::Helper {
                 domain: shared.domain().to_owned(),
                 kind,
                 message,
             }),
-            other => Ok(other),
+            other => Ok((other, session.boot_id().map(str::to_owned))),
         }
+    }
+
+    /// Boot id of the guest, while its helper is connected.
+    pub fn boot_id(&self) -> Option<String> {
+        let session = self.0.shared.current().ok()?;
+        session.boot_id().map(str::to_owned)
     }
 
     /// Whether the helper is connected and answers.
@@ -274,6 +289,7 @@ fn call_name(call: &Call) -> &'static str {
         Call::Capabilities => "capabilities",
         Call::Preflight { .. } => "preflight",
         Call::PreDump { .. } => "pre-dump",
+        Call::Throttle { .. } => "throttle",
         Call::Freeze { .. } => "freeze",
         Call::SyncState { .. } => "sync state",
         Call::Release { .. } => "release",

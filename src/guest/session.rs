@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -87,6 +87,7 @@ pub(super) struct Session {
     control: mpsc::Sender<Vec<u8>>,
     bulk: mpsc::UnboundedSender<BulkFrame>,
     budget: Arc<Semaphore>,
+    boot_id: OnceLock<String>,
 }
 
 /// Ends of the queues that the writers take from.
@@ -110,6 +111,7 @@ impl Session {
             control,
             bulk,
             budget: Arc::new(Semaphore::new(BULK_BYTES)),
+            boot_id: OnceLock::new(),
         };
         let queues = Queues {
             control: control_rx,
@@ -121,6 +123,16 @@ impl Session {
     /// The number that frames of this session carry.
     pub fn number(&self) -> u32 {
         self.number
+    }
+
+    /// Boot id of the guest at the other end, once it has greeted.
+    pub fn boot_id(&self) -> Option<&str> {
+        self.boot_id.get().map(String::as_str)
+    }
+
+    /// Notes the boot id of the greeting.
+    pub fn set_boot_id(&self, boot_id: &str) {
+        let _ = self.boot_id.set(boot_id.to_owned());
     }
 
     /// Makes a frame of this session.

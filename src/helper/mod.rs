@@ -26,4 +26,5 @@ pub mod sockets;
 pub mod source;
 pub mod state;
 pub mod target;
+pub mod throttle;
 pub mod unit;

@@ -286,6 +286,7 @@ impl Moves {
     fn dispatch(&self, call: Call, events: &dyn Fn(Event)) -> Result<Reply, Failure> {
         match &call {
             Call::PreDump { id, .. }
+            | Call::Throttle { id, .. }
             | Call::Freeze { id, .. }
             | Call::SyncState { id, .. }
             | Call::Release { id, .. }
@@ -325,6 +326,15 @@ impl Moves {
                     round,
                 };
                 source.pre_dump(&ask, &*self.send, events).map(Reply::Round)
+            }
+            Call::Throttle {
+                id,
+                feature,
+                percent,
+            } => {
+                let source = self.source_unless_ended(&id)?;
+                source.throttle(&id, &feature, percent)?;
+                Ok(Reply::Done)
             }
             Call::Freeze {
                 id,

@@ -20,7 +20,7 @@ use super::criu::{self, Criu, CriuError, Incoming, Job, stats};
 use super::moves::{self, Failure, Record, Side, lock};
 use super::state::place;
 use super::state::walk::Walk;
-use super::{cgroup, features, netns, paths, sockets, unit};
+use super::{cgroup, features, netns, paths, sockets, throttle, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::wire::guest::{ErrorKind, Event, RoundStats};
 
@@ -60,6 +60,8 @@ struct Inner {
     walk: Option<Walk>,
     // Whether page tracking is unbroken since the last complete round.
     tracked: bool,
+    // CPU time per period before the feature was slowed down, microseconds.
+    used_us: Option<u64>,
 }
 
 /// The source side of one move.
@@ -124,6 +126,27 @@ impl Source {
         Ok(stats)
     }
 
+    /// Slows the feature down, or lets it go at its pace again.
+    pub fn throttle(&self, id: &str, feature: &FeatureName, percent: u8) -> Result<(), Failure> {
+        let mut inner = lock(&self.inner);
+        let frozen = Record::load(id).is_some_and(|r| r.decided);
+        if frozen || self.cancel.load(Ordering::Relaxed) {
+            let why = format!("move {id} does not copy '{feature}' any more");
+            return Err(Failure::new(ErrorKind::Invalid, why));
+        }
+        if percent == 0 {
+            throttle::undo(feature, &features::get(feature)?)?;
+            return Ok(());
+        }
+        let used_us = match inner.used_us {
+            Some(used) => used,
+            None => *inner.used_us.insert(throttle::measure(feature)?),
+        };
+        throttle::set(feature, used_us, percent)?;
+        tracing::info!("move {id}: feature {feature} has {percent} % less of {used_us} us CPU");
+        Ok(())
+    }
+
     fn pre_dump_by(
         criu: &mut Criu,
         ask: &Ask<'_>,
@@ -182,6 +205,8 @@ impl Source {
         let (mut record, pid) = self.begin(ask, &mut inner)?;
         record.decided = true;
         record.save(ask.id)?;
+        // criu's code in the feature's tasks is to run at full speed.
+        full_speed(ask.feature, &record);
         match self.freeze_by(&mut inner, ask, &mut record, pid, send, events) {
             Ok(stats) => {
                 tracing::debug!("move {} frozen: {stats:?}", ask.id);
@@ -293,6 +318,9 @@ impl Source {
         let mut inner = lock(&self.inner);
         drop(inner.prepared.take());
         let record = Record::load(id);
+        if let Some(r) = record.as_ref().filter(|r| !commit && r.feature == *feature) {
+            full_speed(feature, r);
+        }
         if let Some(r) = &record
             && r.feature != *feature
         {
@@ -452,6 +480,16 @@ impl Source {
         record.round = ask.round;
         record.save(ask.id)?;
         Ok(stats)
+    }
+}
+
+/// Ends a throttle.
+fn full_speed(feature: &FeatureName, record: &Record) {
+    let undone = record
+        .definition()
+        .and_then(|spec| Ok(throttle::undo(feature, &spec)?));
+    if let Err(e) = undone {
+        tracing::error!("feature {feature} may be slowed down still: {e}");
     }
 }
 

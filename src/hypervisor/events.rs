@@ -97,9 +97,11 @@ impl Registration {
         // SAFETY: as above.
         let agent: unsafe extern "C" fn(_, _, *mut c_void) =
             unsafe { std::mem::transmute(on_agent as AgentFn) };
+        let reboot: unsafe extern "C" fn(_, _, *mut c_void) = on_reboot;
         for (id, callback, needed) in [
             (virt_sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, true),
             (virt_sys::VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE, agent, false),
+            (virt_sys::VIR_DOMAIN_EVENT_ID_REBOOT, reboot, false),
         ] {
             let opaque = context();
             // SAFETY: the connection is open; a null domain means all; `opaque` lives until
@@ -217,6 +219,23 @@ unsafe extern "C" fn on_agent(
     }
 }
 
+unsafe extern "C" fn on_reboot(
+    _: virt_sys::virConnectPtr,
+    domain: virt_sys::virDomainPtr,
+    opaque: *mut c_void,
+) {
+    // SAFETY: `opaque` is the `Context` given at registration and not freed yet.
+    let context = unsafe { &*opaque.cast::<Context>() };
+    // SAFETY: libvirt passes a valid domain for the time of the callback.
+    if let Some((domain, uuid)) = unsafe { identity(domain) } {
+        context.send(HypervisorEvent::Lifecycle {
+            domain,
+            uuid,
+            change: Change::Rebooted,
+        });
+    }
+}
+
 unsafe extern "C" fn on_close(_: virt_sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {
     // SAFETY: `opaque` is the `Context` given at registration and not freed yet.
     let context = unsafe { &*opaque.cast::<Context>() };
@@ -263,6 +282,10 @@ fn change(event: c_int, detail: c_int) -> Change {
         (v::VIR_DOMAIN_EVENT_SUSPENDED | v::VIR_DOMAIN_EVENT_PMSUSPENDED, _) => Change::Suspended,
         (v::VIR_DOMAIN_EVENT_RESUMED, _) => Change::Resumed,
         (v::VIR_DOMAIN_EVENT_STOPPED, v::VIR_DOMAIN_EVENT_STOPPED_MIGRATED) => Change::MigratedAway,
+        (
+            v::VIR_DOMAIN_EVENT_STOPPED,
+            v::VIR_DOMAIN_EVENT_STOPPED_SAVED | v::VIR_DOMAIN_EVENT_STOPPED_FROM_SNAPSHOT,
+        ) => Change::Saved,
         (v::VIR_DOMAIN_EVENT_STOPPED, v::VIR_DOMAIN_EVENT_STOPPED_CRASHED)
         | (v::VIR_DOMAIN_EVENT_CRASHED, _) => Change::Crashed,
         (v::VIR_DOMAIN_EVENT_STOPPED, _) => Change::Stopped,

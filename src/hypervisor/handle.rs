@@ -178,6 +178,8 @@ impl Hypervisor {
                     running: state == virt_sys::VIR_DOMAIN_RUNNING
                         || state == virt_sys::VIR_DOMAIN_BLOCKED,
                     active: domain.id().is_some(),
+                    id: domain.id(),
+                    ended: stats::ended(&domain),
                     vcpus: info.nr_virt_cpu,
                     memory_mib: info.memory as f64 / 1024.0,
                 });

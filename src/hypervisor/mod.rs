@@ -68,6 +68,10 @@ pub struct DomainInfo {
     pub running: bool,
     /// It has a QEMU: running, paused, or suspended by the guest.
     pub active: bool,
+    /// libvirt's number of this run of the domain; `None` when it is shut off.
+    pub id: Option<u32>,
+    /// It was shut off, and nothing of its memory was kept (not saved, not migrated).
+    pub ended: bool,
     /// vCPUs.
     pub vcpus: u32,
     /// Memory, MiB.
@@ -98,8 +102,12 @@ pub enum Change {
     Suspended,
     /// Its CPUs go on.
     Resumed,
-    /// It was shut off or destroyed.
+    /// It was shut off or destroyed; its memory is gone.
     Stopped,
+    /// It was shut off and its memory kept: saved, or put back to a snapshot.
+    Saved,
+    /// The guest was booted anew within the same run of the domain.
+    Rebooted,
     /// It left by migration of the whole domain.
     MigratedAway,
     /// It crashed or panicked.

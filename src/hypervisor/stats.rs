@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 
 use virt::connect::Connect;
+use virt::domain::Domain;
 use virt::error::Error;
 
 use super::events::identity;
@@ -154,6 +155,25 @@ pub(super) fn all(conn: &Connect, groups: u32) -> Result<Vec<DomainStats>, Error
         all.push(stats);
     }
     Ok(all)
+}
+
+/// Whether a domain is shut off and nothing of its memory was kept. What libvirt does not know (after
+/// its own restart) does not count.
+pub(super) fn ended(domain: &Domain) -> bool {
+    let (mut state, mut reason) = (-1, -1);
+    // SAFETY: the domain is valid while it is borrowed; libvirt writes two integers.
+    let done =
+        unsafe { virt_sys::virDomainGetState(domain.as_ptr(), &raw mut state, &raw mut reason, 0) };
+    done == 0
+        && state == virt_sys::VIR_DOMAIN_SHUTOFF.cast_signed()
+        && [
+            virt_sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN,
+            virt_sys::VIR_DOMAIN_SHUTOFF_DESTROYED,
+            virt_sys::VIR_DOMAIN_SHUTOFF_CRASHED,
+            virt_sys::VIR_DOMAIN_SHUTOFF_FAILED,
+        ]
+        .iter()
+        .any(|r| r.cast_signed() == reason)
 }
 
 /// libvirt's list of records, freed with the records in it.

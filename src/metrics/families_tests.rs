@@ -325,6 +325,7 @@ fn events_count() {
         started_ms: 0,
         ended_ms: None,
         history: vec![],
+        detail: crate::api::MoveDetail::default(),
     };
     c.observe(&ApiEvent::Move { job: job.clone() });
     assert_eq!(

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{Job, JobResult};
+use crate::api::{Job, JobResult, MoveDetail};
 use crate::feature::FeatureSpec;
 use crate::wire::guest::MoveId;
 
@@ -31,6 +31,10 @@ pub struct SourceRecord {
     pub started_ms: i64,
     /// The one durable commit record: once true, only the target may run the feature.
     pub committed: bool,
+    /// The commit was taken back, since the target has recorded that it can never resume; then
+    /// `committed` is false again and only this host may run the feature.
+    #[serde(default)]
+    pub reverted: bool,
 }
 
 /// Target's record.
@@ -54,6 +58,10 @@ pub struct TargetRecord {
     pub memory_mib: f64,
     /// Where it stands.
     pub phase: TargetPhase,
+    /// Boot id of the guest that holds the restored copy, from READY on. Another boot id later
+    /// proves that the copy is gone.
+    #[serde(default)]
+    pub boot_id: Option<String>,
 }
 
 /// Durable phases of a target.
@@ -66,6 +74,8 @@ pub enum TargetPhase {
     Ready,
     /// The feature runs here.
     Running,
+    /// The guest with the restored copy was lost before the feature ran here: it never will.
+    Lost,
 }
 
 /// How a move ended.
@@ -105,7 +115,7 @@ impl SourceRecord {
             to_host: self.to_host.clone(),
             to_domain: self.to_domain.clone(),
             cause: self.cause.clone(),
-            state: "preparing".into(),
+            state: "queued".into(),
             result: None,
             reason: None,
             rounds: 0,
@@ -114,6 +124,7 @@ impl SourceRecord {
             started_ms: self.started_ms,
             ended_ms: None,
             history: Vec::new(),
+            detail: MoveDetail::default(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::api::JobResult;
 use crate::wire::guest::Preflight;
 
-use super::convergence::{self, Next, Round};
+use super::convergence::{self, Limits, Next, Round};
 use super::record::Ending;
 
 /// Where a move stands on the source.
@@ -18,6 +18,11 @@ pub enum State {
     /// Sending a pre-copy round; the feature runs.
     PreCopy {
         /// Round, from 1.
+        round: u16,
+    },
+    /// Waiting for its turn to freeze on the target; the feature runs.
+    Waiting {
+        /// Round that comes next.
         round: u16,
     },
     /// Last round: the feature is frozen.
@@ -36,7 +41,9 @@ pub enum State {
         /// The copy here is gone.
         released: bool,
     },
-    /// Given up before the commit.
+    /// The target can never resume: the commit record is being taken back.
+    Reverting,
+    /// Given up before the commit, or after it was taken back.
     Aborting {
         /// The feature runs here again and nothing of the move is left in the guest.
         thawed: bool,
@@ -51,12 +58,15 @@ impl State {
     /// Word for `drover jobinfo`.
     pub fn word(self) -> &'static str {
         match self {
-            Self::New | Self::Preflight | Self::Offering => "preparing",
+            Self::New => "queued",
+            Self::Preflight | Self::Offering => "preparing",
             Self::PreCopy { .. } => "pre-copy",
+            Self::Waiting { .. } => "waiting",
             Self::Freezing { .. } => "freezing",
             Self::Restoring => "restoring",
             Self::Committing => "committing",
             Self::Switching { .. } => "switching",
+            Self::Reverting => "reverting",
             Self::Aborting { .. } => "aborting",
             Self::Ended => "ended",
         }
@@ -70,6 +80,7 @@ impl State {
                 | Self::Preflight
                 | Self::Offering
                 | Self::PreCopy { .. }
+                | Self::Waiting { .. }
                 | Self::Freezing { .. }
                 | Self::Restoring
         )
@@ -90,6 +101,13 @@ pub enum Event {
     Preflight(Preflight),
     /// The target prepared.
     Offered,
+    /// The target lets this move freeze; it holds up the others' freezes until this one ends.
+    FreezeGranted {
+        /// It took so long that the last round says little about what is dirty now.
+        late: bool,
+    },
+    /// The freeze lasts longer than the budget already, milliseconds.
+    FreezeTooLong(u64),
     /// A round is on the target, complete and checked. `Freezing`'s round is on its way: the
     /// restore waits for it.
     RoundSent(u16, Round),
@@ -102,6 +120,10 @@ pub enum Event {
     CommitFailed(String),
     /// The target runs the feature.
     TargetRunning,
+    /// The target has durably recorded that it can never resume, and why.
+    TargetLost(String),
+    /// The commit is durably taken back and the feature registered here again.
+    Reverted,
     /// The guest ended the freeze: thawed (abort) or killed (commit), and cleaned up.
     Released,
     /// The target cleaned up or does not know the move any more.
@@ -118,6 +140,8 @@ pub enum Event {
     TimedOut(String),
     /// A user cancels.
     Cancel,
+    /// droverd stops: what can still be cancelled is.
+    Stopping,
 }
 
 /// What to do.
@@ -128,13 +152,23 @@ pub enum Action {
     /// Offer the move to the target.
     Offer,
     /// Send a pre-copy round.
-    PreDump(u16),
+    PreDump {
+        /// Round.
+        round: u16,
+        /// Percent of its CPU time to take from the feature first; 0: leave it as it is.
+        throttle: u8,
+    },
+    /// Ask the target for the turn to freeze.
+    AskFreeze,
     /// Freeze and send the last round.
     Freeze(u16),
     /// Ask the target to restore from this last round.
     Restore(u16),
     /// Write the commit record durably.
     Commit,
+    /// Take the commit record back durably and register the feature here again, in one
+    /// transaction.
+    Revert,
     /// Ask the target to resume (at once or after a pause).
     Resume {
         /// After a pause.
@@ -157,22 +191,26 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Source {
     state: State,
-    budget_ms: u64,
-    max_rounds: u16,
+    limits: Limits,
     rounds: Vec<Round>,
     offered: bool,
+    /// Percent of its CPU time taken from the feature.
+    throttle: u8,
+    /// It is this move's turn to freeze.
+    granted: bool,
     ending: Option<Ending>,
 }
 
 impl Source {
-    /// A move with a downtime budget in milliseconds and a limit of pre-copy rounds.
-    pub fn new(budget_ms: u64, max_rounds: u16) -> Self {
+    /// A move within limits.
+    pub fn new(limits: Limits) -> Self {
         Self {
             state: State::New,
-            budget_ms,
-            max_rounds,
+            limits,
             rounds: Vec::new(),
             offered: false,
+            throttle: 0,
+            granted: false,
             ending: None,
         }
     }
@@ -185,6 +223,31 @@ impl Source {
     /// How it ended or, while aborting, how it will end.
     pub fn ending(&self) -> Option<&Ending> {
         self.ending.as_ref()
+    }
+
+    /// Predicted freeze in milliseconds, were it frozen after the last round.
+    pub fn predicted_freeze_ms(&self) -> Option<u64> {
+        convergence::predicted_freeze_ms(&self.rounds).map(|ms| ms as u64)
+    }
+
+    /// Percent of its CPU time taken from the feature at present.
+    pub fn throttle(&self) -> u8 {
+        self.throttle
+    }
+
+    fn pre_copy(&mut self, round: u16, throttle: u8) -> Vec<Action> {
+        self.state = State::PreCopy { round };
+        vec![Action::PreDump { round, throttle }]
+    }
+
+    fn freeze(&mut self, round: u16) -> Vec<Action> {
+        if self.granted {
+            self.state = State::Freezing { round };
+            vec![Action::Freeze(round)]
+        } else {
+            self.state = State::Waiting { round };
+            vec![Action::AskFreeze]
+        }
     }
 
     fn abort(&mut self, ending: Ending) -> Vec<Action> {
@@ -248,22 +311,26 @@ impl Source {
                     self.abort(Ending::not(JobResult::Failed, found.problems.join("; ")))
                 }
             }
-            (State::Offering, Event::Offered) => {
-                self.state = State::PreCopy { round: 1 };
-                vec![Action::PreDump(1)]
-            }
+            (State::Offering, Event::Offered) => self.pre_copy(1, 0),
             (State::PreCopy { round }, Event::RoundSent(r, stats)) if r == round => {
                 self.rounds.push(stats);
                 let next = round + 1;
-                match convergence::next(&self.rounds, self.budget_ms, self.max_rounds) {
-                    Next::Again => {
-                        self.state = State::PreCopy { round: next };
-                        vec![Action::PreDump(next)]
+                match convergence::next(&self.rounds, &self.limits, self.throttle) {
+                    Next::Again => self.pre_copy(next, 0),
+                    Next::Throttle(percent) => {
+                        self.throttle = percent;
+                        self.pre_copy(next, percent)
                     }
-                    Next::Freeze(_) => {
-                        self.state = State::Freezing { round: next };
-                        vec![Action::Freeze(next)]
-                    }
+                    Next::Freeze(_) => self.freeze(next),
+                    Next::GiveUp(reason) => self.abort(Ending::not(JobResult::Failed, reason)),
+                }
+            }
+            (State::Waiting { round }, Event::FreezeGranted { late }) => {
+                self.granted = true;
+                if late {
+                    self.pre_copy(round, 0)
+                } else {
+                    self.freeze(round)
                 }
             }
             (State::Freezing { round }, Event::RoundSent(r, stats)) if r == round => {
@@ -304,6 +371,37 @@ impl Source {
                     commit: true,
                     again: false,
                 }]
+            }
+            // Nothing runs there and nothing ever will, so the frozen copy is the last one.
+            (
+                State::Switching {
+                    resumed: false,
+                    released: false,
+                },
+                Event::TargetLost(reason),
+            ) => {
+                self.ending = Some(Ending::not(
+                    JobResult::Failed,
+                    format!(
+                        "{reason}; the feature goes on here from where it was frozen, and what it \
+                         may have done there since is lost with that guest"
+                    ),
+                ));
+                self.state = State::Reverting;
+                vec![Action::Revert]
+            }
+            (State::Reverting, Event::Reverted) => {
+                self.state = State::Aborting {
+                    thawed: false,
+                    discarded: false,
+                };
+                vec![
+                    Action::Release {
+                        commit: false,
+                        again: false,
+                    },
+                    Action::Discard,
+                ]
             }
             (State::Switching { resumed, .. }, Event::Released) => {
                 self.state = State::Switching {
@@ -346,9 +444,23 @@ impl Source {
                 };
                 self.settle()
             }
+            (State::Freezing { .. } | State::Restoring, Event::FreezeTooLong(ms)) => {
+                self.abort(Ending::not(
+                    JobResult::Failed,
+                    format!(
+                        "the freeze took {ms} ms and was not over, the budget is {} ms \
+                         (downtime_ms, over_budget = \"give_up\")",
+                        self.limits.budget_ms
+                    ),
+                ))
+            }
             (_, Event::Cancel) if self.state.can_cancel() => {
                 self.abort(Ending::not(JobResult::Canceled, "cancelled by a user"))
             }
+            (_, Event::Stopping) if self.state.can_cancel() => self.abort(Ending::not(
+                JobResult::Canceled,
+                "droverd was stopped during the move; the feature goes on here",
+            )),
             (_, Event::Failed(reason)) if self.state.can_cancel() => {
                 self.abort(Ending::not(JobResult::Failed, reason))
             }
@@ -361,156 +473,5 @@ impl Source {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::guest::RoundStats;
-    use proptest::prelude::*;
-
-    fn round() -> Round {
-        Round {
-            stats: RoundStats {
-                bytes: 1000,
-                send_ms: 1,
-                ..RoundStats::default()
-            },
-            total_ms: 10,
-        }
-    }
-
-    #[test]
-    fn the_good_way() {
-        let mut s = Source::new(1000, 6);
-        assert_eq!(s.step(Event::Start), [Action::Preflight]);
-        assert_eq!(
-            s.step(Event::Preflight(Preflight::default())),
-            [Action::Offer]
-        );
-        assert_eq!(s.step(Event::Offered), [Action::PreDump(1)]);
-        assert_eq!(s.step(Event::RoundSent(1, round())), [Action::PreDump(2)]);
-        assert_eq!(s.step(Event::RoundSent(2, round())), [Action::Freeze(3)]);
-        assert_eq!(s.step(Event::RoundSent(3, round())), [Action::Restore(3)]);
-        assert_eq!(s.step(Event::TargetReady), [Action::Commit]);
-        assert_eq!(s.step(Event::Cancel), [], "too late");
-        assert_eq!(s.step(Event::Committed), [Action::Resume { again: false }]);
-        assert_eq!(
-            s.step(Event::TargetRunning),
-            [Action::Release {
-                commit: true,
-                again: false
-            }]
-        );
-        assert_eq!(s.step(Event::Released), [Action::End]);
-        assert_eq!(s.ending().unwrap().result, JobResult::Done);
-    }
-
-    #[test]
-    fn a_late_answer_changes_nothing() {
-        let mut s = Source::new(1000, 6);
-        s.step(Event::Start);
-        s.step(Event::Preflight(Preflight::default()));
-        s.step(Event::Offered);
-        assert_eq!(
-            s.step(Event::Cancel),
-            [
-                Action::Release {
-                    commit: false,
-                    again: false
-                },
-                Action::Discard
-            ]
-        );
-        assert_eq!(s.step(Event::RoundSent(1, round())), []);
-        assert_eq!(s.step(Event::TargetReady), []);
-        assert_eq!(s.step(Event::Discarded), []);
-        assert_eq!(s.step(Event::Released), [Action::End]);
-        assert_eq!(s.ending().unwrap().result, JobResult::Canceled);
-    }
-
-    #[test]
-    fn while_the_commit_is_written_only_the_journal_decides() {
-        let mut s = Source::new(1000, 1);
-        for e in [
-            Event::Start,
-            Event::Preflight(Preflight::default()),
-            Event::Offered,
-            Event::RoundSent(1, round()),
-            Event::RoundSent(2, round()),
-            Event::TargetReady,
-        ] {
-            s.step(e);
-        }
-        assert_eq!(s.state(), State::Committing);
-        // The peer or the bulk connection is lost meanwhile: the record may be there already.
-        assert_eq!(s.step(Event::Failed("host b was lost".into())), []);
-        assert_eq!(s.step(Event::TimedOut("restore".into())), []);
-        let mut other = s.clone();
-        assert_eq!(s.step(Event::Committed), [Action::Resume { again: false }]);
-        assert_eq!(s.step(Event::CommitFailed("late".into())), []);
-        assert_eq!(
-            other.step(Event::CommitFailed("disk full".into())),
-            [
-                Action::Release {
-                    commit: false,
-                    again: false
-                },
-                Action::Discard
-            ]
-        );
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        prop_oneof![
-            Just(Event::Start),
-            Just(Event::Preflight(Preflight::default())),
-            Just(Event::Offered),
-            (1u16..6).prop_map(|r| Event::RoundSent(r, round())),
-            Just(Event::TargetReady),
-            Just(Event::Committed),
-            Just(Event::CommitFailed("x".into())),
-            Just(Event::TargetRunning),
-            Just(Event::Released),
-            Just(Event::Discarded),
-            Just(Event::DiscardUnreachable),
-            Just(Event::ResumeFailed),
-            Just(Event::ReleaseFailed),
-            Just(Event::Failed("x".into())),
-            Just(Event::TimedOut("x".into())),
-            Just(Event::Cancel),
-        ]
-    }
-
-    proptest! {
-        /// Whatever happens in whatever order: no commit without READY, no thaw after a commit,
-        /// no kill and no resume without one, and the end comes once.
-        #[test]
-        fn never_two_never_none(events in proptest::collection::vec(event(), 0..60)) {
-            let mut s = Source::new(1000, 3);
-            let (mut committed, mut aborted, mut ends) = (false, false, 0);
-            for e in events {
-                let was = s.state();
-                let is_commit = e == Event::Committed && was == State::Committing;
-                let refused = matches!(e, Event::CommitFailed(_));
-                for a in s.step(e) {
-                    match a {
-                        Action::Commit => prop_assert_eq!(was, State::Restoring),
-                        Action::Resume { .. } => prop_assert!(committed || is_commit),
-                        Action::Release { commit: true, .. } => {
-                            prop_assert!((committed || is_commit) && !aborted);
-                        }
-                        Action::Release { commit: false, .. } => {
-                            prop_assert!(!committed && !is_commit);
-                            prop_assert!(was != State::Committing || refused);
-                            aborted = true;
-                        }
-                        Action::Discard => prop_assert!(!committed),
-                        Action::End => ends += 1,
-                        _ => prop_assert!(!committed && !aborted),
-                    }
-                }
-                committed |= is_commit;
-            }
-            prop_assert!(ends <= 1);
-            prop_assert_eq!(s.state() == State::Ended, ends == 1);
-        }
-    }
-}
+#[path = "source_tests.rs"]
+mod tests;

@@ -19,6 +19,10 @@ pub enum State {
     Resuming,
     /// The feature runs here.
     Running,
+    /// The guest with the restored copy is lost; that is being recorded.
+    Losing,
+    /// The copy is lost, durably recorded: it never resumes. The source takes the move back.
+    Lost,
     /// Cleaning up.
     Discarding,
     /// Cleaned up.
@@ -48,6 +52,12 @@ pub enum Event {
     Failed,
     /// The source's daemon cannot be reached, or its bulk connection broke.
     SourceLost,
+    /// It is proved that the guest's memory, and with it all that it held of the move, is gone:
+    /// the domain was shut off without being saved, or the guest was booted anew. That the helper
+    /// is silent proves nothing.
+    GuestLost,
+    /// The loss is durable.
+    LostRecorded,
     /// The guest cleaned up.
     Discarded,
     /// The guest could not clean up; try again.
@@ -68,6 +78,8 @@ pub enum Action {
     },
     /// Record that the feature runs here and register it, in one transaction.
     Adopt,
+    /// Record durably that the feature can never resume here.
+    RecordLost,
     /// Tell the guest to discard, at once or after a pause.
     Discard {
         /// After a pause.
@@ -119,6 +131,7 @@ impl Target {
                 },
                 Vec::new(),
             ),
+            TargetPhase::Lost => (Self { state: State::Lost }, vec![Action::AskVerdict]),
         }
     }
 
@@ -163,13 +176,23 @@ impl Target {
             }
             (S::Resuming, Event::ResumeFailed) => vec![Action::Resume { again: true }],
             (S::Ready, Event::SourceLost) => vec![Action::AskVerdict],
+            // The source may have committed: it must be able to learn that this is the end here.
+            (S::Ready | S::Resuming, Event::GuestLost) => {
+                self.state = S::Losing;
+                vec![Action::RecordLost]
+            }
+            (S::Losing, Event::LostRecorded) => {
+                self.state = S::Lost;
+                Vec::new()
+            }
+            (S::Lost, Event::ResumeAsked) => Vec::new(),
             // Before READY was reported the source cannot have committed.
             (S::Offered | S::Receiving | S::Restoring, Event::SourceLost)
             | (
                 S::Offered | S::Receiving | S::Restoring | S::Recording,
-                Event::Failed | Event::DiscardAsked,
+                Event::Failed | Event::DiscardAsked | Event::GuestLost,
             )
-            | (S::Ready, Event::DiscardAsked) => self.discard(),
+            | (S::Ready | S::Lost, Event::DiscardAsked) => self.discard(),
             // READY may have reached the source or not: once recorded, ask.
             (S::Discarding, Event::Discarded) => {
                 self.state = S::Gone;
@@ -179,7 +202,8 @@ impl Target {
             (s, Event::ResumeAsked) if !matches!(s, S::Resuming | S::Running) => {
                 return Err(OutOfOrder(s));
             }
-            (s, Event::RestoreAsked) | (s @ (S::Resuming | S::Running), Event::DiscardAsked) => {
+            (s, Event::RestoreAsked)
+            | (s @ (S::Resuming | S::Running | S::Losing), Event::DiscardAsked) => {
                 return Err(OutOfOrder(s));
             }
             _ => Vec::new(),
@@ -232,6 +256,27 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_lost_copy_never_resumes() {
+        for phase in [TargetPhase::Ready, TargetPhase::Lost] {
+            let (mut t, asks) = Target::recovered(phase);
+            assert_eq!(asks, [Action::AskVerdict]);
+            if phase == TargetPhase::Ready {
+                t.step(Event::ResumeAsked).unwrap();
+                assert_eq!(t.step(Event::GuestLost).unwrap(), [Action::RecordLost]);
+                assert!(t.step(Event::ResumeAsked).is_err());
+                t.step(Event::LostRecorded).unwrap();
+            }
+            assert_eq!(t.state(), State::Lost);
+            assert_eq!(t.step(Event::ResumeAsked).unwrap(), []);
+            assert_eq!(t.step(Event::Resumed).unwrap(), []);
+            assert_eq!(
+                t.step(Event::DiscardAsked).unwrap(),
+                [Action::Discard { again: false }]
+            );
+        }
+    }
+
     fn any_event() -> impl Strategy<Value = Event> {
         prop::sample::select(vec![
             Event::Prepared,
@@ -246,6 +291,8 @@ mod tests {
             Event::SourceLost,
             Event::Discarded,
             Event::DiscardFailed,
+            Event::GuestLost,
+            Event::LostRecorded,
         ])
     }
 
@@ -255,7 +302,7 @@ mod tests {
         #[test]
         fn only_the_source_decides(events in proptest::collection::vec(any_event(), 0..60)) {
             let mut t = Target::new();
-            let mut resumed = false;
+            let (mut resumed, mut lost) = (false, false);
             for e in events {
                 let was = t.state();
                 let Ok(actions) = t.step(e) else {
@@ -264,13 +311,23 @@ mod tests {
                 };
                 for a in actions {
                     match a {
-                        Action::Resume { again: false } => {
-                            prop_assert_eq!((was, e), (State::Ready, Event::ResumeAsked));
+                        Action::Resume { again } => {
+                            prop_assert!(!lost);
+                            if !again {
+                                prop_assert_eq!((was, e), (State::Ready, Event::ResumeAsked));
+                            }
                             resumed = true;
                         }
+                        Action::Adopt => prop_assert!(!lost),
+                        Action::RecordLost => {
+                            prop_assert_eq!(e, Event::GuestLost);
+                            lost = true;
+                        }
                         Action::Discard { .. } => {
-                            prop_assert!(!resumed);
-                            if was == State::Ready { prop_assert_eq!(e, Event::DiscardAsked); }
+                            prop_assert!(!resumed || lost);
+                            if matches!(was, State::Ready | State::Lost) {
+                                prop_assert_eq!(e, Event::DiscardAsked);
+                            }
                         }
                         _ => {}
                     }

@@ -270,14 +270,14 @@ mod tests {
     #[test]
     fn hello_is_checked() {
         assert_eq!(
-            check_hello(r#"{"protocol":2,"id":"0000-1111"}"#).unwrap(),
+            check_hello(&format!(r#"{{"protocol":{PROTOCOL},"id":"0000-1111"}}"#)).unwrap(),
             "0000-1111"
         );
         for bad in [
             "",
             "{}",
             r#"{"protocol":1,"id":"0000-1111"}"#,
-            r#"{"protocol":2,"id":"../../etc"}"#,
+            &format!(r#"{{"protocol":{PROTOCOL},"id":"../../etc"}}"#),
         ] {
             assert!(check_hello(bad).is_err(), "{bad}");
         }

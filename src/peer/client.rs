@@ -290,6 +290,17 @@ impl Peers {
             .await
     }
 
+    /// Waits until move `id` may freeze: no other move to the host is in its freeze.
+    pub async fn grant_freeze(
+        &self,
+        host: &str,
+        id: &str,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        self.call(host, "GrantFreeze", (id.to_owned(),), timeout)
+            .await
+    }
+
     /// Lets the host restore up to the gate.
     pub async fn restore(
         &self,

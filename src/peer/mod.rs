@@ -48,6 +48,9 @@ pub trait PeerService: Send + Sync + 'static {
     async fn offer(&self, from: &str, offer: Offer) -> Result<(), PeerRefusal>;
     /// Returns once round `round` of move `id` was received completely.
     async fn await_round(&self, from: &str, id: &str, round: u16) -> Result<(), PeerRefusal>;
+    /// Returns once move `id` may freeze: no other move to this host is in its freeze, until this
+    /// one's end.
+    async fn grant_freeze(&self, from: &str, id: &str) -> Result<(), PeerRefusal>;
     /// Restores up to the gate and records that durably.
     async fn restore(&self, from: &str, id: &str, round: u16) -> Result<TargetStatus, PeerRefusal>;
     /// Lets the restored feature run; the source has committed.

@@ -288,6 +288,14 @@ impl PeerObject {
         .await
     }
 
+    async fn grant_freeze(&self, id: &str) -> Result<(), WireError> {
+        self.limited(async {
+            check_id(id)?;
+            self.service.grant_freeze(&self.peer, id).await
+        })
+        .await
+    }
+
     async fn restore(&self, id: &str, round: u16) -> Result<String, WireError> {
         self.limited(async {
             check_id(id)?;

@@ -100,6 +100,16 @@ pub enum Call {
         /// Round, 1 for the first.
         round: u16,
     },
+    /// Takes a percentage of its CPU time from the feature, so that its memory changes slower than
+    /// it is sent: `cpu.max` of its cgroup. The freeze and the release undo it. Answer: `Done`.
+    Throttle {
+        /// Move.
+        id: MoveId,
+        /// Feature.
+        feature: FeatureName,
+        /// Percent of what it uses now that is taken away, 0 to 99; 0 gives all back.
+        percent: u8,
+    },
     /// The last round: full dump up to criu's `post-dump` gate, where the feature is held frozen
     /// and its network locked; the cgroup freezer holds it too, should criu or the helper die.
     /// The files go out on the bulk port. Answer when all bytes are in the port: `Round`.

@@ -8,7 +8,7 @@ use crate::feature::FeatureSpec;
 use crate::wire::guest::{FileDigest, MoveId, Preflight};
 
 /// Version of the peer protocol. Another major number is refused with a reason.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Source asks the target to take a feature.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,6 +55,11 @@ pub enum TargetStatus {
     Running {
         /// Milliseconds the resume took.
         resume_ms: u64,
+    },
+    /// The guest that held it was lost before it ran there, and this is durable: it never will.
+    Lost {
+        /// How, and how it is known.
+        reason: String,
     },
     /// Failed and cleaned up.
     Failed {

@@ -6,6 +6,8 @@ mod config;
 #[path = "../dbus_support/mod.rs"]
 mod dbus_support;
 mod features;
+mod interactive;
 mod moves;
+mod schema;
 mod support;
 mod surroundings;

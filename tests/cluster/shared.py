@@ -1,6 +1,8 @@
 """The cluster of the tests, and what they ask of it again and again."""
 
 import os
+import pathlib
+import re
 import unittest
 
 from cluster_api import TOOLS, Client, Cluster, Events, redis, wait_until
@@ -14,6 +16,7 @@ rows_full = 400
 
 [moves]
 step_timeout_s = 60
+max_concurrent = 1
 
 [metrics]
 listen = "0.0.0.0:9177"
@@ -50,6 +53,41 @@ def traces(guest, feature):
     """
     _, out, _ = CLUSTER.guest(guest, "sh", "-c", script)
     return set(out.split())
+
+
+class Daemon:
+    """droverd of a host, watched by its log and met by signals, within milliseconds."""
+
+    def __init__(self, host):
+        self.host = host
+        self.log = pathlib.Path(CLUSTER.call("path", host, "/var/log/drover/droverd.log")[1].strip())
+        self.mark()
+
+    def mark(self):
+        """What is logged from now on counts."""
+        self.at = self.log.stat().st_size
+
+    def said(self):
+        with self.log.open("rb") as f:
+            f.seek(self.at)
+            return f.read().decode(errors="replace")
+
+    def wait(self, pattern, timeout=60):
+        return wait_until(lambda: re.search(pattern, self.said()), timeout,
+                          f"{self.host} logs {pattern}", pause=0.002)
+
+    def signal(self, sig):
+        """To the one process of this name in the host's namespace of processes."""
+        init = CLUSTER.call("path", self.host, "/")[1].split("/")[2]
+        here = os.readlink(f"/proc/{init}/ns/pid")
+        for comm in pathlib.Path("/proc").glob("[0-9]*/comm"):
+            try:
+                ours = os.readlink(comm.parent / "ns" / "pid") == here
+                if ours and comm.read_text() == "droverd\n":
+                    return os.kill(int(comm.parent.name), sig)
+            except OSError:
+                continue
+        raise AssertionError(f"no droverd on {self.host}")
 
 
 RUNNING = {"processes", "unit", "netns", "pid"}

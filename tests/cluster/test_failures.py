@@ -1,7 +1,11 @@
 """Faults in the middle of a move: the source goes on, or the feature runs exactly once."""
 
+import signal
+import subprocess
+import time
+
 from cluster_api import wait_until
-from shared import CLUSTER, FeatureCase
+from shared import CLUSTER, GUESTS, RUNNING, Daemon, FeatureCase, prepare, traces
 
 
 class Failures(FeatureCase):
@@ -44,25 +48,95 @@ class Failures(FeatureCase):
         self.good(self.counter)
 
     def test_source_daemon_killed_in_pre_copy(self):
-        self.begin()
-        CLUSTER.call("droverd", "kill", "h1")
-        CLUSTER.call("droverd", "start", "h1")
-        self.once()
-        self.good(self.counter)
+        self.killed_at('to="pre-copy"', committed=False)
 
     def test_source_daemon_killed_in_the_freeze(self):
-        self.begin("freezing")
-        CLUSTER.call("droverd", "kill", "h1")
-        CLUSTER.call("droverd", "start", "h1")
-        self.once()
-        self.good(self.counter)
+        self.killed_at('to="freezing"', committed=False)
 
     def test_source_daemon_killed_around_the_commit(self):
-        self.begin("restoring")
-        CLUSTER.call("droverd", "kill", "h1")
+        # The log tells on which side of the commit the kill fell; each side is tried until hit.
+        self.killed_at('to="restoring"', committed=False)
+        self.killed_at('to="switching"', committed=True)
+
+    def killed_at(self, point, committed):
+        """Kills the source's daemon when it logs a point, until it fell before (or after) the
+        commit; the feature then runs exactly once, where the commit record says."""
+        for _ in range(4):
+            source = CLUSTER.hosts_of(self.FEATURE)[0][0]
+            target = "h2" if source == "h1" else "h1"
+            daemon, counter = Daemon(source), self.client()
+            CLUSTER.drover(source, "migrate", GUESTS[source], self.FEATURE, "--to", target, "--no-wait")
+            daemon.wait(point)
+            daemon.signal(signal.SIGKILL)
+            said = daemon.said()
+            after = 'to="switching"' in said
+            wait_until(lambda s=source: CLUSTER.exec(s, "pidof", "droverd", check=False)[0] != 0, 10,
+                       "the daemon is gone")
+            CLUSTER.call("droverd", "start", source)
+            self.once()
+            self.good(counter)
+            place = CLUSTER.hosts_of(self.FEATURE)[0][0]
+            self.assertEqual(place, target if after else source, said[-2000:])
+            if after == committed and "move done" not in said:
+                return
+        self.fail(f"never killed {'after' if committed else 'before'} the commit")
+
+    def test_stopped_daemon_cancels(self):
+        self.begin()
+        CLUSTER.call("droverd", "stop", "h1")
         CLUSTER.call("droverd", "start", "h1")
-        self.once()
+        job = CLUSTER.drover_json("h1", "jobs")[0]
+        self.assertEqual(job["result"], "canceled", job)
+        self.assertIn("stopped", job["reason"])
+        self.only_at("h1")
         self.good(self.counter)
+
+    def test_hung_helper_holds_up_no_other_domain(self):
+        xml = "/tmp/idle.xml"
+        CLUSTER.exec("h1", "tee", xml, stdin="<domain type='qemu'><name>idle</name>"
+                     "<memory unit='MiB'>16</memory><os><type>hvm</type></os></domain>")
+        CLUSTER.exec("h1", "virsh", "define", xml)
+        self.addCleanup(lambda: CLUSTER.exec("h1", "virsh", "undefine", "idle"))
+        self.addCleanup(lambda: CLUSTER.drover("h1", "undefine", "idle", "other", check=False))
+        wait_until(lambda: any(i["domain"] == "idle" for i in
+                               CLUSTER.drover_json("h1", "hosts")[0]["instances"]), 30, "idle is listed")
+        CLUSTER.guest("g1", "systemctl", "kill", "-s", "STOP", "drover-guest.service")
+        try:
+            hung = CLUSTER.popen("h1", "drover", "disable", "g1", self.FEATURE,
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(1)
+            CLUSTER.define("h1", "idle", {"name": "other", "workload": {
+                "kind": "unit", "unit": "other.service"}})
+            self.assertIsNone(hung.poll(), "the call to the hung guest has not ended before")
+        finally:
+            CLUSTER.guest("g1", "systemctl", "kill", "-s", "CONT", "drover-guest.service")
+        hung.wait(timeout=60)
+
+    def test_target_guest_lost_before_it_runs(self):
+        """After the commit only the target may resume, unless its guest is gone for good: then
+        the source takes the move back."""
+        self.addCleanup(lambda: (CLUSTER.call("guest-restore", "g2", timeout=300), prepare(2)))
+        self.fill(60_000)
+        counter, source, target = self.client(), Daemon("h1"), Daemon("h2")
+        CLUSTER.drover("h1", "migrate", "g1", self.FEATURE, "--to", "h2", "--no-wait")
+        source.wait('to="restoring"')
+        time.sleep(0.02)
+        source.signal(signal.SIGSTOP)
+        try:
+            target.wait("restored here and held; READY", 20)
+            CLUSTER.exec("h2", "virsh", "destroy", "g2")
+            target.wait("was lost before it ran here", 20)
+        finally:
+            source.signal(signal.SIGCONT)
+        wait_until(lambda: CLUSTER.drover_json("h1", "jobs")[0]["result"], 60, "its end")
+        job = CLUSTER.drover_json("h1", "jobs")[0]
+        self.assertEqual(job["result"], "failed", job)
+        self.assertIn("g2", job["reason"])
+        self.assertIn('to="reverting"', source.said())
+        place = [("h1", "g1", "running")]
+        wait_until(lambda: CLUSTER.hosts_of(self.FEATURE) == place, 60, "it runs on h1 only")
+        wait_until(lambda: traces("g1", self.FEATURE) == RUNNING, 60, "nothing of the move is left")
+        self.good(counter)
 
     def once(self):
         """The feature runs exactly once, wherever the commit record says."""

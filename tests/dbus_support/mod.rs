@@ -214,6 +214,7 @@ pub fn job(id: &str, feature: &str) -> Job {
         started_ms: 1_760_000_000_000,
         ended_ms: None,
         history: vec![],
+        detail: drover::api::MoveDetail::default(),
     }
 }
 

@@ -119,6 +119,8 @@ pub struct TargetGuest {
     pub decided: bool,
     /// A discard was asked for: it receives no more.
     pub given_up: bool,
+    /// How often it was booted anew: its boot id.
+    pub boot: u8,
 }
 
 impl TargetGuest {
@@ -127,7 +129,16 @@ impl TargetGuest {
             held: Held::Nothing,
             decided: false,
             given_up: false,
+            boot: 0,
         }
+    }
+
+    /// Loses its memory and boots anew.
+    pub fn dies(&mut self) {
+        *self = Self {
+            boot: self.boot + 1,
+            ..Self::new()
+        };
     }
 
     /// A round came in over the bulk stream.

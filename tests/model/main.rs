@@ -4,7 +4,8 @@
 //!
 //! Left out, because nothing of the protocol hangs on it: what a guest does within a step, the
 //! bulk connection apart from its loss, history, reservations, the guest's note of an arrival,
-//! several moves at a time. A guest is not lost: its memory is the feature.
+//! several moves at a time (see `tests/simulation.rs`). A guest that is lost boots anew; that its
+//! memory comes back (a saved guest that is restored) is left out.
 //!
 //! `DROVER_MODEL_SCOPE=large cargo test --release --test model` checks a larger scope.
 
@@ -44,6 +45,10 @@ pub enum Broken {
     UnlistedIsGone,
     /// A target forgets an arrival whose feature left again, before its source knows of it.
     ArrivalForgotten,
+    /// The target calls its copy lost when the helper does not answer.
+    SilenceIsLoss,
+    /// The source thaws its copy before the commit is taken back durably.
+    RevertUnwritten,
     /// A guest takes a round of a move that it has released, or a move that it has discarded.
     ForgetfulGuest,
 }
@@ -69,6 +74,7 @@ fn faults(total: u8) -> Budget {
         losses: 1,
         cancels: 1,
         departures: 1,
+        guest_losses: 1,
     }
 }
 
@@ -103,25 +109,30 @@ fn scope() -> Move {
 
 const NEVER_TWO: &str = "at most one copy runs";
 const NEVER_NONE: &str = "a copy is kept";
+const RECORD_DECIDES: &str = "the commit record decides who runs";
 
 /// At most one copy runs.
 fn never_two(w: &World) -> bool {
     w.source_guest.copy != Copy::Running || w.target_guest.held != Held::Running
 }
 
-/// A copy runs, or can run again by what is durable.
+/// A copy runs, or can run again: its memory is kept somewhere. (After it arrived, a guest that
+/// dies takes the feature's memory along, as guests do.)
 fn never_none(w: &World) -> bool {
+    let here = w.source_guest.copy != Copy::Gone;
+    let there = matches!(w.target_guest.held, Held::Ready | Held::Running);
     if w.committed {
-        w.left || matches!(w.target_guest.held, Held::Ready | Held::Running)
+        // The source takes the move back only when the target's guest was lost.
+        let lost = w.target_guest.boot != w.target_boot;
+        w.left || w.arrived || there || (here && lost)
     } else {
-        w.source_guest.copy != Copy::Gone
+        here || w.source_lost
     }
 }
 
-/// Until the target runs, the source's copy is there for an administrator to turn to.
+/// Until the arrival is recorded, the source's copy is there to be taken back.
 fn frozen_copy_is_kept(w: &World) -> bool {
-    let arrived = w.left || w.target_guest.held == Held::Running;
-    arrived || w.source_guest.copy != Copy::Gone
+    w.arrived || w.source_guest.copy != Copy::Gone || w.source_lost
 }
 
 /// The commit record parts the source's time from the target's.
@@ -150,7 +161,8 @@ fn target_obeys(w: &World) -> bool {
     } else if w.committed {
         !discards
     } else {
-        !asked(TargetCall::Resume)
+        // A resume that was asked for before the guest was lost finds nothing there.
+        w.reverted || !asked(TargetCall::Resume)
     }
 }
 
@@ -162,11 +174,8 @@ fn registered_once(w: &World) -> bool {
 /// A verdict under way is true, unless the whole move has ended since and nobody needs it.
 fn verdicts_are_true(w: &World) -> bool {
     let has = |v| w.net.contains(&Message::Answer(Ask::Verdict, v));
-    (w.committed || !has(Answer::Committed))
-        && (!w.committed
-            || !has(Answer::Aborted)
-            || w.target_journal == Some(TargetPhase::Running)
-            || w.left)
+    (w.committed || w.reverted || !has(Answer::Committed))
+        && (!w.committed || !has(Answer::Aborted) || w.arrived || w.left)
 }
 
 /// The move has ended in one of the two good ways, and everybody knows.
@@ -185,7 +194,7 @@ fn ended(w: &World) -> bool {
         at_rest
             && w.source_guest.copy == Copy::Gone
             && w.target_guest.held == Held::Running
-            && w.target_journal == Some(TargetPhase::Running)
+            && w.target_journal.is_none_or(|p| p == TargetPhase::Running)
             && w.target_registered
     } else {
         at_rest
@@ -221,9 +230,7 @@ impl Model for Move {
             Property::always("the frozen copy is kept until the target runs", |_, w| {
                 frozen_copy_is_kept(w)
             }),
-            Property::always("the commit record decides who runs", |_, w| {
-                commit_decides(w)
-            }),
+            Property::always(RECORD_DECIDES, |_, w| commit_decides(w)),
             Property::always("the target obeys the commit record", |_, w| target_obeys(w)),
             Property::always("the registry has the feature once", |_, w| {
                 registered_once(w)
@@ -231,6 +238,7 @@ impl Model for Move {
             Property::always("verdicts are true", |_, w| verdicts_are_true(w)),
             Property::sometimes("a move is done", |_, w| ended(w) && w.committed),
             Property::sometimes("a move is given up", |_, w| ended(w) && !w.committed),
+            Property::sometimes("a move is taken back", |_, w| ended(w) && w.reverted),
             Property::sometimes("a verdict settles a doubt", |_, w: &World| {
                 w.net
                     .contains(&Message::Answer(Ask::Verdict, Answer::Committed))
@@ -262,6 +270,8 @@ fn broken_designs_break_rules() {
         (Broken::LossDiscards, NEVER_NONE),
         (Broken::ReadyBeforeRecord, NEVER_NONE),
         (Broken::UnlistedIsGone, NEVER_TWO),
+        (Broken::SilenceIsLoss, NEVER_TWO),
+        (Broken::RevertUnwritten, RECORD_DECIDES),
     ] {
         let Some(steps) = fault_of(broken, rule) else {
             panic!("{broken:?} is not found out");

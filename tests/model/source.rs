@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use drover::moving::convergence::Round;
+use drover::moving::convergence::{Limits, Round};
 use drover::moving::source::{Action, Event, Source, State};
 use drover::wire::guest::{Preflight, RoundStats};
 
 use crate::Broken;
-use crate::guests::{Copy, Note, SourceCall};
+use crate::guests::{Copy, Note, SourceCall, SourceGuest};
 use crate::world::{Answer, Ask, Message, Outgoing, SourceDaemon, Task, World};
 
 fn failed() -> Event {
@@ -36,7 +36,8 @@ impl World {
             let task = match action {
                 Action::Preflight => Task::Guest(SourceCall::Preflight),
                 Action::Offer => Task::Peer(Ask::Offer),
-                Action::PreDump(n) => Task::Guest(SourceCall::PreDump(n)),
+                Action::PreDump { round, .. } => Task::Guest(SourceCall::PreDump(round)),
+                Action::AskFreeze => Task::Peer(Ask::GrantFreeze),
                 Action::Freeze(n) => Task::Guest(SourceCall::Freeze(n)),
                 Action::Restore(n) => Task::Peer(Ask::Restore(n)),
                 Action::Commit => Task::Commit {
@@ -45,6 +46,9 @@ impl World {
                 Action::Resume { .. } => Task::Peer(Ask::Resume),
                 Action::Release { commit, .. } => Task::Guest(SourceCall::Release { commit }),
                 Action::Discard => Task::Peer(Ask::Discard),
+                Action::Revert => Task::Revert {
+                    written: broken == Some(Broken::RevertUnwritten),
+                },
                 Action::End => Task::End,
             };
             out.tasks.insert(task);
@@ -110,7 +114,9 @@ impl World {
             (Ask::AwaitRound(n), Some(Answer::Done)) => Event::RoundSent(n, round()),
             (Ask::Restore(_), Some(Answer::Ready)) => Event::TargetReady,
             (Ask::Resume, Some(Answer::Running)) => Event::TargetRunning,
+            (Ask::Resume, Some(Answer::Lost)) => Event::TargetLost(String::new()),
             (Ask::Resume, _) => Event::ResumeFailed,
+            (Ask::GrantFreeze, Some(Answer::Done)) => Event::FreezeGranted { late: false },
             (Ask::Discard, Some(Answer::Done)) => Event::Discarded,
             (Ask::Discard, _) => Event::DiscardUnreachable,
             _ => failed(),
@@ -133,6 +139,37 @@ impl World {
     pub fn commit_is_told(&mut self, broken: Option<Broken>) {
         self.end_task(Task::Commit { written: true });
         self.source_event(Event::Committed, broken);
+    }
+
+    /// `revert_move`'s transaction.
+    pub fn revert_is_written(&mut self) {
+        self.end_task(Task::Revert { written: false });
+        self.source_journal = Some(false);
+        self.source_registered = true;
+        self.committed = false;
+        self.reverted = true;
+        if let Some(out) = self.source.as_mut().and_then(|s| s.outgoing.as_mut()) {
+            out.tasks.insert(Task::Revert { written: true });
+        }
+    }
+
+    /// `revert_move` returns.
+    pub fn revert_is_told(&mut self, broken: Option<Broken>) {
+        self.end_task(Task::Revert { written: true });
+        self.source_event(Event::Reverted, broken);
+    }
+
+    /// The guest loses its memory and boots anew.
+    pub fn source_guest_dies(&mut self) {
+        self.source_guest = SourceGuest {
+            copy: Copy::Gone,
+            ..SourceGuest::new()
+        };
+        self.source_lost = true;
+        self.source_late.clear();
+        if let Some(s) = self.source.as_mut() {
+            s.greeted = false;
+        }
     }
 
     /// `commit_move` failed, and read back that there is no commit record.
@@ -189,7 +226,7 @@ impl World {
                     self.source_late.insert(call);
                 }
                 Task::Peer(ask) => self.give_up(ask, true),
-                Task::Commit { .. } | Task::End => {}
+                Task::Commit { .. } | Task::Revert { .. } | Task::End => {}
             }
         }
     }
@@ -209,7 +246,7 @@ impl World {
         if let Some(s) = self.source.as_mut() {
             s.recovered = true;
             s.outgoing = self.source_journal.map(|_| Outgoing {
-                machine: Source::new(1000, rounds),
+                machine: Source::new(Limits::new(1000, rounds)),
                 tasks: BTreeSet::new(),
             });
         }

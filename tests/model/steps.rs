@@ -13,6 +13,8 @@ pub enum Step {
     SourceGuest(SourceCall),
     CommitWritten,
     CommitTold,
+    RevertWritten,
+    RevertTold,
     EndWritten,
     SourceStarts,
     SourceRecovers,
@@ -23,6 +25,8 @@ pub enum Step {
     TargetRetries,
     TargetAsks,
     TargetRemovesGone,
+    /// It sees that the guest's memory is another one.
+    TargetSeesLoss,
     TargetStarts,
     TargetRecovers,
     TargetReconciles,
@@ -57,6 +61,8 @@ pub enum Step {
     TargetLosesPeer,
     TargetCrashes,
     FeatureLeaves,
+    SourceGuestDies,
+    TargetGuestDies,
 }
 
 impl Step {
@@ -67,6 +73,8 @@ impl Step {
             Self::SourceGuest(_)
                 | Self::CommitWritten
                 | Self::CommitTold
+                | Self::RevertWritten
+                | Self::RevertTold
                 | Self::EndWritten
                 | Self::SourceStarts
                 | Self::SourceRecovers
@@ -77,6 +85,7 @@ impl Step {
                 | Self::TargetRetries
                 | Self::TargetAsks
                 | Self::TargetRemovesGone
+                | Self::TargetSeesLoss
                 | Self::TargetStarts
                 | Self::TargetRecovers
                 | Self::TargetReconciles
@@ -97,6 +106,7 @@ impl Step {
             Self::SourceLosesPeer | Self::TargetLosesPeer => &mut budget.losses,
             Self::Cancel => &mut budget.cancels,
             Self::FeatureLeaves => &mut budget.departures,
+            Self::SourceGuestDies | Self::TargetGuestDies => &mut budget.guest_losses,
             Self::SourceCrashes => &mut budget.source_crashes,
             Self::TargetCrashes => &mut budget.target_crashes,
             _ => return None,
@@ -160,6 +170,7 @@ impl World {
         for call in &self.source_late {
             steps.push(Step::SourceGuestLate(*call));
         }
+        steps.push(Step::SourceGuestDies);
         let Some(s) = &self.source else {
             steps.extend([Step::SourceStarts, Step::SourceStartsUnlisted]);
             return;
@@ -195,6 +206,8 @@ impl World {
                     steps.extend([Step::CommitWritten, Step::CommitFails]);
                 }
                 Task::Commit { written: true } => steps.push(Step::CommitTold),
+                Task::Revert { written: false } => steps.push(Step::RevertWritten),
+                Task::Revert { written: true } => steps.push(Step::RevertTold),
                 Task::End => steps.push(Step::EndWritten),
             }
         }
@@ -209,6 +222,7 @@ impl World {
         for call in &self.target_late {
             steps.push(Step::TargetGuestLate(*call));
         }
+        steps.push(Step::TargetGuestDies);
         let Some(t) = &self.target else {
             steps.push(Step::TargetStarts);
             return;
@@ -243,7 +257,9 @@ impl World {
                 Step::ReadyFails { written: false },
                 Step::ReadyFails { written: true },
             ]),
-            Some(Work::WriteAdopted | Work::WriteForgotten) => steps.push(Step::TargetWrites),
+            Some(Work::WriteAdopted | Work::WriteLost | Work::WriteForgotten) => {
+                steps.push(Step::TargetWrites);
+            }
             None => {
                 let state = slot.machine.state();
                 if slot.retry.is_some() {
@@ -256,6 +272,16 @@ impl World {
                         | TargetState::Resuming
                         | TargetState::Discarding
                 );
+                let holds = !matches!(
+                    state,
+                    TargetState::Running
+                        | TargetState::Lost
+                        | TargetState::Gone
+                        | TargetState::Discarding
+                );
+                if holds && slot.boot != self.target_guest.boot {
+                    steps.push(Step::TargetSeesLoss);
+                }
                 if (doubt || slot.forgetting) && !t.asking {
                     steps.push(Step::TargetAsks);
                 }
@@ -295,6 +321,11 @@ impl World {
             Step::CommitWritten => self.commit_is_written(),
             Step::CommitTold => self.commit_is_told(broken),
             Step::CommitFails => self.commit_is_refused(broken),
+            Step::RevertWritten => self.revert_is_written(),
+            Step::RevertTold => self.revert_is_told(broken),
+            Step::SourceGuestDies => self.source_guest_dies(),
+            Step::TargetGuestDies => self.target_guest_dies(),
+            Step::TargetSeesLoss => self.target_sees_loss(),
             Step::EndWritten => self.end_is_written(),
             Step::SourceStarts => self.source_starts(true),
             Step::SourceStartsUnlisted => self.source_starts(false),

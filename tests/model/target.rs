@@ -31,6 +31,7 @@ impl World {
                         }),
                         retry: None,
                         forgetting: false,
+                        boot: self.target_guest.boot,
                     };
                     if let Some(t) = self.target.as_mut() {
                         t.slot = Some(slot);
@@ -48,6 +49,11 @@ impl World {
             Ask::AwaitRound(n) => {
                 let here = self.target_guest.has(n);
                 return self.answer(reply, if here { Answer::Done } else { Answer::Refused });
+            }
+            // Several moves at a time are not in this model: the turn is free.
+            Ask::GrantFreeze => {
+                let ready = slot.machine.state() == State::Receiving;
+                return self.answer(reply, if ready { Answer::Done } else { Answer::Refused });
             }
             Ask::Restore(_) => Event::RestoreAsked,
             Ask::Resume => Event::ResumeAsked,
@@ -90,6 +96,7 @@ impl World {
                 Action::Resume { again: false } => Work::Guest(TargetCall::Resume),
                 Action::Discard { again: false } => Work::Guest(TargetCall::Discard),
                 Action::Adopt => Work::WriteAdopted,
+                Action::RecordLost => Work::WriteLost,
                 Action::Forget => Work::WriteForgotten,
                 Action::AskVerdict | Action::Restore | Action::RecordReady => continue,
             };
@@ -104,6 +111,7 @@ impl World {
             (Some(Ask::Offer), _) => Answer::Refused,
             (_, State::Ready | State::Resuming) => Answer::Ready,
             (_, State::Running) => Answer::Running,
+            (_, State::Losing | State::Lost) => Answer::Lost,
             _ => Answer::Otherwise,
         };
         self.answer(reply, answer);
@@ -134,7 +142,9 @@ impl World {
         let event = match (call, ok) {
             (TargetCall::Receive, true) => Event::Prepared,
             (TargetCall::Restore(_), true) => {
+                let boot = self.target_guest.boot;
                 if let Some(slot) = self.slot_mut() {
+                    slot.boot = boot;
                     let _ = slot.machine.step(Event::Restored);
                     slot.op = Some(Op {
                         work: Work::WriteReady,
@@ -153,6 +163,9 @@ impl World {
             (TargetCall::Resume, true) => Event::Resumed,
             (TargetCall::Discard, true) => Event::Discarded,
             (TargetCall::Receive | TargetCall::Restore(_), false) => Event::Failed,
+            (TargetCall::Resume, false) if broken == Some(Broken::SilenceIsLoss) => {
+                Event::GuestLost
+            }
             (TargetCall::Resume, false) => Event::ResumeFailed,
             (TargetCall::Discard, false) => Event::DiscardFailed,
         };
@@ -167,6 +180,7 @@ impl World {
         match op.work {
             Work::WriteReady => {
                 self.target_journal = Some(TargetPhase::Ready);
+                self.target_boot = self.slot().map_or(0, |s| s.boot);
                 let event = if heard {
                     Event::ReadyRecorded
                 } else {
@@ -177,7 +191,20 @@ impl World {
             Work::WriteAdopted => {
                 self.target_journal = Some(TargetPhase::Running);
                 self.target_registered = true;
+                self.arrived = true;
+                let boot = self.target_guest.boot;
+                if let Some(t) = self.target.as_mut()
+                    && let Some(slot) = t.slot.as_mut()
+                {
+                    slot.forgetting = true;
+                    // `recheck`
+                    t.greeted &= slot.boot == boot;
+                }
                 self.settle(Vec::new(), op.reply);
+            }
+            Work::WriteLost => {
+                self.target_journal = Some(TargetPhase::Lost);
+                self.feed(Event::LostRecorded, op.reply);
             }
             Work::WriteForgotten => {
                 self.target_journal = None;
@@ -229,12 +256,31 @@ impl World {
     pub fn target_retries(&mut self) {
         if let Some(slot) = self.slot_mut()
             && let Some(call) = slot.retry.take()
+            && matches!(
+                (call, slot.machine.state()),
+                (TargetCall::Resume, State::Resuming) | (TargetCall::Discard, State::Discarding)
+            )
         {
             slot.op = Some(Op {
                 work: Work::Guest(call),
                 reply: None,
             });
         }
+    }
+
+    /// The guest loses its memory and boots anew.
+    pub fn target_guest_dies(&mut self) {
+        self.target_guest.dies();
+        self.target_late.clear();
+        if let Some(t) = self.target.as_mut() {
+            t.greeted = false;
+        }
+    }
+
+    /// `guest_changed`, `domain_ended` or the watch: the boot id is another one, or the domain
+    /// was shut off.
+    pub fn target_sees_loss(&mut self) {
+        self.feed(Event::GuestLost, None);
     }
 
     /// The feature is removed or moves on.
@@ -279,7 +325,8 @@ impl World {
                 machine: *machine,
                 op: None,
                 retry: None,
-                forgetting: machine.state() == State::Running && !self.target_registered,
+                forgetting: machine.state() == State::Running,
+                boot: self.target_boot,
             });
         }
         if let Some((_, actions)) = found {

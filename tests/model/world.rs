@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use drover::moving::convergence::Limits;
 use drover::moving::record::TargetPhase;
 use drover::moving::source::Source;
 use drover::moving::target::Target;
@@ -16,6 +17,7 @@ use crate::guests::{SourceCall, SourceGuest, TargetCall, TargetGuest};
 pub enum Ask {
     Offer,
     AwaitRound(u16),
+    GrantFreeze,
     Restore(u16),
     Resume,
     Discard,
@@ -30,6 +32,8 @@ pub enum Answer {
     Refused,
     Ready,
     Running,
+    /// The restored copy is lost, durably.
+    Lost,
     /// Any other status.
     Otherwise,
     Committed,
@@ -53,6 +57,11 @@ pub enum Task {
     Guest(SourceCall),
     Peer(Ask),
     Commit {
+        /// Durable already; the driver has not heard.
+        written: bool,
+    },
+    /// Takes the commit back.
+    Revert {
         /// Durable already; the driver has not heard.
         written: bool,
     },
@@ -85,6 +94,7 @@ pub enum Work {
     Guest(TargetCall),
     WriteReady,
     WriteAdopted,
+    WriteLost,
     WriteForgotten,
 }
 
@@ -105,6 +115,8 @@ pub struct Slot {
     pub retry: Option<TargetCall>,
     /// `forget_arrival` waits for the source to have no record.
     pub forgetting: bool,
+    /// Boot of the guest that holds what this move has there; from READY on it is in the record.
+    pub boot: u8,
 }
 
 /// What the target's daemon loses when it dies.
@@ -136,14 +148,23 @@ pub struct Budget {
     pub cancels: u8,
     /// Times the feature leaves the target again, to elsewhere, after it arrived.
     pub departures: u8,
+    /// Guests that lose their memory and boot anew.
+    pub guest_losses: u8,
 }
 
 /// Everything.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct World {
     pub budget: Budget,
-    /// The commit record was written. Not reset when the ended move's record goes.
+    /// The commit record was written, and not taken back. Not reset when the ended move's record
+    /// goes.
     pub committed: bool,
+    /// The commit was taken back.
+    pub reverted: bool,
+    /// The arrival was recorded at the target.
+    pub arrived: bool,
+    /// The source's guest lost its memory, and with it the feature's copy.
+    pub source_lost: bool,
     /// The feature has left the target again.
     pub left: bool,
 
@@ -156,6 +177,8 @@ pub struct World {
     pub source_late: BTreeSet<SourceCall>,
 
     pub target_journal: Option<TargetPhase>,
+    /// Boot id in the target's record.
+    pub target_boot: u8,
     pub target_registered: bool,
     pub target: Option<TargetDaemon>,
     pub target_guest: TargetGuest,
@@ -170,6 +193,9 @@ impl World {
         let mut world = Self {
             budget,
             committed: false,
+            reverted: false,
+            arrived: false,
+            source_lost: false,
             left: false,
             source_journal: Some(false),
             source_registered: true,
@@ -178,13 +204,14 @@ impl World {
                 listed: true,
                 greeted: true,
                 outgoing: Some(Outgoing {
-                    machine: Source::new(1000, rounds),
+                    machine: Source::new(Limits::new(1000, rounds)),
                     tasks: BTreeSet::new(),
                 }),
             }),
             source_guest: SourceGuest::new(),
             source_late: BTreeSet::new(),
             target_journal: None,
+            target_boot: 0,
             target_registered: false,
             target: Some(TargetDaemon {
                 recovered: true,

@@ -22,6 +22,7 @@ async fn every_call_arrives_with_its_sender_and_is_answered() {
     assert_eq!(p.host_state(B).await.unwrap(), state(B));
     p.offer(B, &offer(MOVE, "default"), T).await.unwrap();
     p.await_round(B, MOVE, 1, T).await.unwrap();
+    p.grant_freeze(B, MOVE, T).await.unwrap();
     let ready = p.restore(B, MOVE, 2, T).await.unwrap();
     assert_eq!(ready, TargetStatus::Ready { restore_ms: 12 });
     let running = p.resume(B, MOVE, T).await.unwrap();
@@ -91,7 +92,7 @@ async fn refusals_and_errors_are_told_apart() {
     refused(
         p.offer(B, &newer, T).await,
         RefusalKind::Refused,
-        "protocol",
+        "both hosts need the same version of droverd",
     );
     let mut nan = offer(MOVE, "default");
     nan.cpus = -1.0;

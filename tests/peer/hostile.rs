@@ -10,6 +10,7 @@ use drover::transport::listen::CONNECTIONS_PER_PEER;
 use drover::transport::stream::connect;
 use drover::transport::{Pki, Protocol, pki};
 use drover::wire::bulk::{Body, Message};
+use drover::wire::peer::PROTOCOL;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -139,7 +140,7 @@ async fn what_a_peer_sends_is_bounded() {
 
     // Bulk: headers that are not one, and one without an end.
     for hello in [
-        "{\"protocol\":2,\"id\":\"../../etc\"}\n".to_owned(),
+        format!("{{\"protocol\":{PROTOCOL},\"id\":\"../../etc\"}}\n"),
         "{\"protocol\":9,\"id\":\"00000000-0001\"}\n".to_owned(),
         "x".repeat(5000),
     ] {
@@ -178,9 +179,11 @@ async fn what_a_peer_sends_is_bounded() {
         a.fake.bulk.lock().unwrap().end = None;
         let mut link = dial(Protocol::Bulk).await.unwrap();
         let bulk = &mut link.stream;
-        bulk.write_all(b"{\"protocol\":2,\"id\":\"00000000-0001\"}\n")
-            .await
-            .unwrap();
+        bulk.write_all(
+            format!("{{\"protocol\":{PROTOCOL},\"id\":\"00000000-0001\"}}\n").as_bytes(),
+        )
+        .await
+        .unwrap();
         bulk.write_all(sent).await.unwrap();
         bulk.flush().await.unwrap();
         let begun = Instant::now();

@@ -247,6 +247,10 @@ impl PeerService for Fake {
         }
         Ok(())
     }
+    async fn grant_freeze(&self, from: &str, id: &str) -> Result<(), PeerRefusal> {
+        self.saw(format!("grant_freeze {from} {id}"));
+        Ok(())
+    }
     async fn restore(&self, from: &str, id: &str, round: u16) -> Result<TargetStatus, PeerRefusal> {
         self.saw(format!("restore {from} {id} {round}"));
         Ok(TargetStatus::Ready { restore_ms: 12 })

@@ -241,6 +241,18 @@ def start_guest(cluster, name, fresh=False):
     return "booted"
 
 
+def destroy(cluster, name):
+    """Ends the guest's QEMU, if it has one, and forgets its disk."""
+    host = cluster.guest(name)["host"]
+    domain = Guest(cluster, name, host).domain()
+    if domain.isActive():
+        domain.destroy()
+    domain.undefine()
+    disk = f"{cluster.var_dir}/{host}/images/{name}.qcow2"
+    if os.path.exists(disk):
+        os.unlink(disk)
+
+
 def restore(cluster, guest, host, env, directory, disk):
     shutil.copyfile(f"{cluster.cache}/{directory}/disk.qcow2", disk)
     os.utime(f"{cluster.cache}/{directory}")

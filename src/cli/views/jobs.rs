@@ -106,6 +106,7 @@ pub fn info(out: &mut dyn Write, j: &Job, screen: &Screen) -> io::Result<()> {
         ("Rounds", &rounds),
         ("Sent", &sent),
         ("Frozen", &frozen(j)),
+        ("Freeze", &parts(j)),
         ("Started", &started),
         ("Ended", &ended),
         ("Lasted", &lasted(j)),
@@ -136,14 +137,36 @@ pub fn info(out: &mut dyn Write, j: &Job, screen: &Screen) -> io::Result<()> {
     t.write(out, screen)
 }
 
+/// Where the freeze went, or how long it is expected to be.
+fn parts(j: &Job) -> String {
+    match (j.detail.freeze, j.detail.predicted_freeze_ms) {
+        (Some(f), _) => format!(
+            "dump {}, send {}, restore {}, commit {}, resume {} ms",
+            f.dump_ms, f.send_ms, f.restore_ms, f.commit_ms, f.resume_ms
+        ),
+        (None, Some(ms)) => format!("predicted {ms} ms"),
+        (None, None) => NONE.to_owned(),
+    }
+}
+
 /// A move under way in a line.
 pub fn progress(j: &Job) -> String {
     let (from, to) = route(j);
-    let round = if j.rounds > 0 {
-        format!(", round {}, {} sent", j.rounds, bytes(j.bytes_sent))
-    } else {
-        String::new()
-    };
+    let mut parts = Vec::new();
+    if j.rounds > 0 {
+        parts.push(format!("round {}, {} sent", j.rounds, bytes(j.bytes_sent)));
+    }
+    let d = &j.detail;
+    if let Some(percent) = d.round_sent.saturating_mul(100).checked_div(d.round_total) {
+        parts.push(format!("{} % of the round", percent.min(100)));
+    }
+    if d.throttle_percent > 0 {
+        parts.push(format!("slowed down by {} %", d.throttle_percent));
+    }
+    if let Some(ms) = d.predicted_freeze_ms.filter(|_| d.freeze.is_none()) {
+        parts.push(format!("freeze of {ms} ms predicted"));
+    }
+    let round: String = parts.iter().flat_map(|p| [", ", p]).collect();
     plain(&format!(
         "{}: {from} -> {to}: {}{round}",
         j.feature, j.state
@@ -211,6 +234,7 @@ mod tests {
             freeze_ms: None,
             started_ms: 951_827_405_000,
             ended_ms: None,
+            detail: crate::api::MoveDetail::default(),
             history: vec![RoundRow {
                 round: 1,
                 bytes: 2_097_152,
