@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -161,6 +162,10 @@ pub struct Managed {
     /// Interface of the guest under which the macvlan is made.
     #[serde(default = "default_uplink")]
     pub uplink: String,
+    /// Directories with the feature's writable files, absolute paths in the guest; they move with
+    /// it. Where it arrives they must not exist or be empty; where it leaves they are removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub state: Vec<PathBuf>,
     /// CPU limit in percent of one CPU (systemd `CPUQuota=`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_quota_percent: Option<u32>,
@@ -205,6 +210,7 @@ impl Managed {
             address,
             gateway: None,
             uplink: default_uplink(),
+            state: Vec::new(),
             cpu_quota_percent: None,
             memory_max_mib: None,
             environment: std::collections::BTreeMap::new(),
@@ -313,6 +319,70 @@ pub struct FeatureSpec {
     /// Where it may be.
     #[serde(default, skip_serializing_if = "is_default")]
     pub placement: Box<Rules>,
+}
+
+/// Most state directories of a feature.
+const MAX_STATE: usize = 16;
+/// Directories that are a guest's own, and all below them.
+const GUEST_TREES: [&str; 10] = [
+    "/bin", "/boot", "/dev", "/lib", "/lib32", "/lib64", "/proc", "/sbin", "/sys", "/usr",
+];
+/// Directories that are a guest's own, but not what is below them.
+const GUEST_DIRS: [&str; 14] = [
+    "/",
+    "/etc",
+    "/home",
+    "/media",
+    "/mnt",
+    "/opt",
+    "/root",
+    "/run",
+    "/srv",
+    "/tmp",
+    "/var",
+    "/var/lib",
+    "/var/log",
+    "/var/cache",
+];
+
+/// Checks declared state directories: plain absolute paths, none within another one, none that a
+/// guest cannot do without.
+fn state_dirs(dirs: &[PathBuf]) -> Result<(), String> {
+    if dirs.len() > MAX_STATE {
+        return Err(format!("more than {MAX_STATE} state directories"));
+    }
+    for (i, dir) in dirs.iter().enumerate() {
+        let text = dir.to_str().unwrap_or_default();
+        let plain = text.starts_with('/')
+            && text.len() <= 1024
+            && !text.contains(|c: char| c.is_control())
+            && (text == "/" || text[1..].split('/').all(|c| !["", ".", ".."].contains(&c)));
+        let shown = dir.display();
+        if !plain {
+            return Err(format!(
+                "the state directory '{shown}' is not an absolute path of plain components"
+            ));
+        }
+        if GUEST_TREES.iter().any(|t| dir.starts_with(t))
+            || GUEST_DIRS.iter().any(|d| dir.as_path() == Path::new(d))
+            || dir.starts_with("/run/drover")
+            || dir.starts_with("/run/systemd")
+        {
+            return Err(format!(
+                "the state directory '{shown}' belongs to the guest itself"
+            ));
+        }
+        if let Some(other) = dirs[..i]
+            .iter()
+            .find(|o| o.starts_with(dir) || dir.starts_with(o))
+        {
+            let other = other.display();
+            return Err(format!(
+                "the state directories '{shown}' and '{other}' overlap"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What a move does when the freeze would take longer than `downtime_ms`.
@@ -477,6 +547,7 @@ impl FeatureSpec {
                 {
                     return Err(bad("uplink must be an interface name of the guest"));
                 }
+                state_dirs(&m.state).map_err(|why| bad(&why))?;
                 if m.cpu_quota_percent == Some(0) || m.memory_max_mib == Some(0) {
                     return Err(bad("a CPU or memory limit of 0 would stop the workload"));
                 }
@@ -573,6 +644,31 @@ mod tests {
         assert_eq!(told.address, m.address);
         assert!(told.exec.is_empty() && told.environment.is_empty());
         spec.validate().unwrap();
+    }
+
+    #[test]
+    fn state_directories() {
+        let ok = |dirs: &[&str]| {
+            let dirs: Vec<PathBuf> = dirs.iter().map(PathBuf::from).collect();
+            state_dirs(&dirs)
+        };
+        ok(&["/var/lib/redis", "/srv/a", "/var/lib/redis2"]).unwrap();
+        for bad in [
+            &["var/lib/x"][..],
+            &["/"],
+            &["/etc"],
+            &["/usr/local/x"],
+            &["/var/lib/../../etc"],
+            &["/var/lib/x/"],
+            &["/srv//x"],
+            &["/run/drover/moves"],
+            &["/srv/a", "/srv/a/b"],
+            &["/srv/a", "/srv/a"],
+            &["/srv/a\nb"],
+        ] {
+            assert!(ok(bad).is_err(), "{bad:?}");
+        }
+        assert!(ok(&["/srv/x"; 17]).is_err());
     }
 
     #[test]

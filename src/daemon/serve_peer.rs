@@ -177,7 +177,7 @@ impl PeerService for Service {
         });
         let daemon = Arc::clone(&self.0);
         detached(async move {
-            let result = target::accept(&daemon, &id, offer.files).await;
+            let result = target::accept(&daemon, &id, offer.preflight).await;
             if result.is_err() {
                 daemon.unreserve(&id);
             }

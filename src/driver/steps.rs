@@ -189,9 +189,7 @@ async fn offer(shared: &Shared) -> Result<Relay, String> {
     let host = record.to_host.clone();
     let task = tokio::spawn(async move {
         while let Some(message) = incoming.recv().await {
-            if let crate::wire::bulk::Body::Data { bytes, .. } = &message.body {
-                counter.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            }
+            counter.fetch_add(message.body.content() as u64, Ordering::Relaxed);
             if let Err(e) = sender.send(&message).await {
                 let _ = events
                     .send(Event::Failed(format!("sending to {host}: {e}")))

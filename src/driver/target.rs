@@ -136,12 +136,12 @@ pub fn enter(daemon: &Daemon, record: &TargetRecord) {
         .insert(record.id.clone(), Arc::new(Mutex::new(incoming)));
 }
 
-/// Accepts an offer that was entered: records it and has the guest prepare. `files` are the
-/// digests that the guest compares.
+/// Accepts an offer that was entered: records it and has the guest prepare. `preflight` is the
+/// source's: files that the guest compares, and room that it needs.
 pub async fn accept(
     daemon: &Arc<Daemon>,
     id: &str,
-    files: Vec<crate::wire::guest::FileDigest>,
+    preflight: crate::wire::guest::Preflight,
 ) -> Result<(), String> {
     let slot = daemon.incoming.get(id).ok_or("no such move here")?;
     let mut incoming = slot.lock().await;
@@ -155,9 +155,10 @@ pub async fn accept(
     }
     let receive = Call::Receive {
         id: id.to_owned(),
-        spec: record.spec.clone(),
+        spec: Box::new(record.spec.clone()),
         stream: record.stream,
-        files,
+        files: preflight.files,
+        state_bytes: preflight.state_bytes,
     };
     watch_doubt(daemon, id);
     match call(daemon, &record, receive, SHORT).await {

@@ -1,11 +1,14 @@
 //! Sends the files of a round as bulk messages.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::state::StateError;
+use super::state::walk::Walk;
 use crate::wire::bulk::{Body, MAX_DATA, Message, valid_name};
 use crate::wire::sum::Sum;
 
@@ -49,7 +52,7 @@ impl Sender<'_> {
     /// the stream and is moved on. Memory contents (`pages-*`) are dropped from `dir` as soon as
     /// they are sent: the next round needs only the names of these files and the page maps.
     /// `progress` gets (sent, total) bytes from time to time.
-    pub fn round(
+    pub fn files(
         &self,
         dir: &Path,
         round: u16,
@@ -129,12 +132,25 @@ impl Sender<'_> {
                 File::options().write(true).open(&path)?.set_len(0)?;
             }
         }
+        Ok(sent)
+    }
+
+    /// Sends a pass over the state directories.
+    pub fn state(
+        &self,
+        walk: &mut Walk,
+        mapped: &HashSet<u64>,
+    ) -> Result<super::state::walk::Passed, StateError> {
+        walk.pass(mapped, &mut |state| self.put(Body::State(state)))
+    }
+
+    /// Ends round `round`, of which `sent` are the files.
+    pub fn end(&self, round: u16, sent: Sent) -> io::Result<()> {
         self.put(Body::RoundEnd {
             round,
             files: sent.files,
             bytes: sent.bytes,
-        })?;
-        Ok(sent)
+        })
     }
 }
 
@@ -144,7 +160,7 @@ const PAGE: usize = 4096;
 const GAP: usize = 4;
 
 /// Ranges of `bytes`, in whole pages, that are not zero.
-fn filled(bytes: &[u8]) -> Vec<Range<usize>> {
+pub(super) fn filled(bytes: &[u8]) -> Vec<Range<usize>> {
     let mut pieces: Vec<Range<usize>> = Vec::new();
     for (n, page) in bytes.chunks(PAGE).enumerate() {
         if zero(page) {
@@ -208,7 +224,8 @@ mod tests {
             stream: 1,
             cancel: &AtomicBool::new(false),
         };
-        let sent = sender.round(&from, 1, &mut 0, &|_, _| {}).unwrap();
+        let sent = sender.files(&from, 1, &mut 0, &|_, _| {}).unwrap();
+        sender.end(1, sent).unwrap();
         assert_eq!(
             sent,
             Sent {

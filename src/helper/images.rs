@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::state::StateError;
+use super::state::store::Store;
 use crate::wire::bulk::{Body, valid_name};
 use crate::wire::sum::Sum;
 
@@ -28,6 +30,14 @@ pub enum ImageError {
     /// Too much.
     #[error("the incoming images exceed the room of {0} bytes in the guest's tmpfs")]
     NoRoom(u64),
+    /// State directories.
+    #[error("{message}")]
+    State {
+        /// A disk is full.
+        no_room: bool,
+        /// Why.
+        message: String,
+    },
     /// The file system refused.
     #[error("cannot write the incoming images: {0}")]
     Io(String),
@@ -59,6 +69,8 @@ struct State {
     files: u32,
     announced: u64,
     failed: Option<ImageError>,
+    /// State directories, when the feature has some.
+    store: Option<Store>,
 }
 
 /// The receiving end of a move's bulk stream.
@@ -82,6 +94,13 @@ impl Receiver {
         })
     }
 
+    /// Takes state directories too: each round must have a pass over them.
+    #[must_use]
+    pub fn with_store(self, store: Store) -> Self {
+        self.lock().store = Some(store);
+        self
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -94,7 +113,7 @@ impl Receiver {
         }
         if let Err(e) = self.step(&mut s, body) {
             tracing::warn!("{e}");
-            s.open = None;
+            (s.open, s.store) = (None, None);
             s.failed = Some(e);
         }
         self.changed.notify_all();
@@ -103,7 +122,7 @@ impl Receiver {
     /// Ends the reception; whoever waits for a round gets [`ImageError::Discarded`].
     pub fn discard(&self) {
         let mut s = self.lock();
-        s.open = None;
+        (s.open, s.store) = (None, None);
         s.failed = Some(ImageError::Discarded);
         self.changed.notify_all();
     }
@@ -212,7 +231,16 @@ impl Receiver {
                 {
                     return order("a round ends that is not complete");
                 }
+                if s.store.as_mut().is_some_and(|store| !store.take_complete()) {
+                    return order("a round without its state directories");
+                }
                 (s.complete, s.round_files, s.round_bytes) = (round, 0, 0);
+            }
+            Body::State(state) => {
+                let Some(store) = s.store.as_mut().filter(|_| s.open.is_none()) else {
+                    return order("state directories where none are expected");
+                };
+                store.take(state)?;
             }
         }
         Ok(())
@@ -225,6 +253,15 @@ impl Receiver {
             std::os::unix::fs::symlink(parent, dir.join("parent"))?;
         }
         Ok(())
+    }
+}
+
+impl From<StateError> for ImageError {
+    fn from(e: StateError) -> Self {
+        Self::State {
+            no_room: matches!(e, StateError::NoRoom(_)),
+            message: e.to_string(),
+        }
     }
 }
 

@@ -24,6 +24,7 @@ pub mod preflight;
 pub mod run;
 pub mod sockets;
 pub mod source;
+pub mod state;
 pub mod target;
 pub mod throttle;
 pub mod unit;

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::daemon::MoveSide;
 use super::source::{self, Source};
+use super::state::StateError;
+use super::state::place::Place;
 use super::target::{self, Target};
 use super::{bulk, criu, features, gate, netns, paths, preflight, unit};
 use crate::feature::{FeatureName, FeatureSpec};
@@ -62,7 +64,21 @@ failure_from! {
 impl From<super::images::ImageError> for Failure {
     fn from(e: super::images::ImageError) -> Self {
         let kind = match e {
-            super::images::ImageError::NoRoom(_) => ErrorKind::NoRoom,
+            super::images::ImageError::NoRoom(_)
+            | super::images::ImageError::State { no_room: true, .. } => ErrorKind::NoRoom,
+            _ => ErrorKind::Failed,
+        };
+        Self::new(kind, e.to_string())
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(e: StateError) -> Self {
+        let kind = match e {
+            StateError::NoRoom(_) => ErrorKind::NoRoom,
+            StateError::Refused(_) | StateError::Kind(..) | StateError::TooMany => {
+                ErrorKind::Refused
+            }
             _ => ErrorKind::Failed,
         };
         Self::new(kind, e.to_string())
@@ -109,6 +125,9 @@ pub struct Record {
     /// Definition of the feature, should the host have the guest forget it meanwhile.
     #[serde(default)]
     pub spec: Option<FeatureSpec>,
+    /// Target: where the feature's state arrives.
+    #[serde(default)]
+    pub places: Vec<Place>,
 }
 
 impl Record {
@@ -269,6 +288,7 @@ impl Moves {
             Call::PreDump { id, .. }
             | Call::Throttle { id, .. }
             | Call::Freeze { id, .. }
+            | Call::SyncState { id, .. }
             | Call::Release { id, .. }
             | Call::Receive { id, .. }
             | Call::AwaitRound { id, .. }
@@ -331,6 +351,21 @@ impl Moves {
                 };
                 source.freeze(&ask, &*self.send, events).map(Reply::Round)
             }
+            Call::SyncState {
+                id,
+                feature,
+                stream,
+                round,
+            } => {
+                let source = self.source_unless_ended(&id)?;
+                let ask = source::Ask {
+                    id: &id,
+                    feature: &feature,
+                    stream,
+                    round,
+                };
+                source.sync_state(&ask, &*self.send).map(Reply::Round)
+            }
             Call::Release {
                 id,
                 feature,
@@ -351,12 +386,13 @@ impl Moves {
                 spec,
                 stream,
                 files,
+                state_bytes,
             } => {
                 self.drop_arrived(&spec.name);
                 let target = self.target(&id);
                 // In this order, see `source_unless_ended`.
                 self.refuse_late_step(&id)?;
-                target.receive(&id, &spec, stream, &files)?;
+                target.receive(&id, &spec, stream, &files, state_bytes)?;
                 lock(&self.streams).insert(stream, id);
                 Ok(Reply::Done)
             }
@@ -544,7 +580,7 @@ mod tests {
         assert!(e.message.contains("released already"), "{e}");
         let spec = r#"{"name":"no-such-feature","workload":{"kind":"unit","unit":"x.service"}}"#;
         let spec: FeatureSpec = serde_json::from_str(spec).unwrap();
-        let e = target.receive(arrived, &spec, 2, &[]).unwrap_err();
+        let e = target.receive(arrived, &spec, 2, &[], 0).unwrap_err();
         assert!(e.message.contains("discarded already"), "{e}");
         // And one that comes whole.
         let round = Call::PreDump {
@@ -556,9 +592,10 @@ mod tests {
         assert!(late(round).contains("was ended here"));
         let receive = Call::Receive {
             id: arrived.into(),
-            spec,
+            spec: Box::new(spec),
             stream: 2,
             files: Vec::new(),
+            state_bytes: 0,
         };
         assert!(late(receive).contains("was ended here"));
     }

@@ -6,6 +6,7 @@
 //! - the gate of the network namespace drops all packets: nothing is acknowledged that the
 //!   images do not have, and no FIN or RST leaves when the copy here is killed.
 
+use std::collections::HashSet;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -13,18 +14,22 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::bulk::{self, Sender, Sent};
+use super::bulk::{self, Sender};
 use super::criu::rpc::{CGROUPS_IGNORE, Kind, NETWORK_LOCK_SKIP, Opts};
 use super::criu::{self, Criu, CriuError, Incoming, Job, stats};
 use super::moves::{self, Failure, Record, Side, lock};
+use super::state::place;
+use super::state::walk::Walk;
 use super::{cgroup, features, netns, paths, sockets, throttle, unit};
-use crate::feature::FeatureName;
+use crate::feature::{FeatureName, FeatureSpec};
 use crate::wire::guest::{ErrorKind, Event, RoundStats};
 
 /// Longest wait for criu between two steps of a dump.
 const CRIU_STEP: Duration = Duration::from_secs(120);
 /// Longest wait for criu to end after its last answer.
 const CRIU_END: Duration = Duration::from_secs(30);
+/// Largest deleted file that is carried along with the images, bytes.
+const GHOST_LIMIT: u32 = 64 << 20;
 /// Longest wait for the freezer.
 const FREEZER: Duration = Duration::from_secs(10);
 /// Longest wait for the workload to accept the connections that are complete already.
@@ -51,6 +56,8 @@ struct Inner {
     held: Option<Criu>,
     // During the freeze: it makes the dump last longer. Back at its end, either way.
     unlimited: Option<cgroup::Unlimited>,
+    // What the target has of the state directories.
+    walk: Option<Walk>,
     // Whether page tracking is unbroken since the last complete round.
     tracked: bool,
     // CPU time per period before the feature was slowed down, microseconds.
@@ -105,16 +112,15 @@ impl Source {
             .and_then(|b| stats::parse(&b))
             .unwrap_or_default();
         let sending = Instant::now();
-        let sent = self.send(ask, &mut record, send, events)?;
+        let sent = self.send(ask, &mut record, &mut inner.walk, send, events)?;
         inner.tracked = true;
         let stats = RoundStats {
-            bytes: sent.bytes,
-            files: sent.files,
             pages_written: took.pages_written,
             pages_skipped: took.pages_skipped,
             frozen_ms: u64::from(took.frozen_us) / 1000,
             dump_ms,
             send_ms: sending.elapsed().as_millis() as u64,
+            ..sent
         };
         tracing::debug!("move {} round {}: {stats:?}", ask.id, ask.round);
         Ok(stats)
@@ -176,6 +182,7 @@ impl Source {
                 pid: Some(pid),
                 tcp_established: dump.then_some(true),
                 file_locks: dump.then_some(true),
+                ghost_limit: dump.then_some(GHOST_LIMIT),
                 log_level: Some(2),
                 notify_scripts: Some(true),
                 parent_img: parent,
@@ -281,15 +288,26 @@ impl Source {
         );
         let (pages_written, pages_skipped) = pages(&paths::round_dir(ask.id, ask.round));
         let sending = Instant::now();
-        let sent = self.send(ask, record, send, events)?;
+        let sent = self.send(ask, record, &mut inner.walk, send, events)?;
         Ok(RoundStats {
-            bytes: sent.bytes,
-            files: sent.files,
             pages_written,
             pages_skipped,
             frozen_ms: dumped.as_millis() as u64,
             dump_ms: dumped.saturating_sub(drained).as_millis() as u64,
             send_ms: sending.elapsed().as_millis() as u64,
+            ..sent
+        })
+    }
+
+    /// A round of state directories alone; the feature may be stopped.
+    pub fn sync_state(&self, ask: &Ask<'_>, send: &bulk::Send) -> Result<RoundStats, Failure> {
+        let mut inner = lock(&self.inner);
+        let mut record = self.record(ask)?;
+        let begin = Instant::now();
+        let sent = self.send(ask, &mut record, &mut inner.walk, send, &|_| {})?;
+        Ok(RoundStats {
+            send_ms: begin.elapsed().as_millis() as u64,
+            ..sent
         })
     }
 
@@ -336,8 +354,23 @@ impl Source {
         Ok(())
     }
 
-    /// What both kinds of rounds begin with: checks, the record, the round's directory.
+    /// What rounds with memory begin with: the feature's first process, and [`Source::record`].
     fn begin(&self, ask: &Ask<'_>, inner: &mut Inner) -> Result<(Record, i32), Failure> {
+        let record = self.record(ask)?;
+        let pid = features::pid(ask.feature)
+            .filter(|p| Path::new(&format!("/proc/{p}")).exists())
+            .ok_or_else(|| {
+                Failure::new(
+                    ErrorKind::NotFound,
+                    format!("feature '{}' does not run here", ask.feature),
+                )
+            })?;
+        inner.tracked &= record.round > 0;
+        Ok((record, pid))
+    }
+
+    /// What all rounds begin with: checks, the record, the round's directory.
+    fn record(&self, ask: &Ask<'_>) -> Result<Record, Failure> {
         let invalid = |why: String| Failure::new(ErrorKind::Invalid, why);
         if self.cancel.load(Ordering::Relaxed) {
             return Err(invalid(format!("move {} was released already", ask.id)));
@@ -352,14 +385,6 @@ impl Source {
                 ),
             ));
         }
-        let pid = features::pid(ask.feature)
-            .filter(|p| Path::new(&format!("/proc/{p}")).exists())
-            .ok_or_else(|| {
-                Failure::new(
-                    ErrorKind::NotFound,
-                    format!("feature '{}' does not run here", ask.feature),
-                )
-            })?;
         let other = moves::recorded()
             .into_iter()
             .find(|(id, r)| id != ask.id && r.feature == *ask.feature && r.side == Side::Source);
@@ -385,6 +410,7 @@ impl Source {
                 file: 0,
                 decided: false,
                 spec: Some(spec),
+                places: Vec::new(),
             },
         };
         if record.round.checked_add(1) != Some(ask.round) || record.stream != ask.stream {
@@ -393,22 +419,22 @@ impl Source {
                 ask.round, ask.stream, record.round, record.stream
             )));
         }
-        inner.tracked &= record.round > 0;
         record.save(ask.id)?;
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(paths::round_dir(ask.id, ask.round))?;
-        Ok((record, pid))
+        Ok(record)
     }
 
     fn send(
         &self,
         ask: &Ask<'_>,
         record: &mut Record,
+        walk: &mut Option<Walk>,
         send: &bulk::Send,
         events: &dyn Fn(Event),
-    ) -> Result<Sent, Failure> {
+    ) -> Result<RoundStats, Failure> {
         let sender = Sender {
             send,
             stream: ask.stream,
@@ -423,17 +449,37 @@ impl Source {
             });
         };
         let dir = paths::round_dir(ask.id, ask.round);
+        let failed = |e| {
+            Failure::new(
+                ErrorKind::Failed,
+                format!("round {} of move {} was not sent: {e}", ask.round, ask.id),
+            )
+        };
         let sent = sender
-            .round(&dir, ask.round, &mut record.file, &progress)
-            .map_err(|e| {
-                Failure::new(
-                    ErrorKind::Failed,
-                    format!("round {} of move {} was not sent: {e}", ask.round, ask.id),
-                )
-            })?;
+            .files(&dir, ask.round, &mut record.file, &progress)
+            .map_err(failed)?;
+        let mut stats = RoundStats {
+            bytes: sent.bytes,
+            files: sent.files,
+            ..RoundStats::default()
+        };
+        let state = record.spec.as_ref().and_then(FeatureSpec::managed);
+        if let Some(m) = state.filter(|m| !m.state.is_empty()) {
+            let begin = Instant::now();
+            let mut w = walk.take().unwrap_or_else(|| Walk::new(&m.state));
+            let pids = cgroup::processes(&paths::workload_cgroup(ask.feature));
+            let passed = sender.state(&mut w, &mapped_files(&pids))?;
+            // Only a walk whose last pass is all there can be gone on with.
+            *walk = Some(w);
+            stats.state_bytes = passed.bytes;
+            stats.bytes += passed.bytes;
+            stats.state_ms = begin.elapsed().as_millis() as u64;
+            tracing::debug!("move {} round {}: state {passed:?}", ask.id, ask.round);
+        }
+        sender.end(ask.round, sent).map_err(failed)?;
         record.round = ask.round;
         record.save(ask.id)?;
-        Ok(sent)
+        Ok(stats)
     }
 }
 
@@ -529,8 +575,38 @@ fn bury(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
         }
     }
     unit::remove(feature)?;
+    let spec = match features::get(feature) {
+        Ok(spec) => Some(spec),
+        Err(_) => Record::load(id).and_then(|r| r.spec),
+    };
+    // The target has it, on disk, and runs with it.
+    for dir in spec
+        .iter()
+        .filter_map(FeatureSpec::managed)
+        .flat_map(|m| &m.state)
+    {
+        place::remove(dir)?;
+    }
     features::remove(feature)?;
     Ok(())
+}
+
+/// Files that these processes may change through shared mappings, by inode.
+fn mapped_files(pids: &[i32]) -> HashSet<u64> {
+    let mut found = HashSet::new();
+    for pid in pids {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+        found.extend(maps.lines().filter_map(shared_and_writable));
+    }
+    found
+}
+
+/// The inode of a line of `/proc/PID/maps` that maps a file shared and writable.
+fn shared_and_writable(line: &str) -> Option<u64> {
+    let mut words = line.split_ascii_whitespace();
+    let mode = words.nth(1)?;
+    let inode = words.nth(2)?.parse().ok()?;
+    (mode.contains('w') && mode.ends_with('s') && inode != 0).then_some(inode)
 }
 
 /// Pages (in the round, left to earlier rounds) of a round that is still unsent.
@@ -578,6 +654,19 @@ fn backlog(table: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shared_mappings_are_found() {
+        let line = "7f00-7f01 rw-s 00000000 fe:00 4711   /srv/db/shared file";
+        assert_eq!(shared_and_writable(line), Some(4711));
+        for other in [
+            "7f00-7f01 rw-p 00000000 fe:00 4711 /x",
+            "7f00-7f01 rw-s 00000000 00:00 0",
+            "x",
+        ] {
+            assert_eq!(shared_and_writable(other), None);
+        }
+    }
 
     #[test]
     fn accept_queues_count() {

@@ -11,6 +11,8 @@ use super::gate::{self, Client, Order, State};
 use super::images::Receiver;
 use super::moves::{self, Failure, Record, Side, lock};
 use super::preflight;
+use super::state::place;
+use super::state::store::Store;
 use super::unit::UnitError;
 use super::{criu, features, netns, paths, unit};
 use crate::feature::{FeatureName, FeatureSpec};
@@ -80,6 +82,7 @@ impl Target {
         spec: &FeatureSpec,
         stream: u32,
         files: &[FileDigest],
+        state_bytes: u64,
     ) -> Result<(), Failure> {
         let _turn = lock(&self.turn);
         let refused = |why: String| Failure::new(ErrorKind::Refused, why);
@@ -126,6 +129,9 @@ impl Target {
                 "address {address} is one of this guest's own"
             )));
         }
+        for dir in &managed.state {
+            place::check(dir, name, state_bytes)?;
+        }
         for file in files {
             preflight::compare(file).map_err(refused)?;
         }
@@ -154,7 +160,7 @@ impl Target {
 
     fn prepare(&self, id: &str, spec: &FeatureSpec, stream: u32, room: u64) -> Result<(), Failure> {
         let name = &spec.name;
-        Record {
+        let mut record = Record {
             feature: name.clone(),
             side: Side::Target,
             stream,
@@ -162,14 +168,23 @@ impl Target {
             file: 0,
             decided: false,
             spec: Some(spec.clone()),
-        }
-        .save(id)?;
+            places: Vec::new(),
+        };
+        record.save(id)?;
         features::put(spec)?;
+        for dir in spec.managed().iter().flat_map(|m| &m.state) {
+            record.places.push(place::prepare(dir, name)?);
+            record.save(id)?;
+        }
         if let Some(m) = spec.managed() {
             netns::create(name, m, false)?;
         }
         let rounds = paths::move_dir(id).join("rounds");
-        *lock(&self.receiver) = Some(Arc::new(Receiver::new(rounds, room)?));
+        let mut receiver = Receiver::new(rounds, room)?;
+        if let Some(m) = spec.managed().filter(|m| !m.state.is_empty()) {
+            receiver = receiver.with_store(Store::new(&m.state)?);
+        }
+        *lock(&self.receiver) = Some(Arc::new(receiver));
         // The supervisor and its criu wait for the images rather than the images for them.
         let (id, spec) = (id.to_owned(), spec.clone());
         let start = move || {
@@ -322,6 +337,9 @@ impl Target {
             self.through_gate(id, &r)?
         };
         let ms = begin.elapsed().as_millis() as u64;
+        for place in &r.places {
+            place::settle(place)?;
+        }
         // The memory of the feature lives in the feature now; its images are secrets.
         *lock(&self.receiver) = None;
         if let Err(e) = moves::remove_tree(&dir.join("rounds")) {
@@ -433,6 +451,10 @@ impl Target {
             tracing::debug!("move {id}: {e}");
         }
         unit::remove(feature)?;
+        // Before the record of what was made.
+        for place in Record::load(id).iter().flat_map(|r| r.places.iter().rev()) {
+            place::undo(place)?;
+        }
         netns::delete(feature)?;
         features::remove(feature)?;
         moves::remove_dir(id)?;

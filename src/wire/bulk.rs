@@ -10,8 +10,11 @@
 //!                    | op 2 Data:     u32 file, u64 offset, bytes to the end
 //!                    | op 3 Close:    u32 file, u64 sum of the whole file
 //!                    | op 4 RoundEnd: u16 round, u32 files, u64 bytes
+//!                    | op 5 State:    see `state`
 //! ```
-//! All integers little endian.
+//! All integers little endian. State directories travel in the same rounds.
+
+use super::state::State;
 
 /// Largest piece of file data in one message, bytes.
 pub const MAX_DATA: usize = 512 << 10;
@@ -66,6 +69,18 @@ pub enum Body {
         /// Bytes of data sent in it.
         bytes: u64,
     },
+    /// Something about state directories; see [`super::state`].
+    State(State),
+}
+
+impl Body {
+    /// Bytes of content that it carries.
+    pub fn content(&self) -> usize {
+        match self {
+            Self::Data { bytes, .. } | Self::State(State::Data { bytes, .. }) => bytes.len(),
+            _ => 0,
+        }
+    }
 }
 
 /// Why bytes are not a bulk message.
@@ -95,7 +110,7 @@ pub fn valid_name(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take<const N: usize>(&mut self) -> Result<[u8; N], BulkError> {
@@ -103,22 +118,32 @@ impl<'a> Reader<'a> {
         self.0 = tail;
         Ok(*head)
     }
-    fn u8(&mut self) -> Result<u8, BulkError> {
+    pub(super) fn u8(&mut self) -> Result<u8, BulkError> {
         Ok(self.take::<1>()?[0])
     }
-    fn u16(&mut self) -> Result<u16, BulkError> {
+    pub(super) fn u16(&mut self) -> Result<u16, BulkError> {
         Ok(u16::from_le_bytes(self.take()?))
     }
-    fn u32(&mut self) -> Result<u32, BulkError> {
+    pub(super) fn u32(&mut self) -> Result<u32, BulkError> {
         Ok(u32::from_le_bytes(self.take()?))
     }
-    fn u64(&mut self) -> Result<u64, BulkError> {
+    pub(super) fn u64(&mut self) -> Result<u64, BulkError> {
         Ok(u64::from_le_bytes(self.take()?))
     }
-    fn bytes(&mut self, n: usize) -> Result<&'a [u8], BulkError> {
+    pub(super) fn bytes(&mut self, n: usize) -> Result<&'a [u8], BulkError> {
         let (head, tail) = self.0.split_at_checked(n).ok_or(BulkError::Short)?;
         self.0 = tail;
         Ok(head)
+    }
+    /// All that is left, at most `most` bytes.
+    pub(super) fn rest(&mut self, most: usize) -> Result<Vec<u8>, BulkError> {
+        if self.0.len() > most {
+            return Err(BulkError::TooLong);
+        }
+        Ok(std::mem::take(&mut self.0).to_vec())
+    }
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 }
 
@@ -130,6 +155,7 @@ impl Message {
             Body::Data { .. } => 2,
             Body::Close { .. } => 3,
             Body::RoundEnd { .. } => 4,
+            Body::State(_) => 5,
         };
         out.push(op);
         out.extend_from_slice(&self.stream.to_le_bytes());
@@ -169,6 +195,7 @@ impl Message {
                 out.extend_from_slice(&files.to_le_bytes());
                 out.extend_from_slice(&bytes.to_le_bytes());
             }
+            Body::State(state) => state.encode(out),
         }
     }
 
@@ -194,10 +221,7 @@ impl Message {
             }
             2 => {
                 let (file, offset) = (r.u32()?, r.u64()?);
-                if r.0.len() > MAX_DATA {
-                    return Err(BulkError::TooLong);
-                }
-                let bytes = r.bytes(r.0.len())?.to_vec();
+                let bytes = r.rest(MAX_DATA)?;
                 Body::Data {
                     file,
                     offset,
@@ -213,6 +237,7 @@ impl Message {
                 files: r.u32()?,
                 bytes: r.u64()?,
             },
+            5 => Body::State(State::decode(&mut r)?),
             other => return Err(BulkError::Op(other)),
         };
         if r.0.is_empty() {

@@ -123,6 +123,18 @@ pub enum Call {
         /// Round, one more than the last pre-copy round.
         round: u16,
     },
+    /// A round of state directories alone, of a feature that runs or was stopped: what the target
+    /// lacks of them goes out on the bulk port. Answer when all bytes are in the port: `Round`.
+    SyncState {
+        /// Move.
+        id: MoveId,
+        /// Feature.
+        feature: FeatureName,
+        /// Bulk stream.
+        stream: u32,
+        /// Round, one more than the last one.
+        round: u16,
+    },
     /// Ends the freeze. `commit`: the copy here is killed, its unit, namespace, address and
     /// images removed. Otherwise it is thawed and goes on. Idempotent; also with no freeze under
     /// way it removes all that the move left in the guest. Answer: `Done`.
@@ -142,11 +154,14 @@ pub enum Call {
         /// Move.
         id: MoveId,
         /// Feature as it will run here.
-        spec: FeatureSpec,
+        spec: Box<FeatureSpec>,
         /// Bulk stream.
         stream: u32,
         /// Files that must be the same here, as the source's preflight gave them.
         files: Vec<FileDigest>,
+        /// Bytes of the feature's state directories, for which there must be room.
+        #[serde(default)]
+        state_bytes: u64,
     },
     /// Waits until the round has fully arrived and checks it. Answer: `Done`.
     AwaitRound {
@@ -362,8 +377,11 @@ pub struct Preflight {
     pub resident_bytes: u64,
     /// Bytes free for images in the guest's tmpfs and memory.
     pub room_bytes: u64,
-    /// Files mapped executable, to be compared on the target.
+    /// Files mapped executable, or open and not part of the state: to be compared on the target.
     pub files: Vec<FileDigest>,
+    /// Bytes that the state directories take on disk.
+    #[serde(default)]
+    pub state_bytes: u64,
 }
 
 /// What a round took.
@@ -384,4 +402,10 @@ pub struct RoundStats {
     pub dump_ms: u64,
     /// Milliseconds from the first to the last byte put on the port.
     pub send_ms: u64,
+    /// Of the bytes, those of state directories.
+    #[serde(default)]
+    pub state_bytes: u64,
+    /// Milliseconds that the pass over the state directories took; part of `send_ms`.
+    #[serde(default)]
+    pub state_ms: u64,
 }

@@ -9,4 +9,5 @@ pub mod bulk;
 pub mod frame;
 pub mod guest;
 pub mod peer;
+pub mod state;
 pub mod sum;

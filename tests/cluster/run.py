@@ -22,7 +22,8 @@ def main():
     loader.sortTestMethodsUsing = None
     modules = ["test_basics", "test_hook", "test_doctor", "test_metering", "test_ladder",
                "test_metrics", "test_prometheus", "test_history", "test_decision",
-               "test_forecast", "test_dbus", "test_config", "test_moves", "test_queue", "test_failures",
+               "test_forecast", "test_dbus", "test_config", "test_moves", "test_queue", "test_state",
+               "test_failures",
                "test_ssh"]
     if names:
         suite = unittest.TestSuite(

@@ -310,7 +310,7 @@ impl PeerService for Fake {
                             r.sum = hash.finish();
                         }
                         Body::RoundEnd { .. } => r.rounds += 1,
-                        Body::Open { .. } | Body::Close { .. } => {}
+                        Body::Open { .. } | Body::Close { .. } | Body::State(_) => {}
                     }
                 }
                 Ok(None) => break Ok(()),

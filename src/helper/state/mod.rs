@@ -1,0 +1,158 @@
+//! State directories of a feature: its writable files, which move with it.
+//!
+//! ```text
+//! source: walk --changed?--> messages of wire::state --in the round--> target: beneath the
+//!   | stamp of each entry (inode, size, times, mode, owner)            declared directories only
+//!   | sum of each block of each file
+//! ```
+//! Each pre-copy round carries a pass over the tree, the round of the freeze the last one. An
+//! entry whose stamp is as before is not looked at again; of a file that changed only the blocks
+//! with another sum are sent. Three kinds of change escape a stamp, and are met: a file changed
+//! within the clock's granularity of being looked at (its stamp is not kept), a file changed by
+//! a shared mapping (looked at in every pass), and what changes while a pass reads it (its times
+//! do too, the next pass sees that, and during the last one nothing runs).
+//!
+//! Both sides sum up every entry with its content; a pass counts only when they agree.
+//!
+//! - `beneath`: system calls relative to a directory, never through a symbolic link.
+//! - `meta`: owner, mode, times, extended attributes (access control lists are such).
+//! - `walk`: the source's side. - `store`: the target's side. - `place`: where state arrives,
+//!   marked until the feature runs there, and how that is undone.
+
+pub mod beneath;
+pub mod meta;
+pub mod place;
+pub mod store;
+pub mod walk;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+
+use crate::wire::state::{Meta, State, What};
+use crate::wire::sum::{self, Sum};
+
+/// Most entries of all state directories of a feature: what both sides keep of each is bounded.
+pub const MAX_ENTRIES: usize = 200_000;
+/// Bytes of a page: the unit in which zeroes do not count.
+const PAGE: usize = 4096;
+
+/// Why state was not sent or taken.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A system call failed.
+    #[error("{what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// Of what.
+        path: String,
+        /// Cause.
+        source: io::Error,
+    },
+    /// The disk of the target is full.
+    #[error(
+        "no room left on the file system of {0} in the target guest; make room or move it elsewhere"
+    )]
+    NoRoom(String),
+    /// An entry that cannot be carried.
+    #[error("{0} {1}")]
+    Kind(String, &'static str),
+    /// Too many entries.
+    #[error(
+        "the state directories have more than {MAX_ENTRIES} entries; pack them, or move the feature by other means"
+    )]
+    TooMany,
+    /// A message does not fit what came before.
+    #[error("the incoming state is inconsistent: {0}; start the move again")]
+    Order(&'static str),
+    /// Sums differ.
+    #[error("{0} arrived damaged; start the move again")]
+    Damaged(String),
+    /// A directory that must not be written.
+    #[error("{0}")]
+    Refused(String),
+    /// The port failed, or the move was given up.
+    #[error("state was not sent: {0}")]
+    Send(io::Error),
+}
+
+impl StateError {
+    fn io(what: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Self {
+        let path = shown(path);
+        move |source| {
+            if source.raw_os_error() == Some(nix::libc::ENOSPC)
+                || source.raw_os_error() == Some(nix::libc::EDQUOT)
+            {
+                Self::NoRoom(path)
+            } else {
+                Self::Io { what, path, source }
+            }
+        }
+    }
+}
+
+/// A path for messages.
+fn shown(path: &[u8]) -> String {
+    if path.is_empty() {
+        "the state directory".to_owned()
+    } else {
+        String::from_utf8_lossy(path).into_owned()
+    }
+}
+
+/// What is kept of an entry to find it again.
+fn key(dir: u8, path: &[u8]) -> u64 {
+    let mut sum = Sum::new();
+    sum.update(&[dir]);
+    sum.update(path);
+    sum.finish()
+}
+
+/// Sum of an entry with everything that makes it; `content` is that of a file, else 0.
+fn entry_sum(dir: u8, path: &[u8], meta: &Meta, what: &What, content: u64) -> u64 {
+    let what = match what {
+        What::File { size, .. } => What::File {
+            size: *size,
+            fresh: false,
+        },
+        other => other.clone(),
+    };
+    let message = State::Entry {
+        dir,
+        path: path.to_vec(),
+        meta: meta.clone(),
+        what,
+    };
+    let mut bytes = Vec::new();
+    crate::wire::bulk::Message {
+        stream: 0,
+        body: crate::wire::bulk::Body::State(message),
+    }
+    .encode(&mut bytes);
+    bytes.extend_from_slice(&content.to_le_bytes());
+    sum::of(&bytes)
+}
+
+/// Sum of a file's content that does not depend on what is a hole and what is zeroes: of each
+/// page that is not all zero, its number and its bytes.
+#[derive(Debug, Default)]
+struct Content(Sum);
+
+impl Content {
+    /// Adds bytes at `offset`, a multiple of the page size.
+    fn update(&mut self, offset: u64, bytes: &[u8]) {
+        for (n, page) in bytes.chunks(PAGE).enumerate() {
+            if !super::bulk::zero(page) {
+                let number = offset / PAGE as u64 + n as u64;
+                self.0.update(&number.to_le_bytes());
+                self.0.update(page);
+            }
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0.finish()
+    }
+}
