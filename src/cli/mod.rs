@@ -9,6 +9,7 @@
 
 pub mod args;
 pub mod client;
+mod decisions;
 #[cfg(test)]
 mod docs_tests;
 pub mod doctor;

@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, forecast, history, hosts, jobs, plan};
-use super::{doctor, events, generate, moves, show, spec};
+use super::{decisions, doctor, events, generate, moves, show, spec};
 use crate::api::{Changed, FeatureRow};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
@@ -31,8 +31,11 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
             action: GuestAction::Install { .. } | GuestAction::Remove { .. }
         }
     );
-    // For these two the option is about the end, not about each answer.
-    let whole = matches!(cli.command, Command::Migrate { .. } | Command::Event { .. });
+    // For these the option is about the end, not about each answer.
+    let whole = matches!(
+        cli.command,
+        Command::Migrate { .. } | Command::Approve { .. } | Command::Event { .. }
+    );
     let usual = Duration::from_secs(if slow { 300 } else { 30 });
     let timeout = cli.timeout.filter(|_| !whole).unwrap_or(usual);
     let json = cli.format == Format::Json;
@@ -152,6 +155,33 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
                 plan::plan(out, &p, screen)?;
             }
         }
+        Command::Score {
+            domain,
+            feature,
+            explain,
+        } => {
+            let which = (domain.as_str(), feature.as_ref());
+            decisions::score(cli, out, screen, &client, which, *explain).await?;
+        }
+        Command::Matrix { feature } => {
+            decisions::matrix(cli, out, screen, &client, feature.as_ref()).await?;
+        }
+        Command::Decision { id, replay } => {
+            decisions::decision(cli, out, screen, &client, id.as_deref(), *replay).await?;
+        }
+        Command::Advice => decisions::advice(cli, out, screen, &client).await?,
+        Command::Approve { id, no_wait } => {
+            decisions::approve(cli, out, screen, &client, id, !no_wait).await?;
+        }
+        Command::Drain {
+            host,
+            undo,
+            status,
+            wait,
+        } => {
+            let how = (*undo, *status, *wait);
+            decisions::drain(cli, out, screen, &client, host.as_deref(), how).await?;
+        }
         Command::Migrate {
             target,
             to,
@@ -174,6 +204,7 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
                 views::json(out, job)?;
             } else {
                 jobs::info(out, job, screen)?;
+                decisions::of_move(out, &client, &job.id).await?;
             }
         }
         Command::Jobabort(w) => {

@@ -4,16 +4,25 @@
 //! - [`lifecycle`]: libvirt's events, helpers coming and going, recovery
 //! - [`metering`]: meter frames to usage, history and breaches
 //! - [`forecast`]: what is expected to be breached
-//! - [`placement`]: host state, plans, automatic moves, the affinity model
+//! - [`placement`]: host state, automatic moves
+//! - [`decisions`], [`audit`]: plans, recorded decisions, advice, scores
+//! - [`affinity`]: training the model, rows of peers
+//! - [`outcome`]: what moves cost, and whether they helped
+//! - [`drain`]: emptying this host
 //! - [`moves`]: beginning, committing and ending moves; the journal
 //! - [`serve_api`], [`serve_peer`]: what users and peers may ask
 
+pub mod affinity;
+pub mod audit;
 pub mod clock;
+mod decisions;
+mod drain;
 mod forecast;
 pub mod instance;
 mod lifecycle;
 mod metering;
 mod moves;
+mod outcome;
 mod placement;
 mod serve_api;
 mod serve_peer;
@@ -55,6 +64,9 @@ pub enum DaemonError {
     /// Registry and journal.
     #[error("registry and journal")]
     Store(#[from] StoreError),
+    /// Recorded decisions.
+    #[error("recorded decisions")]
+    Audit(#[from] audit::AuditError),
     /// Peers.
     #[error("peers")]
     Peer(#[from] PeerError),
@@ -87,6 +99,9 @@ pub struct Daemon {
     peer_states: Mutex<BTreeMap<String, HostState>>,
     host: Mutex<HostRuntime>,
     affinity: Mutex<Affinity>,
+    audit: Arc<audit::Audit>,
+    outcomes: Mutex<outcome::Outcomes>,
+    drain: Mutex<drain::Drain>,
     forecasts: Mutex<forecast::Forecasts>,
     /// Forecasts that users ask for are made one at a time.
     forecast_turn: tokio::sync::Mutex<()>,
@@ -204,7 +219,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     let hook = crate::hypervisor::hook::listen(&config.libvirt.hook_socket)?;
     let (guest_events, guest_inbox) = mpsc::channel(1024);
     let host = HostRuntime::new(&config, &hypervisor).await;
-    let affinity = placement::load_affinity(&config, &store);
+    let affinity = affinity::load(&config);
+    let audit = audit::Audit::open(&config.history.state_dir, config.decision.keep)?;
+    let outcomes = outcome::Outcomes::load(&store);
+    let drain = drain::Drain::load(&store);
     let daemon = Arc::new(Daemon {
         hypervisor,
         store,
@@ -217,6 +235,9 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
         peer_states: Mutex::default(),
         host: Mutex::new(host),
         affinity: Mutex::new(affinity),
+        audit: Arc::new(audit),
+        outcomes: Mutex::new(outcomes),
+        drain: Mutex::new(drain),
         forecasts: Mutex::default(),
         forecast_turn: tokio::sync::Mutex::new(()),
         outgoing: Mutex::default(),
@@ -253,7 +274,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     tasks.spawn(metering::host_meter(Arc::clone(&daemon)));
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
-    tasks.spawn(placement::training(Arc::clone(&daemon)));
+    tasks.spawn(affinity::training(Arc::clone(&daemon)));
+    tasks.spawn(drain::draining(Arc::clone(&daemon)));
     tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));
     let api: Arc<dyn crate::api::Api> = Arc::new(serve_api::Service(Arc::clone(&daemon)));
     if let Some(section) = &daemon.config.metrics {
@@ -270,7 +292,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     tracing::info!("stopping");
     drop(service);
     tasks.shutdown().await;
-    placement::save_affinity(&daemon);
+    affinity::save(&daemon);
     // What was metered is durable already; this only ends the writer.
     let _ = tokio::time::timeout(Duration::from_secs(5), daemon.history.clone().close()).await;
     if lost {

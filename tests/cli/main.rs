@@ -4,6 +4,7 @@
 
 #[path = "../dbus_support/mod.rs"]
 mod dbus_support;
+mod decisions;
 mod features;
 mod moves;
 mod support;

@@ -21,6 +21,7 @@ def main():
     loader = unittest.TestLoader()
     loader.sortTestMethodsUsing = None
     modules = ["test_basics", "test_hook", "test_doctor", "test_metering", "test_metrics", "test_decision",
+               "test_affinity", "test_drain",
                "test_forecast", "test_dbus", "test_moves", "test_failures"]
     if names:
         suite = unittest.TestSuite(
