@@ -305,13 +305,10 @@ pub struct FeatureSpec {
     #[serde(default = "default_downtime")]
     pub downtime_ms: u64,
     /// Where it may be.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub placement: Box<Rules>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Box<Rules>>,
 }
 
-fn is_default(rules: &Rules) -> bool {
-    rules.is_default()
-}
 fn default_group() -> String {
     "default".to_owned()
 }
@@ -332,8 +329,13 @@ impl FeatureSpec {
             thresholds: Vec::new(),
             automatic: true,
             downtime_ms: default_downtime(),
-            placement: Box::default(),
+            placement: None,
         }
+    }
+
+    /// Where it may be.
+    pub fn rules(&self) -> &Rules {
+        self.placement.as_deref().unwrap_or(&crate::rules::NONE)
     }
 
     /// The managed workload, when the feature is movable.
@@ -456,7 +458,7 @@ impl FeatureSpec {
                 }
             }
         }
-        if let Some(why) = self.placement.problem(&self.name) {
+        if let Some(why) = self.rules().problem(&self.name) {
             return Err(bad(&why));
         }
         for (i, t) in self.thresholds.iter().enumerate() {

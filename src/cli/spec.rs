@@ -37,8 +37,8 @@ struct File<'a> {
     automatic: bool,
     downtime_ms: u64,
     thresholds: Vec<String>,
-    #[serde(skip_serializing_if = "Rules::is_default")]
-    placement: &'a Rules,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    placement: Option<&'a Rules>,
     workload: &'a Workload,
 }
 
@@ -60,7 +60,7 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, CliError> {
         automatic: *automatic,
         downtime_ms: *downtime_ms,
         thresholds: thresholds.iter().map(threshold::format).collect(),
-        placement,
+        placement: placement.as_deref(),
         workload,
     };
     toml::to_string_pretty(&file)

@@ -125,7 +125,7 @@ impl Daemon {
             .filter(|(_, f)| f.record.enabled)
             .map(|(d, f)| {
                 let spec = &f.record.spec;
-                (spec.placement.priority, (d.clone(), spec.name.clone()))
+                (spec.rules().priority, (d.clone(), spec.name.clone()))
             })
             .collect();
         list.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));

@@ -318,7 +318,7 @@ impl Daemon {
                 let idle = f.moving.is_none() && f.record.enabled;
                 if idle && now - f.decided_ms >= DECIDE_AGAIN_MS {
                     f.decided_ms = now;
-                    let priority = f.record.spec.placement.priority;
+                    let priority = f.record.spec.rules().priority;
                     due.push((priority, (domain.clone(), name.clone(), breach)));
                 }
             }
