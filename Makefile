@@ -13,7 +13,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-decision bench-model bench-workloads bench-move \
+.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-history bench-decision bench-model bench-workloads bench-move \
 	lint fmt-check vagrant-validate deny clean
 
 all: build
@@ -67,6 +67,10 @@ bench-model:
 	$(CARGO) run --locked --release --example bench_model target/bench
 	tests/bench/bench_model.py
 
+# The history beside Debian's Prometheus, on traces and on a recording of the cluster, if there.
+bench-history:
+	$(CARGO) run --locked --release --example bench_history
+
 # Each workload moved there and back 20 times under load; target/bench/workloads.json.
 # BENCH_ARGS="--moves 4 --only redis" for less.
 bench-workloads: setup stage
@@ -75,6 +79,11 @@ bench-workloads: setup stage
 # The same redis moved as a whole VM, by criu, by podman, by Drover; target/bench/move.json.
 bench-move: setup stage
 	tests/bench/bench_move.py $(BENCH_ARGS)
+
+# What metering costs beside other tools, in a guest with 100 busy cgroups: target/bench/meter.json.
+bench-meter: setup stage
+	vagrant/provision/below.sh
+	vagrant/scenarios/bench_meter.py
 
 fmt-check:
 	$(CARGO) fmt --all --check

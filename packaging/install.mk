@@ -25,6 +25,7 @@ install:
 	$(INSTALL) -D -m 755 $(bin_dir)/drover-hook $(DESTDIR)/etc/libvirt/hooks/qemu.d/50-drover
 	$(INSTALL) -D -m 644 packaging/droverd.service $(DESTDIR)/usr/lib/systemd/system/droverd.service
 	$(INSTALL) -D -m 644 packaging/org.drover1.conf $(DESTDIR)/usr/share/dbus-1/system.d/org.drover1.conf
+	$(INSTALL) -d -m 755 $(DESTDIR)/etc/drover/features.d
 	$(INSTALL) -D -m 644 packaging/polkit/org.drover1.policy $(DESTDIR)/usr/share/polkit-1/actions/org.drover1.policy
 	$(INSTALL) -D -m 644 packaging/dbus/org.drover1.xml $(DESTDIR)/usr/share/dbus-1/interfaces/org.drover1.xml
 	$(bin_dir)/drover generate man $(bin_dir)/man

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use crate::decision::{Cell, Cost, DecisionRecord, DecisionRow, DrainStatus, Replay, ScoreReport};
 use crate::feature::{FeatureName, FeatureSpec, Resource, Threshold};
 use crate::forecast::Step;
-
-use crate::host::{FeatureStatus, HostState};
+use crate::host::{FeatureStatus, HostState, Metering};
+use crate::rollup::Rollup;
 use crate::rules::Mode;
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
@@ -53,6 +53,9 @@ pub struct FeatureRow {
     pub usage: Option<Usage>,
     /// Breach under way or expected, in words; an expected one begins with `forecast:`.
     pub breach: Option<String>,
+    /// How it is metered, and why not better.
+    #[serde(default)]
+    pub metered: Metering,
 }
 
 /// One candidate of a plan.
@@ -333,6 +336,17 @@ pub struct Destination {
     pub domain: Option<String>,
 }
 
+/// What a reload of the configuration changed.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Keys of the configuration with another value, `section.key`.
+    pub keys: Vec<String>,
+    /// What was done with features from files, in words.
+    pub features: Vec<String>,
+    /// What could not be done with them, in words; it is tried again.
+    pub problems: Vec<String>,
+}
+
 /// Idempotent outcomes, instead of a bool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -341,6 +355,71 @@ pub enum Changed {
     Done,
     /// It was so already.
     Already,
+}
+
+/// What of a history is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryQuery {
+    /// First millisecond since the epoch.
+    pub since_ms: i64,
+    /// Last one.
+    pub until_ms: i64,
+    /// Milliseconds of a step, 0 for points as finely as they are kept; `None` chooses the finest
+    /// that gives no more than `limit` points.
+    pub step_ms: Option<i64>,
+    /// Most points; the latest are given.
+    pub limit: usize,
+}
+
+/// What a feature used in a step of time, or at one point.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct HistoryPoint {
+    /// Mean over the step, or the point; its time is the step's start.
+    pub mean: Usage,
+    /// Least, when there was more than one point.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min: Option<Usage>,
+    /// Most, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<Usage>,
+    /// Last, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<Usage>,
+}
+
+impl From<Usage> for HistoryPoint {
+    fn from(mean: Usage) -> Self {
+        Self {
+            mean,
+            min: None,
+            max: None,
+            last: None,
+        }
+    }
+}
+
+impl From<Rollup> for HistoryPoint {
+    fn from(r: Rollup) -> Self {
+        let other = |u: Usage| (u != r.mean).then_some(u);
+        match (other(r.min), other(r.max), other(r.last)) {
+            (None, None, None) => Self::from(r.mean),
+            _ => Self {
+                mean: r.mean,
+                min: Some(r.min),
+                max: Some(r.max),
+                last: Some(r.last),
+            },
+        }
+    }
+}
+
+/// An answer to a [`HistoryQuery`].
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct HistoryPage {
+    /// Milliseconds of a step; 0 for points as finely as they are kept.
+    pub step_ms: i64,
+    /// In time order.
+    pub points: Vec<HistoryPoint>,
 }
 
 /// The daemon as its users see it.
@@ -374,6 +453,22 @@ pub trait Api: Send + Sync + 'static {
         until_ms: i64,
         limit: usize,
     ) -> Result<Vec<Usage>>;
+    /// What a feature used, by steps of time, the latest last.
+    async fn history_steps(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        query: HistoryQuery,
+    ) -> Result<HistoryPage> {
+        let (since, until) = (query.since_ms, query.until_ms);
+        let points = self
+            .history(domain, feature, since, until, query.limit)
+            .await?;
+        Ok(HistoryPage {
+            step_ms: 0,
+            points: points.into_iter().map(HistoryPoint::from).collect(),
+        })
+    }
     /// What the feature is expected to use, up to an hour ahead.
     async fn forecast(&self, domain: &str, feature: &FeatureName) -> Result<FeatureForecast>;
     /// What a move would choose now, without acting.
@@ -406,6 +501,8 @@ pub trait Api: Send + Sync + 'static {
     async fn guest_install(&self, domain: &str) -> Result<String>;
     /// Removes it.
     async fn guest_remove(&self, domain: &str) -> Result<String>;
+    /// Reads the configuration and feature files anew; whatever is wrong leaves all as it is.
+    async fn reload(&self) -> Result<Reloaded>;
     /// Events from now on. Slow readers lose the oldest.
     fn events(&self) -> tokio::sync::broadcast::Receiver<ApiEvent>;
 }

@@ -1,5 +1,6 @@
 //! `/etc/drover/drover.toml`: one struct per section, unknown keys refused.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -67,6 +68,9 @@ pub struct Config {
     /// Moves.
     #[serde(default)]
     pub moves: MovesSection,
+    /// Features from files.
+    #[serde(default)]
+    pub features: FeaturesSection,
     /// Metrics for Prometheus; none without it.
     pub metrics: Option<MetricsSection>,
     /// Peers; without it the host is alone.
@@ -140,11 +144,17 @@ impl Default for LibvirtSection {
 pub struct MeterSection {
     /// Interval between samples, seconds, 1 to 60.
     pub interval_s: f64,
+    /// Interval between samples of guests without the helper, through their guest agent, seconds,
+    /// 5 to 3600.
+    pub agent_interval_s: f64,
 }
 
 impl Default for MeterSection {
     fn default() -> Self {
-        Self { interval_s: 5.0 }
+        Self {
+            interval_s: 5.0,
+            agent_interval_s: 15.0,
+        }
     }
 }
 
@@ -156,8 +166,32 @@ pub struct HistorySection {
     pub dir: PathBuf,
     /// Directory of registry and journal.
     pub state_dir: PathBuf,
-    /// Hours that samples are kept.
-    pub keep_hours: u32,
+    /// Hours that samples are kept as metered.
+    pub raw_hours: u32,
+    /// Earlier name of `raw_hours`.
+    pub keep_hours: Option<u32>,
+    /// Days that minutes are kept (least, most, mean, last).
+    pub minute_days: u32,
+    /// Days that quarters of an hour are kept.
+    pub quarter_days: u32,
+    /// MiB that the whole history may have; the oldest goes first.
+    pub max_mib: u64,
+    /// MiB of free space below which samples go before their time, then none are recorded.
+    pub floor_mib: u64,
+}
+
+impl HistorySection {
+    /// As the history takes it; `interval_s` is the meter's.
+    pub fn options(&self, interval_s: f64) -> crate::history::Options {
+        crate::history::Options {
+            raw_hours: self.keep_hours.unwrap_or(self.raw_hours),
+            minute_days: self.minute_days,
+            quarter_days: self.quarter_days,
+            max_mib: self.max_mib,
+            floor_mib: self.floor_mib,
+            interval_ms: (interval_s * 1000.0) as i64,
+        }
+    }
 }
 
 impl Default for HistorySection {
@@ -165,7 +199,12 @@ impl Default for HistorySection {
         Self {
             dir: "/var/lib/drover/history".into(),
             state_dir: "/var/lib/drover".into(),
-            keep_hours: 168,
+            raw_hours: 6,
+            keep_hours: None,
+            minute_days: 7,
+            quarter_days: 365,
+            max_mib: 4096,
+            floor_mib: 64,
         }
     }
 }
@@ -319,6 +358,22 @@ impl Default for MovesSection {
     }
 }
 
+/// `[features]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FeaturesSection {
+    /// Directory whose `*.toml` define features of this host.
+    pub dir: PathBuf,
+}
+
+impl Default for FeaturesSection {
+    fn default() -> Self {
+        Self {
+            dir: "/etc/drover/features.d".into(),
+        }
+    }
+}
+
 /// `[metrics]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -338,8 +393,8 @@ fn two_hundred() -> usize {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeerSection {
-    /// Where to listen.
-    pub listen: SocketAddr,
+    /// Where to listen for peers that come by TLS; not needed when all come by ssh.
+    pub listen: Option<SocketAddr>,
     /// CA certificate, PEM.
     #[serde(default = "default_ca")]
     pub ca: PathBuf,
@@ -361,9 +416,30 @@ pub struct PeerSection {
     /// Seconds without an answer after which a peer is lost.
     #[serde(default = "five")]
     pub timeout_s: f64,
+    /// Private key for peers that are reached by ssh.
+    #[serde(default = "default_ssh_key")]
+    pub ssh_key: PathBuf,
+    /// Host keys of these peers, in ssh's `known_hosts` format.
+    #[serde(default = "default_ssh_known_hosts")]
+    pub ssh_known_hosts: PathBuf,
+    /// Where `drover peer-stdio` finds droverd.
+    #[serde(default = "default_ssh_socket")]
+    pub ssh_socket: PathBuf,
     /// The peers.
     #[serde(default)]
     pub hosts: Vec<PeerHost>,
+}
+
+fn default_ssh_key() -> PathBuf {
+    "/etc/drover/ssh/id_ed25519".into()
+}
+fn default_ssh_known_hosts() -> PathBuf {
+    "/etc/drover/ssh/known_hosts".into()
+}
+/// Where droverd listens for `drover peer-stdio`, unless `peer.ssh_socket` says otherwise.
+pub const SSH_SOCKET: &str = "/run/drover/peer.sock";
+fn default_ssh_socket() -> PathBuf {
+    SSH_SOCKET.into()
 }
 
 fn default_ca() -> PathBuf {
@@ -392,13 +468,95 @@ fn five() -> f64 {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeerHost {
-    /// Name; its certificate must be valid for it.
+    /// Name; its certificate must be valid for it, or its key be allowed under it.
     pub name: String,
-    /// Address and port of its droverd.
-    pub address: SocketAddr,
+    /// Address and port of its droverd, for TLS.
+    pub address: Option<SocketAddr>,
+    /// `[user@]host` to reach it by ssh instead.
+    pub ssh: Option<String>,
     /// Groups whose features may go there and come from there.
     #[serde(default)]
     pub groups: Vec<String>,
+}
+
+/// Whether `to` is a destination for ssh and nothing that it would take for an option.
+fn ssh_destination(to: &str) -> bool {
+    !to.starts_with('-')
+        && !to.is_empty()
+        && to
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"@._:-[]".contains(&b))
+}
+
+impl ConfigError {
+    /// The error and what caused it, in one text.
+    pub fn with_cause(&self) -> String {
+        match self {
+            Self::Read { source, .. } => format!("{self}: {source}"),
+            Self::Parse { .. } | Self::Value { .. } => self.to_string(),
+        }
+    }
+}
+
+/// A configuration with where it came from and what was written there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// Its file.
+    pub path: PathBuf,
+    /// The file's keys and values.
+    pub table: toml::Table,
+}
+
+impl Loaded {
+    /// Reads and checks a file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.into(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Parses and checks the text of a file; `path` is for messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config = Config::parse(text, path)?;
+        let table = toml::from_str(text).map_err(|e| ConfigError::Parse {
+            path: path.into(),
+            message: crate::toml_text::explain(text, &e),
+        })?;
+        Ok(Self {
+            config,
+            path: path.into(),
+            table,
+        })
+    }
+}
+
+/// Dotted names of the keys whose values differ between two files, in order; a list counts as one
+/// value.
+pub fn changed_keys(a: &toml::Table, b: &toml::Table) -> Vec<String> {
+    fn flat(prefix: &str, table: &toml::Table, out: &mut BTreeMap<String, toml::Value>) {
+        for (key, value) in table {
+            let name = format!("{prefix}{key}");
+            match value {
+                toml::Value::Table(t) => flat(&format!("{name}."), t, out),
+                v => {
+                    out.insert(name, v.clone());
+                }
+            }
+        }
+    }
+    let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
+    flat("", a, &mut old);
+    flat("", b, &mut new);
+    let keys: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let differs = |k: &&&String| old.get(**k) != new.get(**k);
+    keys.iter()
+        .filter(differs)
+        .map(ToString::to_string)
+        .collect()
 }
 
 impl Config {
@@ -415,7 +573,7 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let c: Self = toml::from_str(text).map_err(|e| ConfigError::Parse {
             path: path.into(),
-            message: e.to_string().trim().to_owned(),
+            message: crate::toml_text::explain(text, &e),
         })?;
         let value = |key, message: &str| {
             Err(ConfigError::Value {
@@ -429,6 +587,12 @@ impl Config {
         }
         if !(1.0..=60.0).contains(&c.meter.interval_s) {
             return value("meter.interval_s", "must be between 1 and 60 seconds");
+        }
+        if !(5.0..=3600.0).contains(&c.meter.agent_interval_s) {
+            return value(
+                "meter.agent_interval_s",
+                "must be between 5 and 3600 seconds",
+            );
         }
         if c.host.cpus.is_some_and(|n| !(n.is_finite() && n > 0.0)) {
             return value("host.cpus", "must be more than 0");
@@ -482,12 +646,41 @@ impl Config {
         if !(12..=720).contains(&f.min_points) {
             return value("forecast.min_points", "must be between 12 and 720");
         }
+        let h = &c.history;
+        if h.raw_hours == 0 || h.keep_hours == Some(0) || h.minute_days == 0 || h.quarter_days == 0
+        {
+            return value(
+                "history.raw_hours",
+                "raw_hours, minute_days and quarter_days must be at least 1",
+            );
+        }
+        if h.max_mib < 64 {
+            return value("history.max_mib", "must be at least 64");
+        }
         if c.moves.max_rounds == 0 {
             return value("moves.max_rounds", "must be at least 1");
         }
         if let Some(p) = &c.peer {
             if p.hosts.iter().any(|h| h.name == c.host.name) {
                 return value("peer.hosts", "must name the other hosts, not this one");
+            }
+            for h in &p.hosts {
+                match (&h.address, &h.ssh) {
+                    (Some(_), None) if p.listen.is_none() => {
+                        return value("peer.listen", "is needed, as a peer has an address");
+                    }
+                    (Some(_), None) => {}
+                    (None, Some(to)) if ssh_destination(to) => {}
+                    (None, Some(_)) => {
+                        return value("peer.hosts.ssh", "must be [user@]host, as ssh takes it");
+                    }
+                    _ => {
+                        return value(
+                            "peer.hosts",
+                            "each needs either address (TLS) or ssh, and not both",
+                        );
+                    }
+                }
             }
             if !(p.refresh_s > 0.0 && p.timeout_s > 0.0) {
                 return value(
@@ -510,7 +703,12 @@ mod tests {
         let c = Config::parse("[host]\nname = 'a'\n", p).unwrap();
         assert_eq!(c.meter.interval_s, 5.0);
         let e = Config::parse("[host]\nname = 'a'\n[meter]\nintervall_s = 2\n", p).unwrap_err();
-        assert!(e.to_string().contains("intervall_s"), "{e}");
+        let e = e.to_string();
+        assert!(
+            e.contains("x.toml: line 4: unknown field `intervall_s`"),
+            "{e}"
+        );
+        assert!(e.contains("did you mean `interval_s`?"), "{e}");
         let e = Config::parse("[host]\nname = 'a'\n[meter]\ninterval_s = 0.5\n", p).unwrap_err();
         assert!(e.to_string().contains("between 1 and 60"), "{e}");
         assert_eq!(c.forecast.confidence, 0.8);
@@ -525,6 +723,38 @@ mod tests {
             let key = bad.split(' ').next().unwrap();
             assert!(e.contains(&format!("forecast.{key}: must be")), "{e}");
         }
+        let tiers = (
+            c.history.raw_hours,
+            c.history.minute_days,
+            c.history.quarter_days,
+        );
+        assert_eq!(tiers, (6, 7, 365));
+        let text = "[host]\nname = 'a'\n[history]\nkeep_hours = 24\nmax_mib = 100\n";
+        let options = Config::parse(text, p).unwrap().history.options(5.0);
+        let taken = (options.raw_hours, options.max_mib, options.interval_ms);
+        assert_eq!(taken, (24, 100, 5000));
+        for bad in ["raw_hours = 0", "quarter_days = 0", "max_mib = 5"] {
+            let text = format!("[host]\nname = 'a'\n[history]\n{bad}\n");
+            let e = Config::parse(&text, p).unwrap_err().to_string();
+            assert!(e.contains("must be at least"), "{e}");
+        }
+        for (peer, wrong) in [
+            ("[[peer.hosts]]\nname = 'b'", "either address"),
+            (
+                "[[peer.hosts]]\nname = 'b'\naddress = '192.0.2.1:1'",
+                "peer.listen",
+            ),
+            ("[[peer.hosts]]\nname = 'b'\nssh = '-oX=y'", "user@"),
+            (
+                "[[peer.hosts]]\nname = 'b'\nssh = 'b'\naddress = '192.0.2.1:1'",
+                "either address",
+            ),
+        ] {
+            let e = Config::parse(&format!("[host]\nname = 'a'\n[peer]\n{peer}\n"), p).unwrap_err();
+            assert!(e.to_string().contains(wrong), "{e}");
+        }
+        let text = "[host]\nname = 'a'\n[peer]\n[[peer.hosts]]\nname = 'b'\nssh = 'root@b'\n";
+        assert_eq!(Config::parse(text, p).unwrap().peer.unwrap().listen, None);
         assert_eq!(c.metrics, None, "off unless configured");
         let text = "[host]\nname = 'a'\n[metrics]\nlisten = '127.0.0.1:9177'\n";
         let m = Config::parse(text, p).unwrap().metrics.unwrap();

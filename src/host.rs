@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::attribution::{DomainCost, Share};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::usage::Usage;
 
@@ -67,6 +68,57 @@ pub enum HelperState {
         /// Reason with the way out.
         reason: String,
     },
+}
+
+/// How a guest's features are metered: the best rung of a ladder that it allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MeterLevel {
+    /// By the helper in the guest: everything, at the meter's interval.
+    Helper,
+    /// By the guest agent, which lets cgroup files be read: no network of features, seldom.
+    Agent,
+    /// The guest agent allows no files and no commands: the whole guest only.
+    Guest,
+    /// Not at all: what libvirt tells of the domain is all there is.
+    #[default]
+    None,
+}
+
+impl MeterLevel {
+    /// In a word, as users see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Helper => "helper",
+            Self::Agent => "agent",
+            Self::Guest => "guest only",
+            Self::None => "none",
+        }
+    }
+}
+
+/// A rung, and why it is not a better one.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Metering {
+    /// The rung.
+    pub level: MeterLevel,
+    /// Why not a better one, with the way out; empty for the best.
+    pub reason: String,
+}
+
+/// What is known of a host's hardware beyond what decisions need.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hardware {
+    /// Features that the CPU has beyond its model, as libvirt names them, sorted.
+    pub cpu_features: Vec<String>,
+    /// NUMA nodes; 0 when unknown.
+    pub numa_nodes: u32,
+    /// Where the network speed was found: an interface, `drover.toml`, or nothing.
+    pub network_from: String,
+    /// Where the storage kind was found: a device, `drover.toml`, or nothing.
+    pub storage_from: String,
 }
 
 /// What a guest can take; from the helper.
@@ -138,6 +190,15 @@ pub struct InstanceState {
     pub reserved_memory_mib: f64,
     /// Helper.
     pub helper: HelperState,
+    /// How its features are metered.
+    #[serde(default)]
+    pub metering: Metering,
+    /// What it costs the host.
+    #[serde(default)]
+    pub cost: DomainCost,
+    /// The part of that which no feature causes.
+    #[serde(default)]
+    pub rest: Share,
     /// What it can take, if the helper told.
     pub capabilities: Option<GuestCapabilities>,
     /// Its features.
@@ -159,6 +220,9 @@ pub struct HostState {
     pub clock_ahead_ms: Option<i64>,
     /// Capabilities.
     pub capabilities: HostCapabilities,
+    /// More of the hardware.
+    #[serde(default)]
+    pub hardware: Box<Hardware>,
     /// Load.
     pub load: HostLoad,
     /// Accepts moves? Not while draining.
@@ -218,6 +282,12 @@ impl InstanceState {
             helper: HelperState::Connected {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             },
+            metering: Metering {
+                level: MeterLevel::Helper,
+                reason: String::new(),
+            },
+            cost: DomainCost::default(),
+            rest: Share::default(),
             capabilities: None,
             features: Vec::new(),
         }
@@ -240,6 +310,7 @@ impl HostState {
                 storage: StorageKind::Unknown,
                 virt_type: String::new(),
             },
+            hardware: Box::default(),
             load: HostLoad::default(),
             accepts: true,
             labels: BTreeMap::new(),

@@ -28,6 +28,10 @@ pub mod affinity;
 #[cfg(feature = "daemon")]
 pub mod api;
 #[cfg(feature = "daemon")]
+pub mod attribution;
+#[cfg(feature = "daemon")]
+pub mod columns;
+#[cfg(feature = "daemon")]
 pub mod decision;
 #[cfg(feature = "daemon")]
 pub mod forecast;
@@ -35,6 +39,8 @@ pub mod forecast;
 pub mod host;
 #[cfg(feature = "daemon")]
 pub mod moving;
+#[cfg(feature = "daemon")]
+pub mod rollup;
 #[cfg(feature = "daemon")]
 pub mod threshold;
 #[cfg(feature = "daemon")]
@@ -52,6 +58,8 @@ pub mod dbus;
 #[cfg(feature = "daemon")]
 pub mod driver;
 #[cfg(feature = "daemon")]
+pub mod feature_file;
+#[cfg(feature = "daemon")]
 pub mod guest;
 #[cfg(feature = "daemon")]
 pub mod history;
@@ -63,6 +71,8 @@ pub mod metrics;
 pub mod peer;
 #[cfg(feature = "daemon")]
 pub mod store;
+#[cfg(feature = "daemon")]
+pub mod toml_text;
 #[cfg(feature = "daemon")]
 pub mod transport;
 

@@ -7,7 +7,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use drover::feature::FeatureName;
-use drover::history::{History, HistoryError, Options, SeriesKey};
+use drover::history::{History, HistoryError, Options, Page, Query, SeriesKey, StoredTier};
+use drover::rollup::Rollup;
 use drover::usage::{MIB, Usage};
 use proptest::prelude::*;
 
@@ -33,7 +34,11 @@ fn point(at_ms: i64, cpu: f64) -> Usage {
 }
 
 fn open(dir: &Path) -> History {
-    History::open(dir, 48).unwrap()
+    let options = Options {
+        raw_hours: 48,
+        ..Options::default()
+    };
+    History::open(dir, options).unwrap()
 }
 
 #[tokio::test]
@@ -52,8 +57,8 @@ async fn heads_chunks_and_days_read_as_one() {
         }
         h.append(tick).await.unwrap();
     }
-    assert!(dir.path().join("2025-01-31").is_dir());
-    assert!(dir.path().join("2025-02-01").is_dir());
+    assert!(dir.path().join("raw/2025-01-31T22").is_dir());
+    assert!(dir.path().join("raw/2025-02-01T00").is_dir());
     for _ in 0..2 {
         let h = h.clone();
         assert_eq!(h.range(&a, 0, i64::MAX, 1000).await.unwrap(), expected);
@@ -82,7 +87,7 @@ async fn heads_chunks_and_days_read_as_one() {
 
     let h = open(dir.path());
     assert!(matches!(
-        History::open(dir.path(), 1),
+        History::open(dir.path(), Options::default()),
         Err(HistoryError::InUse(_))
     ));
     assert_eq!(h.range(&a, 0, i64::MAX, 1000).await.unwrap(), expected);
@@ -152,8 +157,17 @@ async fn append_and_import_are_idempotent_and_ours_win() {
     );
 }
 
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
 #[tokio::test]
-async fn expire_drops_whole_days() {
+async fn expire_drops_what_is_rolled_up_and_over() {
     let dir = tempfile::tempdir().unwrap();
     let h = open(dir.path());
     let a = key("cache");
@@ -161,41 +175,225 @@ async fn expire_drops_whole_days() {
         let tick = vec![(a.clone(), point(EVENING + day * DAY_MS, day as f64))];
         h.append(tick).await.unwrap();
     }
-    let broken = dir.path().join("2025-01-31.broken-1");
+    let broken = dir.path().join("raw/2025-01-31T22.broken-1");
     std::fs::create_dir(&broken).unwrap();
-    // 48 hours before that time is in the evening of day 3: days 0 to 2 are over.
+    // 48 hours before that time is in the evening of day 3: the partitions before it are over.
     assert_eq!(h.expire(EVENING + 5 * DAY_MS).await, Ok(3));
     assert_eq!(h.expire(EVENING + 5 * DAY_MS).await, Ok(0));
     assert!(!broken.exists());
     let left = h.range(&a, 0, i64::MAX, 10).await.unwrap();
     let left: Vec<_> = left.iter().map(|p| p.cpu_percent.unwrap() as i64).collect();
     assert_eq!(left, [3, 4, 5]);
-    h.close().await;
-    let mut names: Vec<_> = std::fs::read_dir(dir.path())
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
+    // What was dropped is in minutes.
+    let all = page(&h, &a, Some(60_000), 100).await;
+    let means: Vec<_> = all
+        .points
+        .iter()
+        .map(|p| p.mean.cpu_percent.unwrap() as i64)
         .collect();
-    names.sort();
-    let days = ["2025-02-03", "2025-02-04", "2025-02-05"];
-    let expected: Vec<String> = days
+    assert_eq!(means, [0, 1, 2, 3, 4, 5]);
+    h.close().await;
+    let expected: Vec<String> = ["2025-02-03T22", "2025-02-04T22", "2025-02-05T22"]
         .iter()
         .flat_map(|d| [(*d).to_owned(), format!("{d}.mark")])
-        .chain(["lock".to_owned()])
         .collect();
-    assert_eq!(names, expected);
+    assert_eq!(names(&dir.path().join("raw")), expected);
     let h = open(dir.path());
     assert_eq!(h.range(&a, 0, i64::MAX, 10).await.unwrap().len(), 3);
     assert_eq!(h.problems(), Vec::<String>::new());
+}
+
+async fn page(h: &History, key: &SeriesKey, step_ms: Option<i64>, limit: usize) -> Page {
+    let query = Query {
+        since_ms: 0,
+        until_ms: i64::MAX,
+        step_ms,
+        limit,
+    };
+    h.query(key, query).await.unwrap()
+}
+
+/// Ten days at one point per minute, then every question is answered from the tier that suits it,
+/// and what it says is what was put in.
+#[tokio::test]
+async fn tiers_answer_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        interval_ms: 60_000,
+        ..Options::default()
+    };
+    let start = EVENING - EVENING % DAY_MS;
+    let a = key("cache");
+    let h = History::open(dir.path(), options.clone()).unwrap();
+    let minutes: i64 = 10 * 24 * 60;
+    // Two points a minute, 10 and 30 apart from a slow rise.
+    for chunk in (0..minutes).collect::<Vec<_>>().chunks(60) {
+        let tick = chunk
+            .iter()
+            .flat_map(|n| [(n * 60_000, 10.0), (n * 60_000 + 30_000, 30.0)].map(|(t, v)| (n, t, v)))
+            .map(|(n, at, v)| {
+                let mut p = point(start + at, v + (n / 60) as f64);
+                p.dt_s = 30.0;
+                (a.clone(), p)
+            })
+            .collect();
+        h.append(tick).await.unwrap();
+    }
+    let now = start + minutes * 60_000;
+    h.expire(now).await.unwrap();
+    let raw = h.range(&a, 0, i64::MAX, 100_000).await.unwrap();
+    let hours = raw.len() / 120;
+    assert!((6..=8).contains(&hours), "{hours} hours of points");
+    for reopened in [false, true] {
+        let h = if reopened {
+            let other = h.clone();
+            other.close().await;
+            History::open(dir.path(), options.clone()).unwrap()
+        } else {
+            h.clone()
+        };
+        let fine = page(&h, &a, Some(60_000), 100_000).await;
+        let times: Vec<i64> = fine.points.iter().map(|p| p.mean.at_ms).collect();
+        assert!(times.windows(2).all(|w| w[0] < w[1]));
+        // Two days and something are older than minutes are kept.
+        let coarse = fine.points.iter().filter(|p| p.covered_s() > 61.0).count();
+        assert!((2 * 96..=3 * 96).contains(&coarse), "{coarse} quarters");
+        for p in &fine.points {
+            let n = (p.mean.at_ms - start) / 3_600_000;
+            assert_eq!(p.min.cpu_percent, Some(10.0 + n as f64));
+            assert_eq!(p.max.cpu_percent, Some(30.0 + n as f64));
+            assert_eq!(p.last.cpu_percent, Some(30.0 + n as f64));
+            assert!((p.mean.cpu_percent.unwrap() - 20.0 - n as f64).abs() < 1e-6);
+            assert_eq!(p.mean.memory_mib, Some(100.25));
+        }
+        let covered: f64 = fine.points.iter().map(Rollup::covered_s).sum();
+        assert_eq!(
+            covered,
+            minutes as f64 * 60.0,
+            "no time is missing or twice"
+        );
+        // The step is chosen by the limit.
+        let chosen = page(&h, &a, None, 1000).await;
+        assert_eq!((chosen.step_ms, chosen.points.len()), (900_000, 960));
+        let chosen = page(&h, &a, None, 100).await;
+        assert_eq!((chosen.step_ms, chosen.points.len()), (4 * 3_600_000, 60));
+        let covered: f64 = chosen.points.iter().map(Rollup::covered_s).sum();
+        assert_eq!(covered, minutes as f64 * 60.0);
+        let since = Query {
+            since_ms: now - 3_600_000,
+            until_ms: now - 1,
+            step_ms: None,
+            limit: 1000,
+        };
+        let recent = h.query(&a, since).await.unwrap();
+        assert_eq!((recent.step_ms, recent.points.len()), (0, 120));
+        assert_eq!(h.series().await.unwrap(), std::slice::from_ref(&a));
+        assert_eq!(h.problems(), Vec::<String>::new());
+        h.close().await;
+    }
+    assert_eq!(names(&dir.path().join("15m"))[0], "2025-01");
+}
+
+/// What comes late, or from another host, for times that are rolled up already gets there too.
+#[tokio::test]
+async fn late_points_and_imports_are_rolled_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let h = open(dir.path());
+    let (a, b) = (key("cache"), key("search"));
+    let start = EVENING - EVENING % DAY_MS;
+    let at = |n: i64| start + n * 60_000;
+    for n in 0..2 * 24 * 60 {
+        if n % 10 == 0 && n != 30 {
+            h.append(vec![(a.clone(), point(at(n), 1.0))])
+                .await
+                .unwrap();
+        }
+    }
+    h.expire(at(2 * 24 * 60)).await.unwrap();
+    assert_eq!(page(&h, &a, Some(900_000), 1000).await.points.len(), 192);
+    h.append(vec![(a.clone(), point(at(30), 7.0))])
+        .await
+        .unwrap();
+    let theirs = (0..180).map(|n| point(at(n), 3.0)).collect();
+    assert_eq!(h.import(&b, theirs).await, Ok(180));
+    h.expire(at(2 * 24 * 60)).await.unwrap();
+    let minutes: Vec<Rollup> = (0..1440)
+        .map(|n| Rollup {
+            ..Rollup::from(Usage {
+                dt_s: 60.0,
+                ..point(at(n), 5.0)
+            })
+        })
+        .collect();
+    // Those of the first three hours are known here from points, which cover less.
+    assert_eq!(
+        h.import_rollups(&b, StoredTier::Minute, minutes.clone())
+            .await,
+        Ok(1440 - 180)
+    );
+    assert_eq!(
+        h.import_rollups(&b, StoredTier::Minute, minutes).await,
+        Ok(0)
+    );
+    h.append(vec![(a.clone(), point(at(2 * 24 * 60), 1.0))])
+        .await
+        .unwrap();
+    h.expire(at(2 * 24 * 60)).await.unwrap();
+    let all = page(&h, &a, Some(900_000), 1000).await.points;
+    assert_eq!(all.len(), 193);
+    assert_eq!(all[2].max.cpu_percent, Some(7.0));
+    let day = page(&h, &b, Some(900_000), 1000).await.points;
+    assert_eq!(day.len(), 96);
+    assert!(
+        day.iter()
+            .all(|p| p.covered_s() == 900.0 && p.mean.cpu_percent == Some(5.0))
+    );
+    assert_eq!(h.problems(), Vec::<String>::new());
+}
+
+/// When the whole grows above its budget the oldest goes, and that is told.
+#[tokio::test]
+async fn the_budget_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        max_mib: 3,
+        raw_hours: 1000,
+        ..Options::default()
+    };
+    let h = History::open(dir.path(), options).unwrap();
+    let keys: Vec<SeriesKey> = (0..40).map(|n| key(&format!("f{n}"))).collect();
+    let mut seed = 1u64;
+    for n in 0..24 * 60 {
+        let tick = keys
+            .iter()
+            .map(|k| {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (k.clone(), point(EVENING + n * 60_000, (seed >> 20) as f64))
+            })
+            .collect();
+        h.append(tick).await.unwrap();
+    }
+    let problems = h.problems();
+    assert!(
+        problems
+            .iter()
+            .any(|p| p.starts_with("history partition raw/")
+                && p.contains("grown above history.max_mib (3)")),
+        "{problems:?}"
+    );
+    let left = h.range(&keys[0], 0, i64::MAX, 10_000).await.unwrap();
+    assert!(!left.is_empty() && left.len() < 24 * 60, "{}", left.len());
+    assert_eq!(left.last().unwrap().at_ms, EVENING + (24 * 60 - 1) * 60_000);
 }
 
 #[tokio::test]
 async fn below_the_floor_nothing_is_recorded() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options {
-        keep_hours: 1,
         floor_mib: u64::MAX,
+        ..Options::default()
     };
-    let h = History::open_with(dir.path(), options).unwrap();
+    let h = History::open(dir.path(), options).unwrap();
     let a = key("cache");
     let e = h
         .append(vec![(a.clone(), point(EVENING, 1.0))])
@@ -289,14 +487,9 @@ async fn size_and_latency() {
             spent += at.elapsed().as_micros();
         }
         h.close().await;
-        let part = dir.path().join(
-            std::fs::read_dir(dir.path())
-                .unwrap()
-                .flatten()
-                .find(|e| e.path().is_dir())
-                .unwrap()
-                .file_name(),
-        );
+        let raw = dir.path().join("raw");
+        let part = std::fs::read_dir(&raw).unwrap().flatten();
+        let part = part.map(|e| e.path()).find(|p| p.is_dir()).unwrap();
         let db = sled::open(&part).unwrap();
         let chunks = db.scan_prefix(b"c").map(|i| i.unwrap());
         let payload: usize = chunks.map(|(k, v)| k.len() + v.len()).sum();
@@ -314,35 +507,51 @@ async fn size_and_latency() {
     }
 }
 
-/// After midnight the day before is written anew; a crash in the middle of it loses nothing.
+/// When its time is over a partition is written anew, packed; a crash in the middle of it loses
+/// nothing.
 #[tokio::test]
-async fn the_day_before_is_compacted() {
+async fn what_is_over_is_packed() {
     let dir = tempfile::tempdir().unwrap();
-    let (day, copy) = (
-        dir.path().join("2025-01-31"),
-        dir.path().join("2025-01-31.compact"),
-    );
-    let gone = dir.path().join("2025-01-31.expired");
-    let size = || std::fs::metadata(day.join("db")).unwrap().len();
+    let raw = dir.path().join("raw");
+    let (part, copy) = (raw.join("2025-01-31T22"), raw.join("2025-01-31T22.compact"));
+    let gone = raw.join("2025-01-31T22.expired");
     let h = open(dir.path());
     let keys: Vec<SeriesKey> = (0..20).map(|n| key(&format!("f{n}"))).collect();
     let tick = |n: i64| {
         keys.iter()
-            .map(|k| (k.clone(), point(EVENING + n * 1000, n as f64)))
+            .map(|k| (k.clone(), point(EVENING + n * 1000, n as f64 / 7.0)))
             .collect()
     };
     for n in 0..600 {
         h.append(tick(n)).await.unwrap();
     }
-    let before = size();
-    h.append(tick(600)).await.unwrap();
-    let after = size();
-    println!("{before} bytes before midnight, {after} after");
-    assert!(after < before, "{after} {before}");
+    let before = size(&part);
+    // Midnight, and the minute after it in which points may come late.
+    h.append(tick(661)).await.unwrap();
+    h.expire(EVENING + 661_000).await.unwrap();
+    let after = size(&part);
+    println!("{before} bytes before, {after} after");
+    assert!(after * 2 < before, "{after} {before}");
     assert!(!copy.exists() && !gone.exists());
-    let expected: Vec<Usage> = (0..=600)
-        .map(|n| point(EVENING + n * 1000, n as f64))
+    let mark = std::fs::read_to_string(raw.join("2025-01-31T22.mark")).unwrap();
+    assert!(mark.contains(" packed "), "{mark}");
+    let mut expected: Vec<Usage> = (0..600)
+        .chain([661])
+        .map(|n| point(EVENING + n * 1000, n as f64 / 7.0))
         .collect();
+    assert_eq!(
+        h.range(&keys[3], 0, i64::MAX, 1000).await.unwrap(),
+        expected
+    );
+    // Late points go beside what is packed.
+    let late = point(EVENING + 500, 5.0);
+    h.append(vec![
+        (keys[3].clone(), late),
+        (keys[3].clone(), point(EVENING, 9.0)),
+    ])
+    .await
+    .unwrap();
+    expected.insert(1, late);
     assert_eq!(
         h.range(&keys[3], 0, i64::MAX, 1000).await.unwrap(),
         expected
@@ -351,7 +560,7 @@ async fn the_day_before_is_compacted() {
 
     // As a crash leaves it: between the renames, after both, before both.
     std::fs::create_dir(&gone).unwrap();
-    std::fs::rename(&day, &copy).unwrap();
+    std::fs::rename(&part, &copy).unwrap();
     for _ in 0..2 {
         let h = open(dir.path());
         assert_eq!(
@@ -360,23 +569,94 @@ async fn the_day_before_is_compacted() {
         );
         assert_eq!(h.problems(), Vec::<String>::new());
         h.close().await;
-        assert!(day.is_dir() && !copy.exists() && !gone.exists());
+        assert!(part.is_dir() && !copy.exists() && !gone.exists());
         std::fs::create_dir(&copy).unwrap();
     }
-    // The first append after a start does it for a day that was left with a head.
+}
+
+fn size(dir: &Path) -> u64 {
+    std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| {
+            let e = e.unwrap();
+            let m = e.metadata().unwrap();
+            if m.is_dir() { size(&e.path()) } else { m.len() }
+        })
+        .sum()
+}
+
+/// A day as the first version wrote it: beside the tiers, values of version 1.
+#[tokio::test]
+async fn earlier_versions_are_taken_over() {
+    // Three points 5001 ms apart, by the first version's codec.
+    let run: &[u8] = &[
+        128, 225, 171, 236, 151, 101, 146, 78, 0, 146, 78, 5, 2, 128, 200, 175, 160, 37, 128, 137,
+        122, 0, 1, 0, 2, 128, 137, 15, 14, 0, 0, 1, 2, 0, 128, 128, 160, 100, 2, 5, 1, 3, 0, 160,
+        31, 0, 0, 0, 0, 0, 1, 255, 6, 63, 248, 16, 5, 85, 85, 85, 85, 85, 85, 6, 127, 252, 1, 3, 0,
+        6,
+    ];
+    let wrap = |key: &[u8], count: u16, payload: &[u8]| {
+        let mut h = crc32fast::Hasher::new();
+        for part in [&[1][..], &count.to_le_bytes(), key, payload] {
+            h.update(part);
+        }
+        let mut v = vec![1];
+        v.extend_from_slice(&count.to_le_bytes());
+        v.extend_from_slice(&h.finalize().to_le_bytes());
+        v.extend_from_slice(payload);
+        v
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let db = sled::open(dir.path().join("2025-01-31")).unwrap();
+    let name = [&b"s"[..], &7u32.to_be_bytes()].concat();
+    let json = serde_json::to_vec(&key("cache")).unwrap();
+    db.insert(&name, wrap(&name, 1, &json)).unwrap();
+    let chunk = [
+        &b"c"[..],
+        &(EVENING as u64 / 3_600_000).to_be_bytes(),
+        &7u32.to_be_bytes(),
+        &EVENING.to_be_bytes(),
+    ]
+    .concat();
+    db.insert(&chunk, wrap(&chunk, 3, run)).unwrap();
+    db.flush().unwrap();
+    drop(db);
+    let mark = "1 0 3 1738367410002";
+    let crc = crc32fast::hash(mark.as_bytes());
+    std::fs::write(
+        dir.path().join("2025-01-31.mark"),
+        format!("{mark} {crc:08x}\n"),
+    )
+    .unwrap();
+
     let h = open(dir.path());
-    let before = std::fs::metadata(dir.path().join("2025-02-01/db"))
-        .unwrap()
-        .len();
-    h.append(tick(100_000)).await.unwrap();
-    let after = std::fs::metadata(dir.path().join("2025-02-01/db"))
-        .unwrap()
-        .len();
-    assert!(after < before, "{after} {before}");
+    let a = key("cache");
+    let old = h.range(&a, 0, i64::MAX, 10).await.unwrap();
+    let times: Vec<i64> = old.iter().map(|p| p.at_ms - EVENING).collect();
+    assert_eq!(times, [0, 5001, 10_002]);
+    assert_eq!(old[0].memory_mib, Some(100.25));
+    assert_eq!(old[1].net_rx_bps, None);
+    // New points of that day go to the same partition, later ones to a new one.
+    h.append(vec![(a.clone(), point(EVENING + 20_000, 1.0))])
+        .await
+        .unwrap();
+    h.append(vec![(a.clone(), point(EVENING + 620_000, 2.0))])
+        .await
+        .unwrap();
+    assert_eq!(h.range(&a, 0, i64::MAX, 10).await.unwrap().len(), 5);
     assert_eq!(
-        h.range(&keys[3], 0, i64::MAX, 1000).await.unwrap().len(),
-        602
+        names(&dir.path().join("raw")),
+        [
+            "2025-01-31",
+            "2025-01-31.mark",
+            "2025-02-01T00",
+            "2025-02-01T00.mark"
+        ]
     );
+    // It is rolled up and dropped in its time like any other.
+    assert_eq!(h.expire(EVENING + 60 * 3_600_000).await, Ok(2));
+    assert_eq!(page(&h, &a, Some(60_000), 10).await.points.len(), 2);
+    assert_eq!(h.problems(), Vec::<String>::new());
 }
 
 #[derive(Debug, Clone)]

@@ -49,10 +49,11 @@ async fn all(h: &History, name: &str) -> Vec<Usage> {
 
 fn open(dir: &Path) -> History {
     let options = Options {
-        keep_hours: 1000,
+        raw_hours: 1000,
         floor_mib: 0,
+        ..Options::default()
     };
-    History::open_with(dir, options).unwrap()
+    History::open(dir, options).unwrap()
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -210,7 +211,10 @@ fn damage_is_named_and_never_stops_it() {
         h.close().await;
     });
     // What the test relies on: two days, one of them with a head.
-    assert!(origin.join("2025-01-31/db").exists() && origin.join("2025-02-01/db").exists());
+    assert!(
+        origin.join("raw/2025-01-31T22/db").exists()
+            && origin.join("raw/2025-02-01T00/db").exists()
+    );
     // Another seed tries other damage: DROVER_TEST_SEED=8 cargo test ...
     let mut seed: u64 = std::env::var("DROVER_TEST_SEED").map_or(7, |s| s.parse().unwrap());
     let mut random = move |n: u64| {
@@ -255,8 +259,8 @@ fn damage_is_named_and_never_stops_it() {
     // A directory that is gone, and a record that is wrong inside a sound database.
     let dir = base.path().join("gone");
     copy(&origin, &dir);
-    fs::remove_dir_all(dir.join("2025-01-31")).unwrap();
-    let db = sled::open(dir.join("2025-02-01")).unwrap();
+    fs::remove_dir_all(dir.join("raw/2025-01-31T22")).unwrap();
+    let db = sled::open(dir.join("raw/2025-02-01T00")).unwrap();
     let (k, v) = db.scan_prefix(b"c").next().unwrap().unwrap();
     let mut v = v.to_vec();
     v[20] ^= 4;
@@ -275,15 +279,15 @@ fn damage_is_named_and_never_stops_it() {
         assert_eq!(all(&h, "c").await, []);
         let problems = h.problems().join("\n");
         assert!(
-            problems.contains("2025-02-01: the name of series 2 is lost"),
+            problems.contains("raw/2025-02-01T00: the name of series 2 is lost"),
             "{problems}"
         );
         assert!(
-            problems.contains("2025-01-31: its directory is gone, with 360 "),
+            problems.contains("raw/2025-01-31T22: its directory is gone, with 360 "),
             "{problems}"
         );
         assert!(
-            problems.contains("2025-02-01: the points of shop/a from "),
+            problems.contains("raw/2025-02-01T00: the points of shop/a from "),
             "{problems}"
         );
     });

@@ -163,11 +163,15 @@ async fn host_and_statistics(hv: &Hypervisor, domain: &str) {
     sleep(Duration::from_secs(1)).await;
     let elapsed = at.elapsed().as_secs_f64();
     let after = find(hv.stats().await.unwrap());
-    let rates = load::domain_rates(&before, &after, elapsed);
+    let stats = load::Pair {
+        before: Some((&before, elapsed)),
+        after: Some(&after),
+    };
+    let rates = load::domain_rates(&stats, &load::Pair::default());
     eprintln!("{rates:?}");
-    assert!(rates.cpus_used.unwrap() > 0.0 && rates.cpus_used.unwrap() < 8.0);
+    assert!(rates.cost.cpus.is_some_and(|c| c > 0.0 && c < 8.0));
     assert!(rates.memory_used_mib.unwrap() > 10.0);
-    assert!(rates.net_bps.is_some() && rates.disk_bps.is_some());
+    assert!(rates.cost.net_bps.is_some() && rates.cost.disk_bps.is_some());
     let source = drover::config::LoadSource::Machine;
     let now = MachineSample::read().unwrap();
     let host = load::host_load(source, Some((&machine, &now)), &[(rates, 1)], elapsed);

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 13] = [
+const PURE: [&str; 16] = [
+    "attribution.rs",
     "counters",
     "feature.rs",
     "rules.rs",
@@ -12,6 +13,8 @@ const PURE: [&str; 13] = [
     "usage.rs",
     "host.rs",
     "api.rs",
+    "columns.rs",
+    "rollup.rs",
     "threshold",
     "affinity",
     "decision",

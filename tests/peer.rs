@@ -9,5 +9,7 @@ mod calls;
 mod hostile;
 #[path = "peer/links.rs"]
 mod links;
+#[path = "peer/ssh.rs"]
+mod ssh;
 #[path = "peer/support.rs"]
 mod support;

@@ -27,7 +27,7 @@ way are finished or undone at the next start. \"drover doctor\" checks what it n
 #[command(name = "drover", version, after_help = AFTER, max_term_width = 100)]
 #[command(propagate_version = false, disable_help_subcommand = true)]
 pub struct Cli {
-    /// How to print; csv is for history only
+    /// How to print; csv and openmetrics are for history only
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     pub format: Format,
     /// Longest wait for an answer of droverd [default: 30 s, guest install and remove 300 s];
@@ -60,6 +60,9 @@ pub enum Format {
     Json,
     /// For spreadsheets
     Csv,
+    /// For Prometheus and its like
+    #[value(name = "openmetrics")]
+    OpenMetrics,
 }
 
 /// Names a feature: domain first, as in virsh.
@@ -141,9 +144,30 @@ pub enum Command {
         /// Only this resource; may be repeated
         #[arg(long, value_parser = resource)]
         resource: Vec<Resource>,
-        /// Most points
+        /// Length of a step; without it the finest that gives no more than --limit points
+        #[arg(long, value_name = "DURATION", value_parser = step)]
+        step: Option<Duration>,
+        /// Most points, at most 10000; the latest are shown
         #[arg(long, default_value_t = 1000)]
         limit: u32,
+        /// Draw curves: of CPU and memory, or of each --resource
+        #[arg(long)]
+        plot: bool,
+    },
+    /// Show the features of this host live, the busiest first, with their last minutes
+    Top {
+        /// Show them once, also without a terminal
+        #[arg(long)]
+        once: bool,
+        /// Time between two looks
+        #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = timeout)]
+        every: Duration,
+        /// cpu, memory, net_rx, net_tx, disk_read, disk_write or name
+        #[arg(long, default_value = "cpu", value_parser = sort)]
+        sort: super::views::top::Sort,
+        /// The least first
+        #[arg(long)]
+        reverse: bool,
     },
     /// Show what a feature is expected to use, and whether it will cross a threshold
     Forecast {
@@ -244,6 +268,26 @@ pub enum Command {
         #[arg(long, value_name = "FILE", default_value = "/etc/drover/drover.toml")]
         config: PathBuf,
     },
+    /// Connect standard input and output to droverd, for a peer that comes by ssh
+    #[command(hide = true)]
+    PeerStdio {
+        /// Name of that peer here
+        #[arg(long)]
+        from: String,
+        /// Socket of droverd
+        #[arg(long, value_name = "FILE", default_value = crate::config::SSH_SOCKET)]
+        socket: PathBuf,
+        /// Protocol; under a forced command the one that ssh was asked for
+        protocol: Option<String>,
+    },
+    /// Read the configuration and feature files anew, all or nothing
+    Reload,
+    /// The configuration of droverd
+    Config {
+        /// What to do with it
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
     /// Generate man pages or completions below a directory, for packages
     #[command(hide = true)]
     Generate {
@@ -254,6 +298,17 @@ pub enum Command {
     },
     /// Print the versions of drover and droverd
     Version,
+}
+
+/// What to do with the configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    /// Check a configuration and its feature files, without droverd
+    Check {
+        /// Configuration
+        #[arg(default_value = "/etc/drover/drover.toml")]
+        file: PathBuf,
+    },
 }
 
 /// What to do with the helper of a guest.
@@ -298,6 +353,16 @@ fn destination(text: &str) -> Result<To, String> {
         host: host.to_owned(),
         domain: domain.to_owned(),
     })
+}
+
+fn sort(text: &str) -> Result<super::views::top::Sort, String> {
+    super::views::top::Sort::parse(text)
+        .ok_or_else(|| "a resource, as cpu or net_tx, or name".to_owned())
+}
+
+fn step(text: &str) -> Result<Duration, String> {
+    let step = time::duration(text).filter(|d| d.as_millis() >= 1000);
+    step.ok_or_else(|| "a duration of at least 1 s, as 1min or 6h".to_owned())
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
@@ -379,6 +444,8 @@ mod tests {
             "drover migrate web cache --to beta/",
             "drover threshold web cache x --clear",
             "drover history web cache --resource gpu",
+            "drover history web cache --step 0",
+            "drover top --sort size",
             "drover list --timeout 0",
             "drover forecast web cache --horizon x",
             "drover jobinfo a b c",

@@ -7,7 +7,9 @@ use zbus::proxy::CacheProperties;
 use zbus::{Connection, OwnedObjectPath};
 
 use super::error::CliError;
-use crate::api::{Changed, FeatureForecast, FeatureRow, Job, Plan};
+use crate::api::{
+    Changed, FeatureForecast, FeatureRow, HistoryPage, HistoryQuery, Job, Plan, Reloaded,
+};
 use crate::dbus::client::{ManagerProxy, MoveProxy};
 use crate::dbus::{connect, move_path};
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
@@ -152,6 +154,25 @@ impl Client {
         )
     }
 
+    /// History by steps.
+    pub async fn history_steps(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        query: HistoryQuery,
+    ) -> Result<HistoryPage> {
+        let step = query.step_ms.unwrap_or(-1);
+        let limit = u32::try_from(query.limit).unwrap_or(u32::MAX);
+        let (since, until) = (query.since_ms, query.until_ms);
+        decode(
+            &self.take(
+                self.manager
+                    .history_steps(domain, feature.as_str(), since, until, step, limit)
+                    .await,
+            )?,
+        )
+    }
+
     /// What a feature is expected to use.
     pub async fn forecast(&self, domain: &str, feature: &FeatureName) -> Result<FeatureForecast> {
         decode(&self.take(self.manager.forecast(domain, feature.as_str()).await)?)
@@ -209,6 +230,11 @@ impl Client {
     /// Removes the helper.
     pub async fn guest_remove(&self, domain: &str) -> Result<String> {
         self.take(self.manager.guest_remove(domain).await)
+    }
+
+    /// Reads configuration and feature files anew.
+    pub async fn reload(&self) -> Result<Reloaded> {
+        decode(&self.take(self.manager.reload().await)?)
     }
 
     /// droverd's version and host.

@@ -201,6 +201,7 @@ mod tests {
             ("decision.weights.", "host.name = 'a'\n"),
             ("forecast.", "host.name = 'a'\n"),
             ("moves.", "host.name = 'a'\n"),
+            ("features.", "host.name = 'a'\n"),
             ("metrics.", "host.name = 'a'\n"),
             ("peer.", "host.name = 'a'\n"),
         ] {

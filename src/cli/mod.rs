@@ -9,6 +9,7 @@
 
 pub mod args;
 pub mod client;
+mod config;
 mod decisions;
 #[cfg(test)]
 mod docs_tests;
@@ -23,6 +24,7 @@ mod show;
 pub mod spec;
 pub mod table;
 pub mod time;
+mod top;
 pub mod views;
 
 use std::io::Write;
@@ -54,12 +56,29 @@ pub fn main() -> ExitCode {
         .build();
     let outcome = match runtime {
         Ok(runtime) => {
+            // Before standard output is locked: it is this command's stream.
+            if let args::Command::PeerStdio {
+                from,
+                socket,
+                protocol,
+            } = &cli.command
+            {
+                let done = runtime.block_on(run::peer_stdio(from, socket, protocol.as_deref()));
+                // Standard input may still be read by a thread of its own.
+                runtime.shutdown_background();
+                return told(done);
+            }
             let mut out = std::io::stdout().lock();
             let outcome = runtime.block_on(run::run(&cli, &mut out, &screen::Screen::detect()));
             outcome.and_then(|()| out.flush().map_err(CliError::Output))
         }
         Err(e) => Err(CliError::Failed(format!("cannot start: {e}"))),
     };
+    told(outcome)
+}
+
+/// Says what went wrong, and gives the exit code.
+fn told(outcome: Result<(), CliError>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -4,25 +4,27 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
-use super::args::{Cli, Command, Format, GuestAction, Target};
+use super::args::{Cli, Command, ConfigAction, Format, GuestAction, Target};
 use super::client::{Client, Result};
 use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, forecast, history, hosts, jobs, plan};
-use super::{decisions, doctor, events, generate, moves, show, spec};
-use crate::api::{Changed, FeatureRow};
+use super::{config, decisions, doctor, events, generate, moves, show, spec, top};
+use crate::api::{Changed, FeatureRow, HistoryQuery};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
+use crate::transport::{self, Protocol};
 
 /// Largest feature file read, bytes.
 const MAX_FILE: u64 = 1 << 20;
 
 /// Runs the command and writes its output to `out`.
 pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> {
-    if cli.format == Format::Csv && !matches!(cli.command, Command::History { .. }) {
+    let of_history = matches!(cli.format, Format::Csv | Format::OpenMetrics);
+    if of_history && !matches!(cli.command, Command::History { .. }) {
         return Err(CliError::Usage(
-            "--format csv is for history only; use json".to_owned(),
+            "--format csv and openmetrics are for history only; use json".to_owned(),
         ));
     }
     let slow = matches!(
@@ -54,6 +56,12 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
     };
     if let Command::Generate { what, dir } = &cli.command {
         return generate::generate(*what, dir);
+    }
+    if let Command::Config {
+        action: ConfigAction::Check { file },
+    } = &cli.command
+    {
+        return config::check(out, json, file);
     }
     // Looks further when droverd does not answer.
     if let Command::Doctor { config } = &cli.command {
@@ -118,21 +126,49 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
             since,
             until,
             resource,
+            step,
             limit,
+            plot,
         } => {
             let now = now_ms();
             let range = (since.ms(now), until.ms(now));
             if range.0 > range.1 {
                 return Err(CliError::Usage("--since is after --until".to_owned()));
             }
-            let points = client
-                .history(&target.domain, &target.feature, range, *limit)
+            let query = HistoryQuery {
+                since_ms: range.0,
+                until_ms: range.1,
+                step_ms: step.map(|s| i64::try_from(s.as_millis()).unwrap_or(i64::MAX)),
+                limit: *limit as usize,
+            };
+            let page = client
+                .history_steps(&target.domain, &target.feature, query)
                 .await?;
+            let of = (target.domain.as_str(), &target.feature);
             match cli.format {
-                Format::Table => history::table(out, &points, resource, screen)?,
-                Format::Json => history::as_json(out, &points, resource)?,
-                Format::Csv => history::csv(out, &points, resource)?,
+                Format::Table if *plot => history::plot(out, &page, resource, range, screen)?,
+                _ if *plot => {
+                    return Err(CliError::Usage("--plot is without --format".to_owned()));
+                }
+                Format::Table => history::table(out, &page, resource, screen)?,
+                Format::Json => history::as_json(out, &page, resource)?,
+                Format::Csv => history::csv(out, &page, resource)?,
+                Format::OpenMetrics => history::openmetrics(out, &page, resource, of)?,
             }
+        }
+        Command::Top {
+            once,
+            every,
+            sort,
+            reverse,
+        } => {
+            let options = top::Options {
+                once: *once,
+                every: *every,
+                sort: *sort,
+                reverse: *reverse,
+            };
+            top::top(cli, out, screen, &client, &options).await?;
         }
         Command::Forecast {
             target,
@@ -227,13 +263,31 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         }
         Command::Guest { action } => show::guest(out, json, &client, action).await?,
         Command::Event { count } => events::follow(cli, out, screen, &client, *count).await?,
-        // Answered above, without droverd.
-        Command::Doctor { .. } | Command::Generate { .. } => {}
+        // Answered before, without droverd.
+        Command::Doctor { .. }
+        | Command::Generate { .. }
+        | Command::Config { .. }
+        | Command::PeerStdio { .. } => {}
+        Command::Reload => config::reload(out, json, &client).await?,
         Command::Version => {
             show::version(out, json, client.version().await)?;
         }
     }
     Ok(())
+}
+
+/// `drover peer-stdio`. Under a forced command sshd says what was asked for; its last word is the protocol.
+pub async fn peer_stdio(from: &str, socket: &Path, protocol: Option<&str>) -> Result<()> {
+    let asked = std::env::var("SSH_ORIGINAL_COMMAND").unwrap_or_default();
+    let word = protocol.or_else(|| asked.split_whitespace().last());
+    let protocol = word.and_then(Protocol::from_word).ok_or_else(|| {
+        CliError::Usage(format!(
+            "peer-stdio is for droverd of another host; '{}' is not a protocol that this version speaks",
+            word.unwrap_or_default()
+        ))
+    })?;
+    let done = transport::ssh::stdio(socket, from, protocol).await;
+    done.map_err(|e| CliError::Failed(format!("{}: {e}; is droverd running?", socket.display())))
 }
 
 fn read_file(path: &Path) -> Result<String> {

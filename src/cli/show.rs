@@ -28,13 +28,21 @@ pub(super) async fn stats(
             _ = stop.recv() => return Ok(()),
         };
         let rows = select(answer, domain, feature)?;
+        let hosts = client.hosts().await?;
+        let here = hosts.first().map_or(&[][..], |h| &h.instances);
+        let domains: Vec<_> = here
+            .iter()
+            .filter(|i| rows.iter().any(|r| r.domain == i.domain))
+            .collect();
         if cli.format == Format::Json {
             let list: Vec<_> = rows
                 .iter()
                 .map(|r| {
+                    let of = domains.iter().find(|i| i.domain == r.domain);
                     serde_json::json!({
                         "host": r.host, "domain": r.domain, "feature": r.spec.name,
-                        "status": r.status, "usage": r.usage
+                        "status": r.status, "usage": r.usage, "metered": r.metered,
+                        "domain_cost": of.map(|i| i.cost), "domain_rest": of.map(|i| i.rest)
                     })
                 })
                 .collect();
@@ -50,6 +58,10 @@ pub(super) async fn stats(
                 writeln!(out)?;
             }
             features::stats(out, &rows, screen)?;
+            if !domains.is_empty() {
+                writeln!(out)?;
+                features::costs(out, &domains, screen)?;
+            }
         }
         out.flush()?;
         first = false;

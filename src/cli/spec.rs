@@ -1,70 +1,26 @@
-//! Feature files: TOML or JSON, thresholds as text or as tables.
-
-use serde::{Deserialize, Serialize};
-use toml::Value;
+//! Feature files, with the errors of the command line.
 
 use super::error::CliError;
-use crate::feature::{FeatureName, FeatureSpec, Workload};
-use crate::rules::Rules;
-use crate::threshold;
+use crate::feature::FeatureSpec;
+use crate::feature_file::{self, FileError};
+
+impl From<FileError> for CliError {
+    fn from(e: FileError) -> Self {
+        match e {
+            FileError::Read(..) | FileError::Content(..) => Self::Usage(e.to_string()),
+            FileError::Write(..) => Self::Failed(e.to_string()),
+        }
+    }
+}
 
 /// Reads a definition; `name` is the file's name for errors. JSON when it begins with `{`.
 pub fn parse(text: &str, name: &str) -> Result<FeatureSpec, CliError> {
-    let bad = |why: String| CliError::Usage(format!("{name}: {}", why.trim()));
-    let mut value: Value = if text.trim_start().starts_with('{') {
-        serde_json::from_str(text).map_err(|e| bad(e.to_string()))?
-    } else {
-        toml::from_str(text).map_err(|e| bad(e.to_string()))?
-    };
-    if let Some(Value::Array(list)) = value.get_mut("thresholds") {
-        for item in list {
-            if let Value::String(text) = item {
-                let t = threshold::parse(text).map_err(|e| bad(e.to_string()))?;
-                *item = Value::try_from(t).map_err(|e| bad(e.to_string()))?;
-            }
-        }
-    }
-    let spec = FeatureSpec::deserialize(value).map_err(|e| bad(e.to_string()))?;
-    spec.validate().map_err(|e| bad(e.to_string()))?;
-    Ok(spec)
-}
-
-/// The file as written: in the order in which people read it.
-#[derive(Serialize)]
-struct File<'a> {
-    name: &'a FeatureName,
-    group: &'a str,
-    automatic: bool,
-    downtime_ms: u64,
-    thresholds: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    placement: Option<&'a Rules>,
-    workload: &'a Workload,
+    Ok(feature_file::parse(text, name)?)
 }
 
 /// Writes a definition as TOML that [`parse`] reads again, thresholds as text.
 pub fn dump(spec: &FeatureSpec) -> Result<String, CliError> {
-    // Taken apart in full: a field that is added must be written too.
-    let FeatureSpec {
-        name,
-        group,
-        workload,
-        thresholds,
-        automatic,
-        downtime_ms,
-        placement,
-    } = spec;
-    let file = File {
-        name,
-        group,
-        automatic: *automatic,
-        downtime_ms: *downtime_ms,
-        thresholds: thresholds.iter().map(threshold::format).collect(),
-        placement: placement.as_deref(),
-        workload,
-    };
-    toml::to_string_pretty(&file)
-        .map_err(|e| CliError::Failed(format!("'{name}' cannot be written as TOML: {e}")))
+    Ok(feature_file::dump(spec)?)
 }
 
 #[cfg(test)]

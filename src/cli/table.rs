@@ -35,7 +35,7 @@ impl<T: AsRef<str>> From<T> for Cell {
 /// A table with a heading.
 #[derive(Debug, Clone, Default)]
 pub struct Table {
-    head: Vec<&'static str>,
+    head: Vec<String>,
     right: Vec<bool>,
     rows: Vec<Vec<Cell>>,
 }
@@ -48,9 +48,17 @@ const GAP: usize = 2;
 impl Table {
     /// A heading that begins with `>` is of a column aligned to the right.
     pub fn new(head: &[&'static str]) -> Self {
+        Self::owned(head.iter().map(|h| (*h).to_owned()).collect())
+    }
+
+    /// As [`Self::new`], of a heading made at run time.
+    pub fn owned(head: Vec<String>) -> Self {
         Self {
-            head: head.iter().map(|h| h.trim_start_matches('>')).collect(),
             right: head.iter().map(|h| h.starts_with('>')).collect(),
+            head: head
+                .into_iter()
+                .map(|h| plain(h.trim_start_matches('>')))
+                .collect(),
             rows: Vec::new(),
         }
     }
@@ -89,7 +97,8 @@ impl Table {
     fn longest_words(&self) -> Vec<usize> {
         let longest = |text: &str| text.split(' ').map(|w| w.chars().count()).max();
         let mut least = vec![LEAST; self.head.len()];
-        let heads = std::iter::once(&self.head).flat_map(|h| h.iter().copied().enumerate());
+        let heads =
+            std::iter::once(&self.head).flat_map(|h| h.iter().map(String::as_str).enumerate());
         let cells = self.rows.iter();
         let cells = cells.flat_map(|r| r.iter().map(|c| c.text.as_str()).enumerate());
         for (column, text) in heads.chain(cells) {

@@ -183,11 +183,11 @@ impl Daemon {
 
 /// Trains the model again and again, on rows of all hosts.
 pub(super) async fn training(daemon: Arc<Daemon>) {
-    let every = Duration::from_secs(daemon.config.model.train_every_s.max(1));
-    let budget = Duration::from_secs_f64(daemon.config.model.budget_s.max(0.1));
     let mut seen = BTreeMap::new();
     loop {
+        let every = Duration::from_secs(daemon.config.model.train_every_s.max(1));
         tokio::time::sleep(every).await;
+        let budget = Duration::from_secs_f64(daemon.config.model.budget_s.max(0.1));
         daemon.fetch_rows(&mut seen).await;
         let snapshot = lock(&daemon.affinity).snapshot();
         let trained = match train_apart(snapshot, budget, clock::now_ms()) {

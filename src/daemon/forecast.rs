@@ -22,6 +22,8 @@ use super::{Daemon, clock, lock};
 const BACK_MS: i64 = 12 * 3_600_000;
 /// Most points of history read for a feature.
 const MOST_POINTS: usize = 45_000;
+/// Steps in which the history is read; the finest of a series.
+const STEP_MS: i64 = 10_000;
 /// Longest wait for the history of a feature.
 const READ: Duration = Duration::from_secs(10);
 /// CPU time of one pass, at most; features that it did not get to come first in the next.
@@ -135,11 +137,15 @@ impl Daemon {
     }
 
     async fn points(&self, key: &SeriesKey, now_ms: i64) -> Result<Vec<Usage>, String> {
-        let range = self
-            .history
-            .range(key, now_ms - BACK_MS, now_ms, MOST_POINTS);
-        match tokio::time::timeout(READ, range).await {
-            Ok(Ok(points)) => Ok(points),
+        let query = crate::history::Query {
+            since_ms: now_ms - BACK_MS,
+            until_ms: now_ms,
+            step_ms: Some(STEP_MS),
+            limit: MOST_POINTS,
+        };
+        let page = self.history.query(key, query);
+        match tokio::time::timeout(READ, page).await {
+            Ok(Ok(page)) => Ok(page.points.into_iter().map(|p| p.mean).collect()),
             Ok(Err(e)) => Err(format!("history: {e}")),
             Err(_) => Err("the history does not answer".to_owned()),
         }
@@ -404,7 +410,7 @@ pub(super) async fn forecasting(daemon: Arc<Daemon>) {
             daemon.gather(job, of, clock::now_ms()).await;
         }
         let now_ms = clock::now_ms();
-        let settings = config.settings();
+        let settings = daemon.config.forecast.settings();
         let budget = BUDGET.min(Duration::from_secs_f64(config.every_s / 2.0));
         let computed = tokio::task::spawn_blocking(move || {
             let done = compute(&jobs, &mut kept, &settings, now_ms, Instant::now() + budget);

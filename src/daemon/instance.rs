@@ -3,10 +3,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::attribution::{DomainCost, Share};
 use crate::decision::BreachCause;
 use crate::feature::FeatureName;
 use crate::guest::Guest;
-use crate::host::{FeatureState, FeatureStatus, GuestCapabilities, HelperState, InstanceState};
+use crate::host::{
+    FeatureState, FeatureStatus, GuestCapabilities, HelperState, InstanceState, MeterLevel,
+    Metering,
+};
 use crate::hypervisor::DomainInfo;
 use crate::sample::{GuestTotals, RawSample};
 use crate::store::FeatureRecord;
@@ -16,6 +20,8 @@ use crate::wire::guest::MoveId;
 
 /// Points of use kept in memory per feature.
 pub const RECENT: usize = 60;
+
+const NO_HELPER: &str = "no helper; install it with 'drover guest install'";
 
 /// A registered feature at run time.
 #[derive(Debug)]
@@ -99,10 +105,18 @@ pub struct Instance {
     pub helper: HelperState,
     /// What it can take.
     pub capabilities: Option<GuestCapabilities>,
-    /// Whole guest, from the last meter frame.
+    /// Whole guest, from the last meter frame, and the guest's clock then.
     pub totals: Option<GuestTotals>,
-    /// CPUs that the domain uses on the host.
-    pub cpus_used: f64,
+    /// Boot-time clock of the guest at the last meter frame, nanoseconds.
+    pub totals_at_ns: u64,
+    /// How it is metered without a helper, and why.
+    pub fallback: Metering,
+    /// What it costs the host, from the last interval.
+    pub cost: DomainCost,
+    /// The part of that which no feature causes.
+    pub rest: Share,
+    /// CPUs that the guest saw busy between its last two frames.
+    pub busy: Option<f64>,
     /// Features by name.
     pub features: BTreeMap<FeatureName, Feature>,
 }
@@ -115,14 +129,21 @@ impl Instance {
         let features = own
             .map(|(_, r)| (r.spec.name.clone(), Feature::new(r.clone())))
             .collect();
-        let reason = "no helper; install it with 'drover guest install'".to_owned();
+        let reason = NO_HELPER.to_owned();
         Self {
             info,
             guest: None,
             helper: HelperState::Absent { reason },
             capabilities: None,
             totals: None,
-            cpus_used: 0.0,
+            totals_at_ns: 0,
+            fallback: Metering {
+                level: MeterLevel::None,
+                reason: NO_HELPER.to_owned(),
+            },
+            cost: DomainCost::default(),
+            rest: Share::default(),
+            busy: None,
             features,
         }
     }
@@ -137,14 +158,46 @@ impl Instance {
             memory_mib: self.info.memory_mib,
             memory_available_mib: self
                 .totals
+                .filter(|t| t.memory_total_bytes > 0)
                 .map(|t| t.memory_available_bytes as f64 / crate::usage::MIB),
-            cpus_used: self.cpus_used,
+            cpus_used: self.cost.cpus.unwrap_or(0.0),
             reserved_cpus: 0.0,
             reserved_memory_mib: 0.0,
             helper: self.helper.clone(),
+            metering: self.metering(),
+            cost: self.cost,
+            rest: self.rest,
             capabilities: self.capabilities.clone(),
             features: self.features.values().map(Feature::state).collect(),
         }
+    }
+
+    /// Takes the whole guest's part of a meter frame.
+    pub fn take_totals(&mut self, at_ns: u64, now: GuestTotals) {
+        self.busy = self.totals.and_then(|before| {
+            let elapsed = at_ns.checked_sub(self.totals_at_ns).filter(|d| *d > 0)?;
+            let busy = now.cpu_busy_usec.checked_sub(before.cpu_busy_usec)?;
+            Some(busy as f64 * 1e3 / elapsed as f64)
+        });
+        self.totals = Some(now);
+        self.totals_at_ns = at_ns;
+    }
+
+    /// How its features are metered now.
+    pub fn metering(&self) -> Metering {
+        if matches!(self.helper, HelperState::Connected { .. }) {
+            return Metering {
+                level: MeterLevel::Helper,
+                reason: String::new(),
+            };
+        }
+        if !self.info.running {
+            return Metering {
+                level: MeterLevel::None,
+                reason: "the domain does not run".to_owned(),
+            };
+        }
+        self.fallback.clone()
     }
 
     /// Specs of all features, for the helper's `Define`.

@@ -3,6 +3,8 @@
 //! - [`instance`]: instances and features at run time
 //! - [`lifecycle`]: libvirt's events, helpers coming and going, recovery
 //! - [`metering`]: meter frames to usage, history and breaches
+//! - [`agent_meter`]: guests without the helper
+//! - [`metadata`]: features in the domains' XML
 //! - [`forecast`]: what is expected to be breached
 //! - [`placement`]: host state, automatic moves
 //! - [`decisions`], [`audit`]: plans, recorded decisions, advice, scores
@@ -10,16 +12,21 @@
 //! - [`outcome`]: what moves cost, and whether they helped
 //! - [`drain`]: emptying this host
 //! - [`moves`]: beginning, committing and ending moves; the journal
+//! - [`live`], [`files`]: the configuration in force, features from files, reloads
 //! - [`serve_api`], [`serve_peer`]: what users and peers may ask
 
 pub mod affinity;
+mod agent_meter;
 pub mod audit;
 pub mod clock;
 mod decisions;
 mod drain;
+mod files;
 mod forecast;
 pub mod instance;
 mod lifecycle;
+pub mod live;
+mod metadata;
 mod metering;
 mod moves;
 mod outcome;
@@ -35,7 +42,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use crate::affinity::Affinity;
 use crate::api::{ApiError, ApiEvent};
-use crate::config::Config;
+use crate::config::Loaded;
 use crate::dbus::DbusError;
 use crate::driver::source::Handle;
 use crate::driver::target;
@@ -86,8 +93,8 @@ pub enum DaemonError {
 
 /// The daemon's shared state. Locks are held for a few instructions only, never across an await.
 pub struct Daemon {
-    /// Configuration.
-    pub config: Config,
+    /// Configuration in force.
+    pub config: live::Live,
     hypervisor: Hypervisor,
     store: Store,
     history: History,
@@ -110,6 +117,9 @@ pub struct Daemon {
     pub incoming: target::Moves,
     /// Serialises what changes the registry or begins a move.
     changes: tokio::sync::Mutex<()>,
+    files: Mutex<files::Files>,
+    /// One reload at a time.
+    reloading: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for Daemon {
@@ -205,9 +215,15 @@ impl Daemon {
     }
 }
 
-/// Runs the daemon until `stop` resolves.
-pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
-    let history = History::open(&config.history.dir, config.history.keep_hours)?;
+/// Runs the daemon until `stop` resolves. A message in `reload` reads the configuration anew.
+pub async fn run(
+    loaded: Loaded,
+    reload: mpsc::Receiver<()>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), DaemonError> {
+    let config = live::Live::new(loaded);
+    let options = config.history.options(config.meter.interval_s);
+    let history = History::open(&config.history.dir, options)?;
     let store = Store::open(&config.history.state_dir)?;
     let (hv_events, hv_inbox) = mpsc::channel::<HypervisorEvent>(1024);
     let hypervisor = Hypervisor::connect(
@@ -243,6 +259,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
         outgoing: Mutex::default(),
         incoming: target::Moves::default(),
         changes: tokio::sync::Mutex::new(()),
+        files: Mutex::default(),
+        reloading: tokio::sync::Mutex::new(()),
         config,
     });
     daemon.load_registry()?;
@@ -273,10 +291,14 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<(), D
     ));
     tasks.spawn(metering::host_meter(Arc::clone(&daemon)));
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
+    tasks.spawn(agent_meter::run(Arc::clone(&daemon)));
+    tasks.spawn(metadata::follow(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(affinity::training(Arc::clone(&daemon)));
     tasks.spawn(drain::draining(Arc::clone(&daemon)));
     tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));
+    tasks.spawn(files::follow(Arc::clone(&daemon)));
+    tasks.spawn(files::signalled(Arc::clone(&daemon), reload));
     let api: Arc<dyn crate::api::Api> = Arc::new(serve_api::Service(Arc::clone(&daemon)));
     if let Some(section) = &daemon.config.metrics {
         let peers = daemon.peers().map(Peers::names).unwrap_or_default();

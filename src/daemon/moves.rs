@@ -8,6 +8,7 @@ use crate::api::{ApiError, ApiEvent, Destination, Job, JobResult};
 use crate::driver::source::{self, Begin};
 use crate::driver::target;
 use crate::feature::FeatureName;
+use crate::history::{StoredTier, transfer};
 use crate::moving::record::{SourceRecord, TargetPhase, TargetRecord};
 use crate::moving::source::{Event, State};
 use crate::store::{Change, FeatureRecord, Side, StoreError};
@@ -263,6 +264,29 @@ impl Daemon {
                 return;
             }
             tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        // The coarse tiers after the points, which matter first.
+        for (tier, name) in [
+            (StoredTier::Minute, "minute"),
+            (StoredTier::Quarter, "quarter"),
+        ] {
+            let sent = match self.history.rollups(&key, tier).await {
+                Ok(points) => {
+                    let parcels: Vec<Vec<u8>> = points
+                        .chunks(transfer::PARCEL)
+                        .map(transfer::pack)
+                        .collect();
+                    peers
+                        .import_rollups(&record.to_host, &record.id, name, &parcels, TIMEOUT)
+                        .await
+                        .map_err(|e| e.to_string())
+                }
+                Err(e) => Err(e.to_string()),
+            };
+            if let Err(e) = sent {
+                tracing::warn!(id = %record.id, tier = name, error = %e,
+                    "rolled up history of a moved feature not handed over; it stays readable here");
+            }
         }
     }
 

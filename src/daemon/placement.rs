@@ -12,8 +12,8 @@ use crate::decision::{self, BreachCause, Cause, Policy, View};
 use crate::driver::target;
 use crate::feature::FeatureName;
 use crate::history::SeriesKey;
-use crate::host::{FeatureStatus, HostCapabilities, HostLoad, HostState};
-use crate::hypervisor::Hypervisor;
+use crate::host::{FeatureStatus, Hardware, HostCapabilities, HostLoad, HostState, StorageKind};
+use crate::hypervisor::{Hypervisor, network_speed, storage_kind};
 use crate::moving::record::TargetRecord;
 use crate::peer::PeerEvent;
 use crate::rules::Mode;
@@ -33,6 +33,7 @@ const STALE_MS: i64 = 15_000;
 #[derive(Debug)]
 pub(super) struct HostRuntime {
     capabilities: HostCapabilities,
+    hardware: Hardware,
     loads: VecDeque<HostLoad>,
     reserved: BTreeMap<MoveId, Reservation>,
 }
@@ -68,6 +69,27 @@ impl HostRuntime {
             }
         };
         let host = &config.host;
+        // What the configuration does not say is looked for.
+        let configured = || "drover.toml".to_owned();
+        let (network_mbps, network_from) = if host.network_mbps > 0.0 {
+            (host.network_mbps, configured())
+        } else {
+            network_speed().unwrap_or_default()
+        };
+        let (storage, storage_from) = if host.storage == StorageKind::Unknown {
+            storage_kind().unwrap_or((StorageKind::Unknown, String::new()))
+        } else {
+            (host.storage, configured())
+        };
+        let hardware = Hardware {
+            cpu_features: found
+                .as_ref()
+                .map(|c| c.cpu_features.clone())
+                .unwrap_or_default(),
+            numa_nodes: found.as_ref().map_or(0, |c| c.numa_nodes),
+            network_from,
+            storage_from,
+        };
         let capabilities = HostCapabilities {
             cpu_model: found
                 .as_ref()
@@ -78,12 +100,13 @@ impl HostRuntime {
                 .memory_mib
                 .or(found.as_ref().map(|c| c.memory_mib))
                 .unwrap_or(1024.0),
-            network_mbps: host.network_mbps,
-            storage: host.storage,
+            network_mbps,
+            storage,
             virt_type: found.map(|c| c.virt_type).unwrap_or_default(),
         };
         Self {
             capabilities,
+            hardware,
             loads: VecDeque::new(),
             reserved: BTreeMap::new(),
         }
@@ -126,6 +149,7 @@ impl Daemon {
         let mut state = HostState {
             at_ms: clock::now_ms(),
             capabilities: host.capabilities.clone(),
+            hardware: Box::new(host.hardware.clone()),
             load: host.load(),
             labels: self.config.host.labels.clone(),
             accepts: !draining,

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::api::{
-    Api, ApiError, ApiEvent, Changed, Destination, FeatureForecast, FeatureRow, Job, Plan, Result,
+    Api, ApiError, ApiEvent, Changed, Destination, FeatureForecast, FeatureRow, HistoryPage,
+    HistoryPoint, HistoryQuery, Job, Plan, Reloaded, Result,
 };
 use crate::decision::{Cause, Cell, DecisionRecord, DecisionRow, DrainStatus, Replay, ScoreReport};
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
 use crate::guest::{GuestError, install, remove};
+use crate::history::Query;
 use crate::host::{HelperState, HostState};
 use crate::moving::source::Event;
 use crate::store::{FeatureRecord, Store, StoreError};
@@ -17,6 +19,7 @@ use crate::threshold::Watch;
 use crate::usage::Usage;
 use crate::wire::guest::Call;
 
+use super::files::Wish;
 use super::instance::Feature;
 use super::lifecycle::START;
 use super::{Daemon, SHORT, lock};
@@ -135,6 +138,7 @@ impl Api for Service {
                     status: f.status(),
                     usage: f.recent.back().copied(),
                     breach: f.breach().or(expected).map(|b| b.text),
+                    metered: i.metering(),
                 });
             }
         }
@@ -144,6 +148,8 @@ impl Api for Service {
     async fn register(&self, domain: &str, spec: FeatureSpec) -> Result<Changed> {
         spec.validate()
             .map_err(|e| ApiError::Invalid(e.to_string()))?;
+        self.0
+            .agrees_with_file(&spec.name, Wish::Registered(&spec))?;
         let _guard = self.0.changes.lock().await;
         let uuid = {
             let instances = lock(&self.0.instances);
@@ -190,6 +196,7 @@ impl Api for Service {
     }
 
     async fn deregister(&self, domain: &str, feature: &FeatureName) -> Result<Changed> {
+        self.0.agrees_with_file(feature, Wish::Gone)?;
         let _guard = self.0.changes.lock().await;
         let (uuid, record) = self.record(domain, feature)?;
         // Also a disabled one: a start that timed out may have succeeded late.
@@ -215,6 +222,7 @@ impl Api for Service {
     }
 
     async fn set_enabled(&self, domain: &str, feature: &FeatureName, on: bool) -> Result<Changed> {
+        self.0.agrees_with_file(feature, Wish::Enabled(on))?;
         let _guard = self.0.changes.lock().await;
         let (uuid, mut record) = self.record(domain, feature)?;
         let already = record.enabled == on;
@@ -267,6 +275,8 @@ impl Api for Service {
         feature: &FeatureName,
         thresholds: Vec<Threshold>,
     ) -> Result<Changed> {
+        self.0
+            .agrees_with_file(feature, Wish::Thresholds(&thresholds))?;
         let _guard = self.0.changes.lock().await;
         let (uuid, mut record) = self.record(domain, feature)?;
         if record.spec.thresholds == thresholds {
@@ -294,16 +304,39 @@ impl Api for Service {
         until_ms: i64,
         limit: usize,
     ) -> Result<Vec<Usage>> {
+        let query = HistoryQuery {
+            since_ms,
+            until_ms,
+            step_ms: Some(0),
+            limit,
+        };
+        let page = self.history_steps(domain, feature, query).await?;
+        Ok(page.points.into_iter().map(|p| p.mean).collect())
+    }
+
+    async fn history_steps(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        query: HistoryQuery,
+    ) -> Result<HistoryPage> {
         let key = {
             let instances = lock(&self.0.instances);
             let (_, f) = self.0.find(&instances, domain, feature)?;
             super::metering::series(&f.record.spec)
         };
-        self.0
-            .history
-            .range(&key, since_ms, until_ms, limit)
-            .await
-            .map_err(|e| ApiError::Failed(format!("history: {e}")))
+        let query = Query {
+            since_ms: query.since_ms,
+            until_ms: query.until_ms,
+            step_ms: query.step_ms,
+            limit: query.limit,
+        };
+        let page = self.0.history.query(&key, query).await;
+        let page = page.map_err(|e| ApiError::Failed(format!("history: {e}")))?;
+        Ok(HistoryPage {
+            step_ms: page.step_ms,
+            points: page.points.into_iter().map(HistoryPoint::from).collect(),
+        })
     }
 
     async fn forecast(&self, domain: &str, feature: &FeatureName) -> Result<FeatureForecast> {
@@ -455,6 +488,10 @@ impl Api for Service {
             .await
             .map_err(|e| ApiError::Failed(format!("removing from '{domain}': {e}")))?;
         Ok(format!("helper removed from domain '{domain}'"))
+    }
+
+    async fn reload(&self) -> Result<Reloaded> {
+        self.reload_now().await
     }
 
     fn events(&self) -> tokio::sync::broadcast::Receiver<ApiEvent> {

@@ -8,6 +8,7 @@ use crate::api::ApiEvent;
 use crate::decision::admit;
 use crate::driver::target;
 use crate::feature::FeatureSpec;
+use crate::history::StoredTier;
 use crate::host::HostState;
 use crate::moving::record::{TargetPhase, TargetRecord};
 use crate::peer::{BulkReceiver, PeerRefusal, PeerService, RefusalKind};
@@ -201,6 +202,31 @@ impl PeerService for Service {
         self.0
             .history
             .import(&key, points)
+            .await
+            .map(|_| ())
+            .map_err(|e| failed(e.to_string()))
+    }
+
+    async fn import_rollups(
+        &self,
+        from: &str,
+        id: &str,
+        tier: &str,
+        parcel: Vec<u8>,
+    ) -> Result<(), PeerRefusal> {
+        let invalid = |what: String| PeerRefusal::new(RefusalKind::Invalid, what);
+        let spec = self.own(from, id).await?;
+        let tier = match tier {
+            "minute" => StoredTier::Minute,
+            "quarter" => StoredTier::Quarter,
+            other => return Err(invalid(format!("no tier '{other}' of rolled up history"))),
+        };
+        let points = crate::history::transfer::unpack(&parcel)
+            .ok_or_else(|| invalid("a parcel of history that cannot be read".to_owned()))?;
+        let key = super::metering::series(&spec);
+        self.0
+            .history
+            .import_rollups(&key, tier, points)
             .await
             .map(|_| ())
             .map_err(|e| failed(e.to_string()))

@@ -37,6 +37,17 @@ pub trait Manager {
         until_ms: i64,
         limit: u32,
     ) -> zbus::Result<String>;
+    /// JSON [`crate::api::HistoryPage`]; times and steps in milliseconds, a negative step lets
+    /// Drover choose.
+    fn history_steps(
+        &self,
+        domain: &str,
+        feature: &str,
+        since_ms: i64,
+        until_ms: i64,
+        step_ms: i64,
+        limit: u32,
+    ) -> zbus::Result<String>;
     /// JSON [`crate::api::FeatureForecast`].
     fn forecast(&self, domain: &str, feature: &str) -> zbus::Result<String>;
     /// JSON [`crate::api::Plan`].
@@ -55,6 +66,9 @@ pub trait Manager {
     fn guest_install(&self, domain: &str) -> zbus::Result<String>;
     /// Removes the helper; a sentence.
     fn guest_remove(&self, domain: &str) -> zbus::Result<String>;
+
+    /// Reads the configuration anew; JSON [`crate::api::Reloaded`].
+    fn reload(&self) -> zbus::Result<String>;
 
     /// droverd's version.
     #[zbus(property(emits_changed_signal = "const"))]

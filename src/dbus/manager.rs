@@ -10,11 +10,13 @@ use zbus::{Connection, ObjectPath, OwnedObjectPath};
 use super::access::{Access, Verb};
 use super::error::{Error, json};
 use super::moves::Moves;
-use crate::api::{Api, Changed, Destination, FeatureRow};
+use crate::api::{Api, Changed, Destination, FeatureRow, HistoryQuery};
 use crate::feature::{FeatureName, FeatureSpec};
 
 /// Most points that one `History` call returns.
 const MAX_POINTS: u32 = 100_000;
+/// Most points that one `HistorySteps` call returns.
+const MAX_STEPS: u32 = 10_000;
 
 /// The manager's object.
 pub(super) struct Manager {
@@ -194,6 +196,31 @@ impl Manager {
         )
     }
 
+    #[zbus(out_args("page_json"))]
+    async fn history_steps(
+        &self,
+        domain: &str,
+        feature: &str,
+        since_ms: i64,
+        until_ms: i64,
+        step_ms: i64,
+        limit: u32,
+    ) -> Result<String, Error> {
+        let name = FeatureName::new(feature)?;
+        if since_ms > until_ms {
+            return Err(Error::Invalid(format!(
+                "history of '{domain}/{name}': the start ({since_ms} ms) is after the end ({until_ms} ms)"
+            )));
+        }
+        let query = HistoryQuery {
+            since_ms,
+            until_ms,
+            step_ms: (step_ms >= 0).then_some(step_ms),
+            limit: limit.min(MAX_STEPS) as usize,
+        };
+        json(&self.api.history_steps(domain, &name, query).await?)
+    }
+
     #[zbus(out_args("forecast_json"))]
     async fn forecast(&self, domain: &str, feature: &str) -> Result<String, Error> {
         let name = FeatureName::new(feature)?;
@@ -266,6 +293,18 @@ impl Manager {
             .sender(connection, &header, Verb::GuestRemove, &of)
             .await?;
         Ok(self.api.guest_remove(domain).await?)
+    }
+
+    #[zbus(out_args("reloaded_json"))]
+    async fn reload(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        self.access
+            .sender(connection, &header, Verb::Reload, &[])
+            .await?;
+        json(&self.api.reload().await?)
     }
 
     #[zbus(property(emits_changed_signal = "const"))]

@@ -17,9 +17,11 @@
 //! - `session`: the state shared between the handle and the tasks of one connection.
 //! - `ports`: readers and writers of both ports.
 //! - `limits`: token buckets and bounds. Pure.
+//! - `cgroups`: metering through the QEMU guest agent, where there is no helper.
 //! - `install`, `shell`: the helper's installation through the QEMU guest agent.
 
 mod actor;
+pub mod cgroups;
 mod install;
 mod limits;
 mod ports;

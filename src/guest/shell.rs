@@ -58,6 +58,11 @@ impl<'a> Shell<'a> {
         }
     }
 
+    /// Access without a check.
+    pub fn new(hv: &'a Hypervisor, domain: &'a str) -> Self {
+        Self { hv, domain }
+    }
+
     async fn agent(&self, name: &str, arguments: &Value) -> Result<Value, InstallError> {
         let command = json!({"execute": name, "arguments": arguments});
         self.hv
@@ -98,12 +103,24 @@ impl<'a> Shell<'a> {
         script: &str,
         limit: Duration,
     ) -> Result<String, InstallError> {
+        let output = self
+            .raw(step, &format!("exec 2>&1\n{script}"), limit)
+            .await?;
+        Ok(trimmed(&output))
+    }
+
+    /// The same with all that it printed to its standard output, and nothing else.
+    pub async fn raw(
+        &self,
+        step: &str,
+        script: &str,
+        limit: Duration,
+    ) -> Result<String, InstallError> {
         let failed = |output: String| InstallError::Step {
             domain: self.domain.to_owned(),
             step: step.to_owned(),
             output,
         };
-        let script = format!("exec 2>&1\n{script}");
         let started = self
             .agent(
                 "guest-exec",
@@ -125,11 +142,11 @@ impl<'a> Shell<'a> {
                     .and_then(Value::as_str)
                     .and_then(|d| STANDARD.decode(d).ok())
                     .unwrap_or_default();
-                let output = trimmed(&String::from_utf8_lossy(&output));
+                let output = String::from_utf8_lossy(&output).into_owned();
                 return match status.get("exitcode").and_then(Value::as_i64) {
                     Some(0) => Ok(output),
-                    Some(code) => Err(failed(format!("exit code {code}: {output}"))),
-                    None => Err(failed(format!("killed by a signal: {output}"))),
+                    Some(code) => Err(failed(format!("exit code {code}: {}", trimmed(&output)))),
+                    None => Err(failed(format!("killed by a signal: {}", trimmed(&output)))),
                 };
             }
             if start.elapsed() > limit {

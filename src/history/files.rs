@@ -6,14 +6,6 @@ use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// Milliseconds of a day.
-pub(super) const DAY_MS: i64 = 86_400_000;
-
-/// Day number of a time.
-pub(super) fn day_of(at_ms: i64) -> i64 {
-    at_ms.div_euclid(DAY_MS)
-}
-
 /// `2025-01-31`, UTC, for a day number (days since the epoch).
 pub(super) fn day_name(day: i64) -> String {
     let z = day + 719_468;
@@ -155,15 +147,19 @@ pub(super) struct Mark {
     pub(super) points: u64,
     /// Time of the newest point, milliseconds since the epoch.
     pub(super) last_ms: i64,
+    /// It is packed.
+    pub(super) packed: bool,
+    /// Time of the oldest point; 0 when that is not known.
+    pub(super) first_ms: i64,
 }
 
 impl Mark {
-    pub(super) fn path(dir: &Path, day: i64) -> PathBuf {
-        dir.join(format!("{}.mark", day_name(day)))
-    }
-
     pub(super) fn write(self, path: &Path) -> io::Result<()> {
-        let body = format!("1 {} {} {}", self.seq, self.points, self.last_ms);
+        let packed = if self.packed { "packed" } else { "open" };
+        let body = format!(
+            "1 {} {} {} {packed} {}",
+            self.seq, self.points, self.last_ms, self.first_ms
+        );
         let line = format!("{body} {:08x}\n", crc32fast::hash(body.as_bytes()));
         replace(path, line.as_bytes())
     }
@@ -189,6 +185,9 @@ impl Mark {
             seq: next()?.parse().map_err(|_| bad())?,
             points: next()?.parse().map_err(|_| bad())?,
             last_ms: next()?.parse().map_err(|_| bad())?,
+            // Not in marks of earlier versions.
+            packed: next().is_ok_and(|word| word == "packed"),
+            first_ms: next().ok().and_then(|w| w.parse().ok()).unwrap_or(0),
         }))
     }
 }
@@ -200,8 +199,8 @@ mod tests {
     #[test]
     fn days() {
         assert_eq!(day_name(0), "1970-01-01");
-        assert_eq!(day_name(day_of(1_735_689_599_999)), "2024-12-31");
-        assert_eq!(day_name(day_of(1_735_689_600_000)), "2025-01-01");
+        assert_eq!(day_name(1_735_689_599_999 / 86_400_000), "2024-12-31");
+        assert_eq!(day_name(1_735_689_600_000 / 86_400_000), "2025-01-01");
         for day in (0..40_000).step_by(13) {
             assert_eq!(parse_day(&day_name(day)), Some((day, "")));
         }
@@ -220,15 +219,19 @@ mod tests {
     #[test]
     fn marks() {
         let dir = tempfile::tempdir().unwrap();
-        let path = Mark::path(dir.path(), 0);
+        let path = dir.path().join("x.mark");
         assert_eq!(Mark::read(&path).unwrap(), None);
-        let mark = Mark {
-            seq: 4,
-            points: 400,
-            last_ms: 99,
-        };
-        mark.write(&path).unwrap();
-        assert_eq!(Mark::read(&path).unwrap(), Some(mark));
+        for packed in [false, true] {
+            let mark = Mark {
+                seq: 4,
+                points: 400,
+                last_ms: 99,
+                packed,
+                first_ms: 7,
+            };
+            mark.write(&path).unwrap();
+            assert_eq!(Mark::read(&path).unwrap(), Some(mark));
+        }
         let mut bytes = fs::read(&path).unwrap();
         bytes[2] ^= 1;
         fs::write(&path, bytes).unwrap();

@@ -4,20 +4,39 @@
 //! and follows the feature when it moves: the new host [imports](History::import) the points that
 //! the old one has.
 //!
+//! # Tiers
+//!
+//! | Tier | Points | Kept | A partition |
+//! |---|---|---|---|
+//! | `raw` | as metered | 6 hours | two hours |
+//! | `1m` | a minute each: least, most, mean, last | 7 days | a day |
+//! | `15m` | a quarter of an hour each | a year | a month |
+//!
+//! An hour's points are rolled up to minutes a minute after its end, a day's minutes to quarters
+//! when all its hours are. How far this is done is written after what was rolled up is durable, and
+//! only what is in the next tier is ever dropped. Rolling up again does no harm: of two points of
+//! the same step the one that covers more of it stays. Points that come late set the mark back.
+//!
 //! # Files
 //!
 //! ```text
-//! DIR/lock                   held by the one process that has the history open
-//! DIR/2025-01-31/            a day (UTC): one sled database
-//! DIR/2025-01-31.mark        what was acknowledged of that day: sequence number, points, time
-//! DIR/2025-01-31.broken-1/   a database that could not be opened, set aside
-//! DIR/2025-01-31.compact/    for a moment after midnight: the day before, written anew
+//! DIR/lock                        held by the one process that has the history open
+//! DIR/rolled                      how far the tiers are rolled up
+//! DIR/raw/2025-01-31T22/          a partition: one sled database
+//! DIR/raw/2025-01-31T22.mark      what was acknowledged of it: sequence number, points, time
+//! DIR/raw/2025-01-31T22.broken-1/ a database that could not be opened, set aside
+//! DIR/raw/2025-01-31T22.compact/  for a moment: a partition whose time is over, packed
+//! DIR/1m/2025-01-31/  DIR/15m/2025-01/
 //! ```
 //!
-//! Dropping a day is deleting its directory. A day's newest points are head records, one per
+//! Partitions of earlier versions (`DIR/2025-01-31`) are taken into `raw` as they are.
+//!
+//! Dropping a partition is deleting its directory. The newest points are head records, one per
 //! append; at 120 points of a series, and at each full hour, the head is sealed into chunks, one
-//! per series with all its columns, in one batch with the deletion of the head. Values are exact
-//! (see `codec`) and carry a CRC-32.
+//! per series with all its columns, in one batch with the deletion of the head. When its time is
+//! over and it is rolled up, a partition is packed: written anew with longer chunks, compressed
+//! with more effort (see `codec`), in a few large values that sled keeps without loss of space. All
+//! values carry a CRC-32. Points are exact.
 //!
 //! # What is promised
 //!
@@ -27,15 +46,29 @@
 //! acknowledged and are gone are counted; each is logged as an error and listed by
 //! [`History::problems`].
 //!
-//! One thread owns all databases. A range is read an hour at a time and an import merged a day at a
-//! time, with waiting appends served in between; appends that wait together share one flush.
+//! When the disk is nearly full, the oldest points that are rolled up are given up before recording
+//! stops; when the history grows above its budget, the oldest points go, then minutes, then
+//! quarters. Both are told.
+//!
+//! One thread owns all databases. Reading goes a partition at a time, rolling up and packing a few
+//! series at a time, with waiting appends served in between; appends that wait together share one
+//! flush.
 
 mod codec;
 pub(crate) mod files;
+mod jobs;
 mod partition;
 mod partitions;
+mod period;
+mod point;
+mod query;
 mod record;
+mod rolled;
+mod tiers;
+pub mod transfer;
 mod worker;
+
+pub use query::Query;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -45,8 +78,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::feature::FeatureName;
+use crate::rollup::Rollup;
 use crate::usage::Usage;
-use worker::{Append, Call};
+use jobs::Call;
+use worker::Append;
 
 /// Most points that one [`History::range`] returns: more than a week at one point per 5 s.
 pub const RANGE_MAX: usize = 150_000;
@@ -80,7 +115,7 @@ pub enum HistoryError {
     /// Free space is below the floor: nothing is recorded until there is room.
     #[error(
         "history {dir}: {free_mib} MiB free, {floor_mib} MiB needed: nothing is recorded; free \
-         space there or lower history.keep_hours"
+         space there or lower history.raw_hours"
     )]
     Full {
         /// Directory.
@@ -112,19 +147,52 @@ pub enum HistoryError {
 /// How a history is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Hours that points are kept; whole days are dropped.
-    pub keep_hours: u32,
-    /// MiB of free space below which nothing is recorded.
+    /// Hours that points are kept as they are; whole partitions are dropped.
+    pub raw_hours: u32,
+    /// Days that minutes are kept.
+    pub minute_days: u32,
+    /// Days that quarters of an hour are kept.
+    pub quarter_days: u32,
+    /// MiB of free space below which points are given up, then nothing is recorded.
     pub floor_mib: u64,
+    /// MiB of all together; the oldest goes first.
+    pub max_mib: u64,
+    /// Usual distance of points, milliseconds: how many there will be in a time.
+    pub interval_ms: i64,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
-            keep_hours: 168,
+            raw_hours: 6,
+            minute_days: 7,
+            quarter_days: 365,
             floor_mib: 64,
+            max_mib: 4096,
+            interval_ms: 5000,
         }
     }
+}
+
+/// A tier, by what its points are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoredTier {
+    /// Points as metered.
+    Raw,
+    /// Minutes.
+    Minute,
+    /// Quarters of an hour.
+    Quarter,
+}
+
+/// An answer to a [`Query`].
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Page {
+    /// Milliseconds of a step; 0 for points as they are, as finely as they are kept.
+    pub step_ms: i64,
+    /// In time order; with a step, one per step that has any.
+    pub points: Vec<Rollup>,
 }
 
 /// What went wrong, once each; shared between the thread and the handles.
@@ -166,20 +234,8 @@ pub struct History {
 }
 
 impl History {
-    /// Opens or creates the history in `dir`, keeping `keep_hours` hours of points and stopping
-    /// below 64 MiB of free space.
-    pub fn open(dir: &Path, keep_hours: u32) -> Result<Self, HistoryError> {
-        Self::open_with(
-            dir,
-            Options {
-                keep_hours,
-                ..Options::default()
-            },
-        )
-    }
-
     /// Opens or creates the history in `dir`.
-    pub fn open_with(dir: &Path, options: Options) -> Result<Self, HistoryError> {
+    pub fn open(dir: &Path, options: Options) -> Result<Self, HistoryError> {
         let (appends, appends_rx) = mpsc::channel(16);
         let (calls, calls_rx) = mpsc::channel(64);
         let problems = Problems::default();
@@ -202,8 +258,8 @@ impl History {
         answer.await.map_err(|_| HistoryError::Closed)?
     }
 
-    /// Points of a series from `since_ms` to `until_ms`, both included, in time order: the latest
-    /// `limit` of them, at most [`RANGE_MAX`].
+    /// Points as metered, as long as they are kept, of a series from `since_ms` to `until_ms`, both
+    /// included, in time order: the latest `limit` of them, at most [`RANGE_MAX`].
     pub async fn range(
         &self,
         key: &SeriesKey,
@@ -222,21 +278,59 @@ impl History {
         .await
     }
 
+    /// What a series was, from the tiers that suit the query.
+    pub async fn query(&self, key: &SeriesKey, query: Query) -> Result<Page, HistoryError> {
+        let key = key.clone();
+        let query = Query {
+            limit: query.limit.min(RANGE_MAX),
+            ..query
+        };
+        self.call(|reply| Call::Query { key, query, reply }).await
+    }
+
+    /// All that the second or third tier has of a series.
+    pub async fn rollups(
+        &self,
+        key: &SeriesKey,
+        tier: StoredTier,
+    ) -> Result<Vec<Rollup>, HistoryError> {
+        let key = key.clone();
+        self.call(|reply| Call::Rollups { key, tier, reply }).await
+    }
+
     /// All series with points, sorted.
     pub async fn series(&self) -> Result<Vec<SeriesKey>, HistoryError> {
         self.call(|reply| Call::Series { reply }).await
     }
 
     /// Merges points of another host into a series. Points that are there already win. Points
-    /// older than `keep_hours` before the newest one of `points` are left out. Durable when it
-    /// returns how many points are new.
+    /// older than points are kept, before the newest one of `points`, are left out. Durable, and
+    /// rolled up where the others are, when it returns how many points are new.
     pub async fn import(&self, key: &SeriesKey, points: Vec<Usage>) -> Result<u64, HistoryError> {
         let key = key.clone();
         self.call(|reply| Call::Import { key, points, reply }).await
     }
 
-    /// Drops the days that ended more than `keep_hours` before `now_ms`, quarantined ones too.
-    /// Returns how many partitions were dropped.
+    /// Merges rollups of another host into the second or third tier of a series; of two of the
+    /// same time the one that covers more stays. Durable when it returns how many are new.
+    pub async fn import_rollups(
+        &self,
+        key: &SeriesKey,
+        tier: StoredTier,
+        points: Vec<Rollup>,
+    ) -> Result<u64, HistoryError> {
+        let key = key.clone();
+        self.call(|reply| Call::ImportRollups {
+            key,
+            tier,
+            points,
+            reply,
+        })
+        .await
+    }
+
+    /// Rolls up what is over at `now_ms`, packs, and drops the partitions that ended longer ago
+    /// than their tier is kept, quarantined ones too. Returns how many were dropped.
     pub async fn expire(&self, now_ms: i64) -> Result<u64, HistoryError> {
         self.call(|reply| Call::Expire { now_ms, reply }).await
     }

@@ -2,25 +2,20 @@
 //! covers the key too, so that a value under the wrong key is found out.
 //!
 //! ```text
-//! c | hour u64 | series u32 | first_ms i64   sealed chunk of one series, count points
+//! c | bucket u64 | series u32 | first_ms i64 sealed chunk of one series, count points
 //! h | seq u64 | part u16                     head: one appended tick, count entries
 //! m                                          what is sealed: sequence number and points
 //! s | series u32                             name of a series (JSON)
 //! ```
 //!
-//! Numbers in keys are big-endian: time-major, one hour of one series is one short scan.
+//! Numbers in keys are big-endian: time-major, one bucket (an hour, in
+//! the third tier a day) of one series is one short scan.
 
-use super::codec::{self, Malformed};
-use crate::usage::Usage;
+use super::codec::{self, Effort, Malformed};
+use super::point::Point;
 
-/// Milliseconds of an hour.
-pub(super) const HOUR_MS: i64 = 3_600_000;
-/// Hours are the buckets of chunks.
-pub(super) fn hour_of(at_ms: i64) -> i64 {
-    at_ms.div_euclid(HOUR_MS)
-}
-
-const VERSION: u8 = 1;
+/// Version that is written; version 1 is read too.
+const VERSION: u8 = 2;
 const ENVELOPE: usize = 7;
 
 /// Key of what is sealed.
@@ -63,18 +58,18 @@ impl Key {
     }
 }
 
-/// Prefix of the chunks of one series in one hour.
-pub(super) fn chunk_prefix(hour: i64, series: u32) -> Vec<u8> {
+/// Prefix of the chunks of one series in one bucket.
+pub(super) fn chunk_prefix(bucket: i64, series: u32) -> Vec<u8> {
     let mut k = Vec::with_capacity(21);
     k.push(b'c');
-    k.extend_from_slice(&(hour as u64).to_be_bytes());
+    k.extend_from_slice(&(bucket as u64).to_be_bytes());
     k.extend_from_slice(&series.to_be_bytes());
     k
 }
 
 /// Key of a chunk.
-pub(super) fn chunk_key(hour: i64, series: u32, first_ms: i64) -> Vec<u8> {
-    let mut k = chunk_prefix(hour, series);
+pub(super) fn chunk_key(bucket: i64, series: u32, first_ms: i64) -> Vec<u8> {
+    let mut k = chunk_prefix(bucket, series);
     k.extend_from_slice(&first_ms.to_be_bytes());
     k
 }
@@ -95,9 +90,9 @@ pub(super) fn series_key(series: u32) -> Vec<u8> {
     k
 }
 
-fn checksum(key: &[u8], count: u16, payload: &[u8]) -> u32 {
+fn checksum(version: u8, key: &[u8], count: u16, payload: &[u8]) -> u32 {
     let mut h = crc32fast::Hasher::new();
-    h.update(&[VERSION]);
+    h.update(&[version]);
     h.update(&count.to_le_bytes());
     h.update(key);
     h.update(payload);
@@ -109,55 +104,69 @@ pub(super) fn wrap(key: &[u8], count: u16, payload: &[u8]) -> Vec<u8> {
     let mut v = Vec::with_capacity(ENVELOPE + payload.len());
     v.push(VERSION);
     v.extend_from_slice(&count.to_le_bytes());
-    v.extend_from_slice(&checksum(key, count, payload).to_le_bytes());
+    v.extend_from_slice(&checksum(VERSION, key, count, payload).to_le_bytes());
     v.extend_from_slice(payload);
     v
 }
 
-/// Checks and unwraps a value: its count and payload.
-pub(super) fn check<'a>(key: &[u8], value: &'a [u8]) -> Result<(u16, &'a [u8]), Malformed> {
-    let mut r = value;
-    let head = codec::take(&mut r, ENVELOPE)?;
+/// A sound value, unwrapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Value<'a> {
+    /// Version of the format of `payload`.
+    pub(super) version: u8,
+    /// Points or entries.
+    pub(super) count: u16,
+    /// Content.
+    pub(super) payload: &'a [u8],
+}
+
+/// Checks and unwraps a value.
+pub(super) fn check<'a>(key: &[u8], value: &'a [u8]) -> Result<Value<'a>, Malformed> {
+    let mut payload = value;
+    let head = codec::take(&mut payload, ENVELOPE)?;
+    let version = head[0];
     let count = u16::from_le_bytes([head[1], head[2]]);
     let crc = u32::from_le_bytes([head[3], head[4], head[5], head[6]]);
-    if head[0] != VERSION || crc != checksum(key, count, r) {
+    if !(1..=VERSION).contains(&version) || crc != checksum(version, key, count, payload) {
         return Err(Malformed);
     }
-    Ok((count, r))
+    Ok(Value {
+        version,
+        count,
+        payload,
+    })
 }
 
 /// Value of a chunk.
-pub(super) fn chunk_value(key: &[u8], points: &[Usage]) -> Vec<u8> {
-    wrap(key, points.len() as u16, &codec::encode(points))
+pub(super) fn chunk_value<P: Point>(key: &[u8], points: &[P]) -> Vec<u8> {
+    wrap(key, points.len() as u16, &P::encode(points, Effort::Fast))
 }
 
 /// Points of a chunk.
-pub(super) fn chunk_points(key: &[u8], value: &[u8]) -> Result<Vec<Usage>, Malformed> {
-    let (count, payload) = check(key, value)?;
-    codec::decode(payload, count as usize)
+pub(super) fn chunk_points<P: Point>(key: &[u8], value: &[u8]) -> Result<Vec<P>, Malformed> {
+    let v = check(key, value)?;
+    P::decode(v.version, v.payload, v.count as usize)
 }
 
-/// Value of a head record.
-pub(super) fn head_value(key: &[u8], entries: &[(u32, Usage)]) -> Vec<u8> {
-    let mut payload = Vec::with_capacity(entries.len() * 64);
+/// Value of a head record: the points as they are, for they are there for minutes.
+pub(super) fn head_value<P: Point>(key: &[u8], entries: &[(u32, P)]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(entries.len() * 160);
     for (series, point) in entries {
-        let run = codec::encode(std::slice::from_ref(point));
         codec::put_varint(&mut payload, u64::from(*series));
-        codec::put_varint(&mut payload, run.len() as u64);
-        payload.extend_from_slice(&run);
+        P::put(&mut payload, point);
     }
     wrap(key, entries.len() as u16, &payload)
 }
 
 /// Entries of a head record.
-pub(super) fn head_entries(key: &[u8], value: &[u8]) -> Result<Vec<(u32, Usage)>, Malformed> {
-    let (count, mut r) = check(key, value)?;
-    let mut entries = Vec::with_capacity(count as usize);
-    for _ in 0..count {
+pub(super) fn head_entries<P: Point>(key: &[u8], value: &[u8]) -> Result<Vec<(u32, P)>, Malformed> {
+    let v = check(key, value)?;
+    let mut r = v.payload;
+    let mut entries = Vec::with_capacity(v.count as usize);
+    for _ in 0..v.count {
         let series = u32::try_from(codec::get_varint(&mut r)?).map_err(|_| Malformed)?;
-        let len = usize::try_from(codec::get_varint(&mut r)?).map_err(|_| Malformed)?;
-        let run = codec::decode(codec::take(&mut r, len)?, 1)?;
-        entries.push((series, run[0]));
+        let point = P::get(v.version, &mut r)?;
+        entries.push((series, point));
     }
     if r.is_empty() {
         Ok(entries)
@@ -175,7 +184,7 @@ pub(super) fn meta_value(seq: u64, points: u64) -> Vec<u8> {
 
 /// Reads [`meta_value`].
 pub(super) fn meta(value: &[u8]) -> Result<(u64, u64), Malformed> {
-    let (_, mut r) = check(META, value)?;
+    let mut r = check(META, value)?.payload;
     let mut next = || -> Result<u64, Malformed> {
         let b = codec::take(&mut r, 8)?;
         Ok(u64::from_le_bytes(b.try_into().map_err(|_| Malformed)?))
@@ -186,6 +195,7 @@ pub(super) fn meta(value: &[u8]) -> Result<(u64, u64), Malformed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::usage::Usage;
 
     #[test]
     fn a_flip_anywhere_and_another_key_are_found() {
@@ -195,18 +205,22 @@ mod tests {
             cpu_percent: Some(12.5),
             ..Usage::default()
         };
-        let key = chunk_key(hour_of(p.at_ms), 7, p.at_ms);
+        let key = chunk_key(p.at_ms / 3_600_000, 7, p.at_ms);
         let value = chunk_value(&key, &[p]);
         assert_eq!(chunk_points(&key, &value), Ok(vec![p]));
         for i in 0..value.len() {
             for bit in 0..8 {
                 let mut v = value.clone();
                 v[i] ^= 1 << bit;
-                assert_eq!(chunk_points(&key, &v), Err(Malformed), "byte {i} bit {bit}");
+                assert_eq!(
+                    chunk_points::<Usage>(&key, &v),
+                    Err(Malformed),
+                    "byte {i} bit {bit}"
+                );
             }
         }
         assert_eq!(
-            chunk_points(&chunk_key(1, 7, p.at_ms), &value),
+            chunk_points::<Usage>(&chunk_key(1, 7, p.at_ms), &value),
             Err(Malformed)
         );
         assert_eq!(Key::parse(&key), Some(Key::Chunk { series: 7 }));

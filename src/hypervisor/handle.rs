@@ -12,6 +12,8 @@ use virt::error::ErrorNumber;
 use super::agent::Agents;
 use super::connection::Connection;
 use super::events::Sink;
+use super::metadata::{self, DomainFeatures};
+use super::pool::Pool;
 use super::stats;
 use super::worker::Lane;
 use super::xml::{self, Channel};
@@ -27,6 +29,10 @@ const CHANGE: Duration = Duration::from_secs(30);
 /// Calls under way at a time about the host. With those about domains not more than the five
 /// requests that libvirtd serves at a time for one connection.
 const HOST_WORKERS: usize = 2;
+/// Limit of the bulk statistics. A QEMU that hung since the last ones makes them wait for ever.
+const STATISTICS: Duration = Duration::from_secs(4);
+/// Calls for statistics under way at a time, those included that a hung QEMU holds.
+const STATISTICS_WORKERS: usize = 16;
 /// Calls under way at a time about domains.
 const DOMAIN_WORKERS: usize = 3;
 
@@ -38,6 +44,8 @@ struct Inner {
     connection: Connection,
     host: Lane,
     domains: Lane,
+    statistics: Lane,
+    pool: Pool,
     agents: Agents,
     agent_timeout_s: u32,
 }
@@ -64,6 +72,8 @@ impl Hypervisor {
         connection.wait(CONNECT).await?;
         Ok(Self(Arc::new(Inner {
             agents: Agents::new(connection.uri()),
+            pool: Pool::new(connection.uri()),
+            statistics: Lane::new(STATISTICS_WORKERS),
             connection,
             host: Lane::new(HOST_WORKERS),
             domains: Lane::new(DOMAIN_WORKERS),
@@ -120,17 +130,18 @@ impl Hypervisor {
         self.call(WHAT, None, READ, |conn| {
             let failed = |e| HypervisorError::from_virt(WHAT, None, &e);
             let text = conn.capabilities().map_err(failed)?;
-            let (cpu_model, virt_type) =
-                xml::capabilities(&text).map_err(|message| HypervisorError::Answer {
-                    what: WHAT.into(),
-                    message,
-                })?;
+            let found = xml::capabilities(&text).map_err(|message| HypervisorError::Answer {
+                what: WHAT.into(),
+                message,
+            })?;
             let node = conn.node_info().map_err(failed)?;
             Ok(Capabilities {
-                cpu_model,
+                cpu_model: found.model,
+                cpu_features: found.features,
+                numa_nodes: found.numa_nodes,
                 cpus: f64::from(node.cpus),
                 memory_mib: node.memory as f64 / 1024.0,
-                virt_type,
+                virt_type: found.virt_type,
             })
         })
         .await
@@ -146,45 +157,54 @@ impl Hypervisor {
         .await
     }
 
-    /// All domains, also those that are shut off.
+    /// All domains, also those that are shut off. Asks no QEMU, so a hung one holds up nothing.
     pub async fn domains(&self) -> Result<Vec<DomainInfo>, HypervisorError> {
-        let groups = virt_sys::VIR_DOMAIN_STATS_STATE
-            | virt_sys::VIR_DOMAIN_STATS_VCPU
-            | virt_sys::VIR_DOMAIN_STATS_BALLOON;
-        let all = self.bulk("list of domains", groups).await?;
-        Ok(all
-            .into_iter()
-            .map(|s| DomainInfo {
-                vcpus: s.vcpus.unwrap_or(0),
-                memory_mib: s.balloon_current_kib.unwrap_or(0) as f64 / 1024.0,
-                running: s.running,
-                active: s.id.is_some(),
-                name: s.name,
-                uuid: s.uuid,
-            })
-            .collect())
+        const WHAT: &str = "list of domains";
+        self.call(WHAT, None, READ, |conn| {
+            let failed = |e| HypervisorError::from_virt(WHAT, None, &e);
+            let all = conn.list_all_domains(0).map_err(failed)?;
+            let mut found = Vec::with_capacity(all.len());
+            for domain in all {
+                // One that went meanwhile is no longer there.
+                let (Ok(name), Ok(uuid), Ok(info)) =
+                    (domain.name(), domain.uuid_string(), domain.info())
+                else {
+                    continue;
+                };
+                let state = info.state.to_raw();
+                found.push(DomainInfo {
+                    name,
+                    uuid,
+                    running: state == virt_sys::VIR_DOMAIN_RUNNING
+                        || state == virt_sys::VIR_DOMAIN_BLOCKED,
+                    active: domain.id().is_some(),
+                    vcpus: info.nr_virt_cpu,
+                    memory_mib: info.memory as f64 / 1024.0,
+                });
+            }
+            Ok(found)
+        })
+        .await
     }
 
-    /// Counters of all domains, by one call that does not wait for busy domains.
+    /// Counters of all domains, by one call that does not wait for busy domains. One whose QEMU hung
+    /// since the last call delays it to its limit; libvirt leaves it out of the next ones.
     pub async fn stats(&self) -> Result<Vec<DomainStats>, HypervisorError> {
+        const WHAT: &str = "statistics of all domains";
         let groups = virt_sys::VIR_DOMAIN_STATS_STATE
             | virt_sys::VIR_DOMAIN_STATS_CPU_TOTAL
             | virt_sys::VIR_DOMAIN_STATS_BALLOON
             | virt_sys::VIR_DOMAIN_STATS_VCPU
             | virt_sys::VIR_DOMAIN_STATS_INTERFACE
             | virt_sys::VIR_DOMAIN_STATS_BLOCK;
-        self.bulk("statistics of all domains", groups).await
-    }
-
-    async fn bulk(
-        &self,
-        what: &'static str,
-        groups: u32,
-    ) -> Result<Vec<DomainStats>, HypervisorError> {
-        self.call(what, None, READ, move |conn| {
-            stats::all(conn, groups).map_err(|e| HypervisorError::from_virt(what, None, &e))
-        })
-        .await
+        let pool = self.0.pool.clone();
+        let work = move || {
+            pool.with(|conn| {
+                stats::all(conn, groups).map_err(|e| HypervisorError::from_virt(WHAT, None, &e))
+            })
+        };
+        let lane = &self.0.statistics;
+        lane.run(None, WHAT, STATISTICS, work).await
     }
 
     /// Host sockets of the helper's ports, from the live XML; `None` unless both are plugged in.
@@ -265,6 +285,53 @@ impl Hypervisor {
                 unplug(defined, virt_sys::VIR_DOMAIN_AFFECT_CONFIG)?;
             }
             Ok(())
+        })
+        .await
+    }
+
+    /// Features in the domain's XML metadata; `None` when there are none.
+    pub async fn features(&self, domain: &str) -> Result<Option<DomainFeatures>, HypervisorError> {
+        const WHAT: &str = "domain metadata";
+        self.on_domain(WHAT, domain, READ, |d| {
+            let kind = virt_sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed();
+            match d.metadata(kind, Some(metadata::URI), 0) {
+                Ok(xml) => DomainFeatures::parse(&xml).map(Some).map_err(|message| {
+                    HypervisorError::Answer {
+                        what: WHAT.into(),
+                        message,
+                    }
+                }),
+                Err(e) if e.code().is(ErrorNumber::NoDomainMetadata) => Ok(None),
+                Err(e) => Err(HypervisorError::from_virt(WHAT, None, &e)),
+            }
+        })
+        .await
+    }
+
+    /// Writes features into the domain's XML metadata, or removes them: of the running domain, if
+    /// it runs, and of its persistent definition, if it has one.
+    pub async fn set_features(
+        &self,
+        domain: &str,
+        features: Option<&DomainFeatures>,
+    ) -> Result<(), HypervisorError> {
+        const WHAT: &str = "domain metadata";
+        let xml = features.map(DomainFeatures::to_xml);
+        self.on_domain(WHAT, domain, CHANGE, move |d| {
+            let failed = |e| HypervisorError::from_virt(WHAT, None, &e);
+            let mut flags = 0;
+            if is_active(d)? {
+                flags |= virt_sys::VIR_DOMAIN_AFFECT_LIVE;
+            }
+            if d.is_persistent().map_err(failed)? {
+                flags |= virt_sys::VIR_DOMAIN_AFFECT_CONFIG;
+            }
+            let kind = virt_sys::VIR_DOMAIN_METADATA_ELEMENT.cast_signed();
+            let (key, uri) = (Some(metadata::PREFIX), Some(metadata::URI));
+            match d.set_metadata(kind, xml.as_deref(), key, uri, flags) {
+                Err(e) if xml.is_none() && e.code().is(ErrorNumber::NoDomainMetadata) => Ok(()),
+                other => other.map(drop).map_err(failed),
+            }
         })
         .await
     }

@@ -1,52 +1,96 @@
 //! Load of domains and of the host, from two samples. Pure but for [`MachineSample::read`].
 
-use super::DomainStats;
+use super::{DomainStats, ProcessTimes};
+use crate::attribution::DomainCost;
 use crate::config::LoadSource;
 use crate::host::HostLoad;
 
 /// What a domain used between two samples. `None` is *unavailable*.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct DomainRates {
-    /// CPUs in use.
-    pub cpus_used: Option<f64>,
-    /// Percent of the vCPUs' time spent waiting for a host CPU (steal), 0 to 100.
-    pub steal_percent: Option<f64>,
-    /// Memory in use, MiB.
+    /// What it costs the host.
+    pub cost: DomainCost,
+    /// Memory in use as the guest sees it, MiB.
     pub memory_used_mib: Option<f64>,
-    /// Bytes per second received and sent.
-    pub net_bps: Option<f64>,
-    /// Bytes per second read and written.
-    pub disk_bps: Option<f64>,
 }
 
-/// Rates of one domain over `elapsed_s` seconds. Counters of another domain or another run, or
-/// that went back, give no rate.
-pub fn domain_rates(before: &DomainStats, after: &DomainStats, elapsed_s: f64) -> DomainRates {
-    let same = before.uuid == after.uuid && before.id == after.id && elapsed_s > 0.0;
-    let rate = |b: Option<u64>, a: Option<u64>| match (same, b, a) {
-        (true, Some(b), Some(a)) => a.checked_sub(b).map(|d| d as f64 / elapsed_s),
-        _ => None,
-    };
-    let sum = |a: Option<f64>, b: Option<f64>| match (a, b) {
-        (Some(a), Some(b)) => Some(a + b),
-        (a, b) => a.or(b),
-    };
-    let vcpus = f64::from(after.vcpus.unwrap_or(0));
-    DomainRates {
-        cpus_used: rate(before.cpu_time_ns, after.cpu_time_ns).map(|ns| ns / 1e9),
-        steal_percent: rate(before.delay_ns, after.delay_ns)
-            .filter(|_| vcpus > 0.0)
-            .map(|ns| (ns / 1e9 / vcpus * 100.0).clamp(0.0, 100.0)),
-        memory_used_mib: after.memory_used_mib(),
-        net_bps: sum(
-            rate(before.net_rx_bytes, after.net_rx_bytes),
-            rate(before.net_tx_bytes, after.net_tx_bytes),
-        ),
-        disk_bps: sum(
-            rate(before.disk_read_bytes, after.disk_read_bytes),
-            rate(before.disk_write_bytes, after.disk_write_bytes),
-        ),
+/// One sample of a domain: what libvirt tells, and its process. Either may be missing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Pair<'a, T> {
+    /// The sample before, and how many seconds ago it was.
+    pub before: Option<(&'a T, f64)>,
+    /// The sample now.
+    pub after: Option<&'a T>,
+}
+
+/// Rates of one domain from two samples of each kind. Counters of another domain, of another run
+/// of it or of another process, or that went back, give no rate.
+pub fn domain_rates(
+    stats: &Pair<'_, DomainStats>,
+    process: &Pair<'_, ProcessTimes>,
+) -> DomainRates {
+    let mut rates = DomainRates::default();
+    let cost = &mut rates.cost;
+    if let Some(after) = stats.after {
+        let before = stats.before.filter(|(b, elapsed)| {
+            b.uuid == after.uuid && b.id == after.id && after.id.is_some() && *elapsed > 0.0
+        });
+        let rate = |get: fn(&DomainStats) -> Option<u64>| {
+            let (b, elapsed) = before?;
+            let difference = get(after)?.checked_sub(get(b)?)?;
+            Some(difference as f64 / elapsed)
+        };
+        let sum = |a: Option<f64>, b: Option<f64>| match (a, b) {
+            (Some(a), Some(b)) => Some(a + b),
+            (a, b) => a.or(b),
+        };
+        cost.cpus = rate(|s| s.cpu_time_ns).map(|ns| ns / 1e9);
+        cost.vcpus = rate(|s| s.vcpu_time_ns).map(|ns| ns / 1e9);
+        cost.steal_percent = rate(|s| s.delay_ns).and_then(|ns| steal(ns, after.vcpus?));
+        cost.memory_mib = after.rss_kib.map(|kib| kib as f64 / 1024.0);
+        cost.balloon_mib = after.balloon_current_kib.map(|kib| kib as f64 / 1024.0);
+        cost.net_bps = sum(rate(|s| s.net_rx_bytes), rate(|s| s.net_tx_bytes));
+        cost.disk_bps = sum(rate(|s| s.disk_read_bytes), rate(|s| s.disk_write_bytes));
+        cost.disk_ops = sum(rate(|s| s.disk_reads), rate(|s| s.disk_writes));
+        rates.memory_used_mib = after.memory_used_mib();
     }
+    if let Some(after) = process.after {
+        let before = process
+            .before
+            .filter(|(b, elapsed)| b.identity == after.identity && *elapsed > 0.0);
+        let rate = |get: fn(&ProcessTimes) -> u64| {
+            let (b, elapsed) = before?;
+            Some(get(after).checked_sub(get(b))? as f64 / 1e9 / elapsed)
+        };
+        // libvirt's total is of the control group: kernel threads that work for it (vhost) are in
+        // it. Without one the process is what there is.
+        cost.cpus = cost.cpus.or(rate(|p| p.total_ns));
+        cost.vcpus = rate(|p| p.vcpu_ns).or(cost.vcpus);
+        cost.iothreads = rate(|p| p.iothread_ns);
+        if cost.steal_percent.is_none()
+            && let (Some((b, elapsed)), Some(now)) = (before, after.steal_ns)
+        {
+            cost.steal_percent = b
+                .steal_ns
+                .and_then(|then| now.checked_sub(then))
+                .and_then(|ns| steal(ns as f64 / elapsed, after.vcpus));
+        }
+        cost.memory_mib = Some(after.rss_bytes as f64 / crate::usage::MIB);
+    }
+    // The parts are read one after the other and must not be more than the whole.
+    if let (Some(all), Some(vcpus)) = (cost.cpus, cost.vcpus) {
+        let vcpus = vcpus.min(all);
+        let io = cost.iothreads.unwrap_or(0.0).min(all - vcpus);
+        cost.vcpus = Some(vcpus);
+        cost.iothreads = cost.iothreads.map(|_| io);
+        cost.emulator = Some(all - vcpus - io);
+    }
+    rates
+}
+
+/// Percent of the vCPUs' time, from nanoseconds per second of all of them.
+fn steal(ns_per_s: f64, vcpus: u32) -> Option<f64> {
+    (vcpus > 0).then(|| (ns_per_s / 1e9 / f64::from(vcpus) * 100.0).clamp(0.0, 100.0))
 }
 
 /// Counters of the machine at one moment.
@@ -139,13 +183,13 @@ pub fn host_load(
     let vcpus: f64 = domains.iter().map(|(_, n)| f64::from(*n)).sum();
     let stolen: f64 = domains
         .iter()
-        .filter_map(|(r, n)| Some(r.steal_percent? * f64::from(*n)))
+        .filter_map(|(r, n)| Some(r.cost.steal_percent? * f64::from(*n)))
         .sum();
     let mut load = HostLoad {
-        cpus_used: sum(|r| r.cpus_used),
+        cpus_used: sum(|r| r.cost.cpus),
         memory_used_mib: sum(|r| r.memory_used_mib),
-        net_bps: sum(|r| r.net_bps),
-        disk_bps: sum(|r| r.disk_bps),
+        net_bps: sum(|r| r.cost.net_bps),
+        disk_bps: sum(|r| r.cost.disk_bps),
         stall_percent: if vcpus > 0.0 { stolen / vcpus } else { 0.0 },
     };
     if source == LoadSource::Machine
@@ -185,26 +229,71 @@ mod tests {
         }
     }
 
+    fn rates(before: &DomainStats, after: &DomainStats, elapsed: f64) -> DomainRates {
+        let pair = Pair {
+            before: Some((before, elapsed)),
+            after: Some(after),
+        };
+        domain_rates(&pair, &Pair::default())
+    }
+
     #[test]
     fn rates_of_a_domain() {
-        let r = domain_rates(
+        let r = rates(
             &stats(1, 0, Some(0)),
             &stats(1, 2_000_000_000, Some(500)),
             2.0,
         );
-        assert_eq!((r.cpus_used, r.steal_percent), (Some(1.0), Some(25.0)));
-        assert_eq!((r.net_bps, r.disk_bps), (Some(250.0), None));
+        assert_eq!((r.cost.cpus, r.cost.steal_percent), (Some(1.0), Some(25.0)));
+        assert_eq!((r.cost.net_bps, r.cost.disk_bps), (Some(250.0), None));
         assert_eq!(r.memory_used_mib, Some(10.0));
+        assert_eq!(r.cost.emulator, None, "the vCPUs' part is not known");
     }
 
     #[test]
     fn no_rate_across_a_restart_or_backwards() {
-        let r = domain_rates(&stats(1, 5, None), &stats(2, 50, None), 1.0);
-        assert_eq!(r.cpus_used, None);
-        let r = domain_rates(&stats(1, 50, None), &stats(1, 5, None), 1.0);
-        assert_eq!((r.cpus_used, r.net_bps), (None, None));
-        let r = domain_rates(&stats(1, 5, None), &stats(1, 50, None), 0.0);
-        assert_eq!(r.cpus_used, None);
+        let r = rates(&stats(1, 5, None), &stats(2, 50, None), 1.0);
+        assert_eq!(r.cost.cpus, None);
+        let r = rates(&stats(1, 50, None), &stats(1, 5, None), 1.0);
+        assert_eq!((r.cost.cpus, r.cost.net_bps), (None, None));
+        let r = rates(&stats(1, 5, None), &stats(1, 50, None), 0.0);
+        assert_eq!(r.cost.cpus, None);
+    }
+
+    #[test]
+    fn parts_of_a_process() {
+        let times = |total_ns, vcpu_ns, start| ProcessTimes {
+            identity: (7, start),
+            total_ns,
+            vcpu_ns,
+            iothread_ns: total_ns / 10,
+            steal_ns: Some(total_ns / 4),
+            vcpus: 1,
+            rss_bytes: 64 << 20,
+        };
+        let of = |before: &ProcessTimes, after: &ProcessTimes| {
+            let pair = Pair {
+                before: Some((before, 2.0)),
+                after: Some(after),
+            };
+            domain_rates(&Pair::default(), &pair).cost
+        };
+        let c = of(&times(0, 0, 1), &times(2_000_000_000, 1_400_000_000, 1));
+        assert_eq!(
+            (c.cpus, c.vcpus, c.iothreads),
+            (Some(1.0), Some(0.7), Some(0.1))
+        );
+        assert!((c.emulator.unwrap() - 0.2).abs() < 1e-9);
+        assert_eq!((c.steal_percent, c.memory_mib), (Some(25.0), Some(64.0)));
+        // Another process under the same number.
+        let c = of(&times(0, 0, 1), &times(2_000_000_000, 1, 2));
+        assert_eq!((c.cpus, c.vcpus, c.memory_mib), (None, None, Some(64.0)));
+        // Parts read later than the whole are not more than it.
+        let c = of(&times(0, 0, 1), &times(1_000_000_000, 1_200_000_000, 1));
+        assert_eq!(
+            (c.vcpus, c.emulator, c.iothreads),
+            (Some(0.5), Some(0.0), Some(0.0))
+        );
     }
 
     const MEMINFO: &str = "MemTotal:  4096 kB\nMemFree: 100 kB\nMemAvailable:  1024 kB\n";
@@ -226,10 +315,13 @@ mod tests {
         after.stall_usec = Some(1_500_000);
         let domains = [(
             DomainRates {
-                cpus_used: Some(0.5),
-                steal_percent: Some(10.0),
-                net_bps: Some(3.0),
-                ..DomainRates::default()
+                cost: DomainCost {
+                    cpus: Some(0.5),
+                    steal_percent: Some(10.0),
+                    net_bps: Some(3.0),
+                    ..DomainCost::default()
+                },
+                memory_used_mib: None,
             },
             2,
         )];

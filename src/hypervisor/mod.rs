@@ -6,13 +6,15 @@
 //!   |- connection: a thread that opens the connection, notices its loss and opens it again
 //!   |- event_loop: libvirt's default event loop on one thread of the process
 //!   `- events: libvirt's callbacks -> HypervisorEvent
-//! stats: the bulk statistics; load: rates from two of them; xml: domain and host XML
+//! stats: the bulk statistics; process: QEMU's threads; load: rates from two samples of them
+//! xml: domain and host XML; pool: connections for calls that may hang
 //! hook: notices of drover-hook, a fast hint beside libvirt's own events
 //! ```
 //!
 //! A call that libvirt does not answer costs its caller the timeout and one worker until libvirt
-//! gives up; guest agent commands have workers and connections of their own, because libvirtd
-//! serves only five requests of one connection at a time.
+//! gives up; guest agent commands and statistics have workers and connections of their own, because
+//! libvirtd serves only five requests of one connection at a time. A hung QEMU holds up the
+//! statistics once; libvirt leaves it out from then on.
 
 mod agent;
 mod connection;
@@ -22,6 +24,10 @@ mod events;
 mod handle;
 pub mod hook;
 pub mod load;
+mod machine;
+pub mod metadata;
+mod pool;
+mod process;
 mod stats;
 mod worker;
 mod xml;
@@ -30,6 +36,8 @@ use std::path::PathBuf;
 
 pub use error::{AgentProblem, HypervisorError};
 pub use handle::Hypervisor;
+pub use machine::{network_speed, storage_kind};
+pub use process::{ProcessTimes, Processes};
 pub use stats::DomainStats;
 
 /// What the host can offer, as libvirt tells it.
@@ -37,6 +45,10 @@ pub use stats::DomainStats;
 pub struct Capabilities {
     /// CPU model of the host; empty when libvirt does not know it.
     pub cpu_model: String,
+    /// Features beyond the model, sorted.
+    pub cpu_features: Vec<String>,
+    /// NUMA nodes; 0 when libvirt does not know them.
+    pub numa_nodes: u32,
     /// CPUs.
     pub cpus: f64,
     /// Memory, MiB.

@@ -21,6 +21,12 @@ pub struct DomainStats {
     pub running: bool,
     /// CPU time of the whole domain, nanoseconds.
     pub cpu_time_ns: Option<u64>,
+    /// User part of it, nanoseconds.
+    pub cpu_user_ns: Option<u64>,
+    /// System part of it, nanoseconds.
+    pub cpu_system_ns: Option<u64>,
+    /// CPU time of all vCPUs, nanoseconds.
+    pub vcpu_time_ns: Option<u64>,
     /// Time the vCPUs were ready but waited for a host CPU (steal), all vCPUs, nanoseconds.
     pub delay_ns: Option<u64>,
     /// vCPUs online.
@@ -35,6 +41,8 @@ pub struct DomainStats {
     pub available_kib: Option<u64>,
     /// Memory the guest could reclaim without swapping, KiB (`MemAvailable`).
     pub usable_kib: Option<u64>,
+    /// Most memory that the balloon may give, KiB.
+    pub balloon_maximum_kib: Option<u64>,
     /// Bytes received on all interfaces.
     pub net_rx_bytes: Option<u64>,
     /// Bytes sent on all interfaces.
@@ -43,6 +51,10 @@ pub struct DomainStats {
     pub disk_read_bytes: Option<u64>,
     /// Bytes written to all disks.
     pub disk_write_bytes: Option<u64>,
+    /// Reads of all disks.
+    pub disk_reads: Option<u64>,
+    /// Writes to all disks.
+    pub disk_writes: Option<u64>,
 }
 
 impl DomainStats {
@@ -55,18 +67,24 @@ impl DomainStats {
                     || value == u64::from(virt_sys::VIR_DOMAIN_BLOCKED);
             }
             "cpu.time" => self.cpu_time_ns = Some(value),
+            "cpu.user" => self.cpu_user_ns = Some(value),
+            "cpu.system" => self.cpu_system_ns = Some(value),
             "vcpu.current" => self.vcpus = Some(value as u32),
             "balloon.current" => self.balloon_current_kib = Some(value),
+            "balloon.maximum" => self.balloon_maximum_kib = Some(value),
             "balloon.rss" => self.rss_kib = Some(value),
             "balloon.unused" => self.unused_kib = Some(value),
             "balloon.available" => self.available_kib = Some(value),
             "balloon.usable" => self.usable_kib = Some(value),
             _ => match indexed(name) {
                 Some(("vcpu", "delay")) => add(&mut self.delay_ns),
+                Some(("vcpu", "time")) => add(&mut self.vcpu_time_ns),
                 Some(("net", "rx.bytes")) => add(&mut self.net_rx_bytes),
                 Some(("net", "tx.bytes")) => add(&mut self.net_tx_bytes),
                 Some(("block", "rd.bytes")) => add(&mut self.disk_read_bytes),
                 Some(("block", "wr.bytes")) => add(&mut self.disk_write_bytes),
+                Some(("block", "rd.reqs")) => add(&mut self.disk_reads),
+                Some(("block", "wr.reqs")) => add(&mut self.disk_writes),
                 _ => {}
             },
         }

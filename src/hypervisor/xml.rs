@@ -56,8 +56,21 @@ pub(super) fn channel_xml(name: &str) -> String {
     )
 }
 
-/// CPU model and best virtualisation type from the host's capabilities; empty when not told.
-pub(super) fn capabilities(xml: &str) -> Result<(String, String), String> {
+/// What the host's capabilities tell; empty when not told.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct HostXml {
+    /// CPU model.
+    pub model: String,
+    /// Features beyond the model, sorted.
+    pub features: Vec<String>,
+    /// NUMA nodes.
+    pub numa_nodes: u32,
+    /// Best virtualisation type.
+    pub virt_type: String,
+}
+
+/// Takes what is of interest out of the host's capabilities.
+pub(super) fn capabilities(xml: &str) -> Result<HostXml, String> {
     let doc = Document::parse(xml).map_err(|e| e.to_string())?;
     let root = doc.root_element();
     let host_cpu = child(root, "host").and_then(|h| child(h, "cpu"));
@@ -82,7 +95,24 @@ pub(super) fn capabilities(xml: &str) -> Result<(String, String), String> {
         .find(|t| types.contains(t))
         .or(types.first().copied())
         .unwrap_or_default();
-    Ok((model.trim().to_owned(), best.to_owned()))
+    let mut features: Vec<String> = host_cpu
+        .into_iter()
+        .flat_map(|c| c.children().filter(|n| n.has_tag_name("feature")))
+        .filter_map(|f| f.attribute("name").map(str::to_owned))
+        .collect();
+    features.sort_unstable();
+    let cells = child(root, "host")
+        .and_then(|h| child(h, "topology"))
+        .and_then(|t| child(t, "cells"));
+    let numa_nodes = cells.map_or(0, |c| {
+        c.children().filter(|n| n.has_tag_name("cell")).count() as u32
+    });
+    Ok(HostXml {
+        model: model.trim().to_owned(),
+        features,
+        numa_nodes,
+        virt_type: best.to_owned(),
+    })
 }
 
 fn child<'a, 'b>(node: Node<'a, 'b>, name: &str) -> Option<Node<'a, 'b>> {
@@ -128,18 +158,25 @@ mod tests {
 
     #[test]
     fn best_type_of_the_hosts_architecture() {
-        let xml = "<capabilities><host><cpu><arch>x86_64</arch><model>EPYC</model></cpu></host>\
+        let xml = "<capabilities><host><cpu><arch>x86_64</arch><model>EPYC</model><feature name='vmx'/>\
+            <feature name='ibrs'/></cpu><topology><cells num='2'><cell id='0'/><cell id='1'/></cells>\
+            </topology></host>\
             <guest><arch name='aarch64'><domain type='kvm'/></arch></guest>\
             <guest><arch name='x86_64'><domain type='qemu'/></arch></guest></capabilities>";
-        assert_eq!(capabilities(xml).unwrap(), ("EPYC".into(), "qemu".into()));
+        let found = capabilities(xml).unwrap();
+        assert_eq!(
+            (found.model.as_str(), found.virt_type.as_str()),
+            ("EPYC", "qemu")
+        );
+        assert_eq!(
+            (found.features, found.numa_nodes),
+            (vec!["ibrs".into(), "vmx".into()], 2)
+        );
         let xml = xml.replace(
             "<domain type='qemu'/>",
             "<domain type='qemu'/><domain type='kvm'/>",
         );
-        assert_eq!(capabilities(&xml).unwrap().1, "kvm");
-        assert_eq!(
-            capabilities("<capabilities/>").unwrap(),
-            (String::new(), String::new())
-        );
+        assert_eq!(capabilities(&xml).unwrap().virt_type, "kvm");
+        assert_eq!(capabilities("<capabilities/>").unwrap(), HostXml::default());
     }
 }

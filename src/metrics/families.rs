@@ -3,8 +3,9 @@
 use super::counters::{Counts, OUTCOMES, RESULTS};
 use super::text::{Kind, Page};
 use crate::api::FeatureRow;
+use crate::columns::COLUMNS;
 use crate::host::{FeatureStatus, HelperState, HostState};
-use crate::usage::{MIB, Usage};
+use crate::usage::MIB;
 
 /// What a page is made of.
 #[derive(Debug, Clone, Copy)]
@@ -21,70 +22,7 @@ pub struct Snapshot<'a> {
     pub max_features: usize,
 }
 
-type FeatureGauge = (&'static str, &'static str, fn(&Usage) -> Option<f64>);
 type HostGauge = (&'static str, &'static str, fn(&HostState) -> f64);
-
-fn ratio(percent: Option<f64>) -> Option<f64> {
-    percent.map(|p| p / 100.0)
-}
-
-const FEATURE: [FeatureGauge; 11] = [
-    (
-        "drover_feature_used_cpus",
-        "CPUs that the feature uses.",
-        |u| ratio(u.cpu_percent),
-    ),
-    (
-        "drover_feature_throttled_ratio",
-        "Part of the time in which the feature was held back by its CPU limit.",
-        |u| ratio(u.throttled_percent),
-    ),
-    (
-        "drover_feature_memory_bytes",
-        "Memory charged to the feature.",
-        |u| u.memory_mib.map(|m| m * MIB),
-    ),
-    (
-        "drover_feature_network_receive_bytes_per_second",
-        "Bytes received.",
-        |u| u.net_rx_bps,
-    ),
-    (
-        "drover_feature_network_transmit_bytes_per_second",
-        "Bytes sent.",
-        |u| u.net_tx_bps,
-    ),
-    (
-        "drover_feature_disk_read_bytes_per_second",
-        "Bytes read from storage.",
-        |u| u.disk_read_bps,
-    ),
-    (
-        "drover_feature_disk_write_bytes_per_second",
-        "Bytes written to storage.",
-        |u| u.disk_write_bps,
-    ),
-    (
-        "drover_feature_stalled_cpu_ratio",
-        "Part of the time in which some process of the feature waited for a CPU.",
-        |u| ratio(u.psi_cpu_percent),
-    ),
-    (
-        "drover_feature_stalled_memory_ratio",
-        "Part of the time in which some process of the feature waited for memory.",
-        |u| ratio(u.psi_memory_percent),
-    ),
-    (
-        "drover_feature_stalled_io_ratio",
-        "Part of the time in which some process of the feature waited for storage.",
-        |u| ratio(u.psi_io_percent),
-    ),
-    (
-        "drover_feature_processes",
-        "Processes of the feature.",
-        |u| u.processes,
-    ),
-];
 
 const HOST: [HostGauge; 10] = [
     ("drover_host_cpus", "Capacity of this host.", |h| {
@@ -179,7 +117,7 @@ fn features(page: &mut Page, s: &Snapshot<'_>) {
     all.sort_by(|a, b| (&a.domain, &a.spec.name).cmp(&(&b.domain, &b.spec.name)));
     let shown = all.len().min(s.max_features);
     let rows = &all[..shown];
-    let mut each = |name, help: &str, get: &dyn Fn(&FeatureRow) -> Option<f64>| {
+    let mut each = |name: &str, help: &str, get: &dyn Fn(&FeatureRow) -> Option<f64>| {
         let mut family = page.family(name, Kind::Gauge, help);
         for f in rows {
             let labels = [
@@ -191,11 +129,13 @@ fn features(page: &mut Page, s: &Snapshot<'_>) {
             }
         }
     };
-    for (name, help, get) in FEATURE {
-        each(name, help, &|f| {
+    for c in COLUMNS {
+        let (name, help) = c.metric;
+        each(&format!("drover_feature_{name}"), help, &|f| {
             // What a feature used before it stopped is not what it uses.
             let metered = matches!(f.status, FeatureStatus::Running | FeatureStatus::Moving);
-            f.usage.as_ref().filter(|_| metered).and_then(get)
+            let value = f.usage.as_ref().filter(|_| metered).and_then(c.get);
+            value.map(|v| v * c.unit.factor())
         });
     }
     let flag = |b: bool| Some(f64::from(u8::from(b)));

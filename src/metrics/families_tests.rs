@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::feature::{FeatureName, FeatureSpec, Workload};
 use crate::host::{HostCapabilities, HostLoad, StorageKind};
+use crate::usage::Usage;
 
 type Labels = BTreeMap<String, String>;
 
@@ -162,6 +163,7 @@ fn feature(domain: &str, name: &str) -> FeatureRow {
             ..Usage::default()
         }),
         breach: None,
+        metered: crate::host::Metering::default(),
     }
 }
 

@@ -36,11 +36,18 @@ impl Kind {
 pub struct Page(String);
 
 /// Units that are told apart from the name, longest first: a name must end in its unit.
-const UNITS: [&str; 5] = ["bytes_per_second", "bytes", "ratio", "seconds", "cpus"];
+const UNITS: [&str; 6] = [
+    "bytes_per_second",
+    "per_second",
+    "bytes",
+    "ratio",
+    "seconds",
+    "cpus",
+];
 
 impl Page {
     /// Begins a family and gives what adds its samples.
-    pub fn family(&mut self, name: &'static str, kind: Kind, help: &str) -> Family<'_> {
+    pub fn family<'a>(&'a mut self, name: &'a str, kind: Kind, help: &str) -> Family<'a> {
         let out = &mut self.0;
         // Writing to a string cannot fail.
         let _ = writeln!(out, "# TYPE {name} {}", kind.name());
@@ -66,7 +73,7 @@ impl Page {
 #[derive(Debug)]
 pub struct Family<'a> {
     out: &'a mut String,
-    name: &'static str,
+    name: &'a str,
     kind: Kind,
 }
 

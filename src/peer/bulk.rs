@@ -8,12 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsStream;
 
 use super::PeerError;
 use crate::transport::stream::{explain, read_answer, read_line, write_answer};
-use crate::transport::{Cut, Link};
+use crate::transport::{Cut, Link, Stream};
 use crate::wire::bulk::{Body, Message};
 use crate::wire::guest::valid_move_id;
 use crate::wire::peer::{BulkHello, PROTOCOL};
@@ -34,7 +32,7 @@ const GATHER: usize = 256 << 10;
 #[derive(Debug)]
 pub struct BulkSender {
     host: String,
-    tls: TlsStream<TcpStream>,
+    stream: Stream,
     cut: Arc<Cut>,
     gathered: Vec<u8>,
     /// Set while a write is under way: one that was given up midway leaves a torn stream.
@@ -60,11 +58,11 @@ impl BulkSender {
         };
         let mut line = serde_json::to_vec(&hello).map_err(|e| unreachable(e.to_string()))?;
         line.push(b'\n');
-        let Link { mut tls, cut } = link;
+        let Link { mut stream, cut } = link;
         let talk = async {
-            tls.write_all(&line).await.map_err(|e| e.to_string())?;
-            tls.flush().await.map_err(|e| e.to_string())?;
-            read_answer(&mut tls).await
+            stream.write_all(&line).await.map_err(|e| e.to_string())?;
+            stream.flush().await.map_err(|e| e.to_string())?;
+            read_answer(&mut stream).await
         };
         // A receiver may rest for longer than an idle link may stay silent: its guest is slow.
         cut.set_patience(Some(SEND_TIMEOUT))
@@ -72,7 +70,7 @@ impl BulkSender {
         match tokio::time::timeout(HELLO_TIMEOUT, talk).await {
             Ok(Ok(())) => Ok(Self {
                 host: host.to_owned(),
-                tls,
+                stream,
                 cut: Arc::new(cut),
                 gathered: Vec::with_capacity(GATHER * 2),
                 torn: false,
@@ -129,14 +127,14 @@ impl BulkSender {
             });
         }
         self.torn = true;
-        let (tls, gathered) = (&mut self.tls, &self.gathered);
+        let (stream, gathered) = (&mut self.stream, &self.gathered);
         let work = async {
-            tls.write_all(gathered).await?;
+            stream.write_all(gathered).await?;
             if flush {
-                tls.flush().await?;
+                stream.flush().await?;
             }
             if close {
-                tls.shutdown().await?;
+                stream.shutdown().await?;
             }
             Ok::<_, std::io::Error>(())
         };
@@ -163,7 +161,7 @@ impl BulkSender {
 #[derive(Debug)]
 pub struct BulkReceiver {
     host: String,
-    tls: TlsStream<TcpStream>,
+    stream: Stream,
     _cut: Cut,
     /// Length and payload of the message under way; filled up to `have`.
     frame: Vec<u8>,
@@ -174,14 +172,14 @@ impl BulkReceiver {
     /// Reads and checks the header of an incoming connection, and answers it. Returns the move
     /// that it names. The error says in words why the connection was refused.
     pub(super) async fn accept(host: &str, link: Link) -> Result<(String, Self), String> {
-        let Link { mut tls, cut } = link;
+        let Link { mut stream, cut } = link;
         let talk = async {
-            let line = read_line(&mut tls, MAX_HELLO)
+            let line = read_line(&mut stream, MAX_HELLO)
                 .await
                 .map_err(|e| format!("no bulk header: {}", explain(&e)))?;
             let checked = check_hello(&line);
             let answer = checked.as_ref().map(|_| ()).map_err(String::as_str);
-            let written = write_answer(&mut tls, answer).await;
+            let written = write_answer(&mut stream, answer).await;
             let id = checked?;
             written.map_err(|e| e.to_string())?;
             // Nothing more is sent this way, so keepalive alone watches the link.
@@ -193,7 +191,7 @@ impl BulkReceiver {
             .map_err(|_| "no bulk header in time".to_owned())??;
         let receiver = Self {
             host: host.to_owned(),
-            tls,
+            stream,
             _cut: cut,
             frame: vec![0; 4],
             have: 0,
@@ -208,7 +206,7 @@ impl BulkReceiver {
         loop {
             while self.have < self.frame.len() {
                 let n = self
-                    .tls
+                    .stream
                     .read(&mut self.frame[self.have..])
                     .await
                     .map_err(|e| PeerError::Unreachable {

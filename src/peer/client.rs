@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine as _;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::warn;
 
@@ -17,13 +18,15 @@ use super::{MAX_POINTS, PeerError, PeerEvent, PeerService, QUERY_TIMEOUT};
 use crate::config::PeerSection;
 use crate::host::HostState;
 use crate::transport::pki::server_name;
-use crate::transport::{Listener, Pki, Protocol, TransportError, stream};
+use crate::transport::{Listener, Pki, Protocol, Route, Ssh, SshListener, TransportError, dial};
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
 use crate::wire::peer::{Offer, TargetStatus, Verdict};
 
 /// Most calls to one peer under way at once; more wait for their turn within their timeout.
 const CALLS: usize = 24;
+/// The configuration refuses it before.
+const NO_LISTEN: &str = "peer.listen is needed, as a peer has an address";
 const _: () = assert!(CALLS < super::server::CALLS_PER_PEER);
 
 /// The peers of this host. Cheap to clone; when the last clone is dropped, or after
@@ -35,7 +38,7 @@ struct Inner {
     shared: Arc<Shared>,
     stop: watch::Sender<bool>,
     announced: watch::Sender<Arc<str>>,
-    local_addr: SocketAddr,
+    local_addr: Option<SocketAddr>,
 }
 
 impl Drop for Inner {
@@ -60,7 +63,12 @@ impl Peers {
         service: Arc<dyn PeerService>,
         events: mpsc::Sender<PeerEvent>,
     ) -> Result<Self, PeerError> {
-        let pki = Pki::load(section, me)?;
+        let by_tls = section.hosts.iter().any(|h| h.address.is_some());
+        let pki = match section.listen {
+            Some(_) => Some(Pki::load(section, me)?),
+            None if by_tls => return Err(TransportError::Connect(NO_LISTEN.into()).into()),
+            None => None,
+        };
         let timeout = Duration::try_from_secs_f64(section.timeout_s).unwrap_or(Duration::MAX);
         let refresh = Duration::try_from_secs_f64(section.refresh_s).unwrap_or(Duration::MAX);
         let (timeout, refresh) = (
@@ -71,14 +79,35 @@ impl Peers {
         let mut slots = HashMap::new();
         let mut groups = HashMap::new();
         let mut names = Vec::new();
+        let mut by_ssh = Vec::new();
         for host in &section.hosts {
-            let server_name = server_name(&host.name)?;
-            certified.push((host.name.clone(), server_name.clone()));
+            let route = match (host.address, &host.ssh) {
+                (_, Some(destination)) => {
+                    by_ssh.push(host.name.clone());
+                    Route::Ssh(Ssh {
+                        destination: destination.clone(),
+                        me: me.to_owned(),
+                        key: section.ssh_key.clone(),
+                        known_hosts: section.ssh_known_hosts.clone(),
+                    })
+                }
+                (Some(address), None) => {
+                    let name = server_name(&host.name)?;
+                    certified.push((host.name.clone(), name.clone()));
+                    Route::Tls(address, name)
+                }
+                (None, None) => {
+                    return Err(TransportError::Connect(format!(
+                        "peer '{}' has neither an address nor ssh",
+                        host.name
+                    ))
+                    .into());
+                }
+            };
             groups.insert(host.name.clone(), host.groups.clone());
             let slot = Slot {
                 name: host.name.clone(),
-                address: host.address,
-                server_name,
+                route,
                 groups: host.groups.clone(),
                 calls: Arc::new(Semaphore::new(CALLS)),
                 bulks: Mutex::default(),
@@ -93,13 +122,22 @@ impl Peers {
             }
             names.push(host.name.clone());
         }
-        let listener = Listener::bind(section.listen, pki.clone(), certified, timeout).await?;
-        let local_addr = listener
-            .local_addr()
-            .map_err(|source| TransportError::Listen {
-                address: section.listen,
-                source,
-            })?;
+        let listener = match (section.listen, &pki) {
+            (Some(address), Some(pki)) => {
+                let listener = Listener::bind(address, pki.clone(), certified, timeout).await?;
+                let local = listener
+                    .local_addr()
+                    .map_err(|source| TransportError::Listen { address, source })?;
+                Some((listener, local))
+            }
+            _ => None,
+        };
+        let local_addr = listener.as_ref().map(|(_, local)| *local);
+        let ssh_listener = if by_ssh.is_empty() {
+            None
+        } else {
+            Some(SshListener::bind(&section.ssh_socket, by_ssh)?)
+        };
         let (stop, stopped) = watch::channel(false);
         let (announced, announcements) = watch::channel(Arc::from(""));
         let accepting = Arc::new(Accepting::new(
@@ -108,8 +146,15 @@ impl Peers {
             announcements,
             stopped.clone(),
         ));
-        let accept = listener.run(move |incoming| accepting.clone().serve(incoming));
-        tokio::spawn(until_stopped(accept, stopped.clone()));
+        if let Some((listener, _)) = listener {
+            let accepting = accepting.clone();
+            let accept = listener.run(move |incoming| accepting.clone().serve(incoming));
+            tokio::spawn(until_stopped(accept, stopped.clone()));
+        }
+        if let Some(listener) = ssh_listener {
+            let accept = listener.run(move |incoming| accepting.clone().serve(incoming));
+            tokio::spawn(until_stopped(accept, stopped.clone()));
+        }
         let shared = Arc::new(Shared {
             pki,
             refresh,
@@ -142,8 +187,8 @@ impl Peers {
         self.0.stop.send_replace(true);
     }
 
-    /// Where this host listens.
-    pub fn local_addr(&self) -> SocketAddr {
+    /// Where this host listens for TLS.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
         self.0.local_addr
     }
 
@@ -315,6 +360,25 @@ impl Peers {
         Ok(())
     }
 
+    /// Hands rolled up history of the moved feature over, `tier` as in
+    /// [`super::PeerService::import_rollups`]; `timeout` is for each parcel.
+    pub async fn import_rollups(
+        &self,
+        host: &str,
+        id: &str,
+        tier: &str,
+        parcels: &[Vec<u8>],
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        for parcel in parcels {
+            let text = base64::engine::general_purpose::STANDARD.encode(parcel);
+            let body = (id.to_owned(), tier.to_owned(), text);
+            self.call::<_, ()>(host, "ImportRollups", body, timeout)
+                .await?;
+        }
+        Ok(())
+    }
+
     /// Affinity rows after number `after`, at most `limit`, as opaque JSON; waits
     /// [`QUERY_TIMEOUT`].
     pub async fn rows(&self, host: &str, after: u64, limit: u32) -> Result<String, PeerError> {
@@ -325,12 +389,10 @@ impl Peers {
     /// connection and [`super::bulk::HELLO_TIMEOUT`] for the answer.
     pub async fn open_bulk(&self, host: &str, id: &MoveId) -> Result<BulkSender, PeerError> {
         let (shared, slot) = (&self.0.shared, self.slot(host)?);
-        let link = stream::connect(
-            &shared.pki,
-            slot.address,
-            &slot.server_name,
+        let link = dial(
+            shared.pki.as_ref(),
+            &slot.route,
             Protocol::Bulk,
-            shared.timeout,
             shared.timeout,
         )
         .await

@@ -13,7 +13,7 @@ use zbus::MessageStream;
 use super::slot::{Control, Shared, Slot, control};
 use super::{INTERFACE, PATH, PeerError, PeerEvent};
 use crate::host::HostState;
-use crate::transport::{Protocol, stream};
+use crate::transport::{Protocol, dial};
 
 /// First pause before dialling again; doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
@@ -117,12 +117,10 @@ impl Keeper {
     /// A connection counts only once the peer has told its state on it.
     async fn connect(&self) -> Result<Open, String> {
         let (shared, slot) = (&self.shared, &self.slot);
-        let link = stream::connect(
-            &shared.pki,
-            slot.address,
-            &slot.server_name,
+        let link = dial(
+            shared.pki.as_ref(),
+            &slot.route,
             Protocol::Control,
-            shared.timeout,
             shared.timeout,
         )
         .await

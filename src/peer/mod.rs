@@ -65,6 +65,21 @@ pub trait PeerService: Send + Sync + 'static {
         id: &str,
         points: Vec<Usage>,
     ) -> Result<(), PeerRefusal>;
+    /// Takes a parcel of rolled up history of the moved feature: minutes (`minute`) or quarters
+    /// of an hour (`quarter`); the parcel is opaque here.
+    async fn import_rollups(
+        &self,
+        from: &str,
+        id: &str,
+        tier: &str,
+        parcel: Vec<u8>,
+    ) -> Result<(), PeerRefusal> {
+        let _ = (from, id, tier, parcel);
+        Err(PeerRefusal::new(
+            RefusalKind::Refused,
+            "rolled up history is not taken here".to_owned(),
+        ))
+    }
     /// Affinity rows after number `after`, at most `limit`, as JSON that is opaque here.
     async fn rows(&self, from: &str, after: u64, limit: u32) -> String;
     /// A bulk connection for move `id`; only the form of its header was checked. The connection

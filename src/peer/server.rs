@@ -6,12 +6,13 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use base64::Engine as _;
 use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 use zbus::object_server::SignalEmitter;
 
 use super::bulk::BulkReceiver;
-use super::socket::{MAX_TEXT, TlsSocket};
+use super::socket::{MAX_TEXT, StreamSocket};
 use super::{MAX_POINTS, PATH, PeerRefusal, PeerService, RefusalKind};
 use crate::transport::{Incoming, Link, Protocol};
 use crate::wire::guest::valid_move_id;
@@ -129,8 +130,8 @@ impl Accepting {
             groups: self.groups.get(peer).cloned().unwrap_or_default(),
             calls: Semaphore::new(CALLS_PER_PEER),
         };
-        let Link { tls, cut } = link;
-        let built = zbus::connection::Builder::authenticated_socket(TlsSocket(tls), GUID)
+        let Link { stream, cut } = link;
+        let built = zbus::connection::Builder::authenticated_socket(StreamSocket(stream), GUID)
             .p2p()
             .max_queued(NonZeroUsize::MIN)
             .serve_at(PATH, object)
@@ -339,6 +340,19 @@ impl PeerObject {
                 ));
             }
             self.service.import_history(&self.peer, id, points).await
+        })
+        .await
+    }
+
+    async fn import_rollups(&self, id: &str, tier: &str, parcel: &str) -> Result<(), WireError> {
+        self.limited(async {
+            check_id(id)?;
+            let parcel = base64::engine::general_purpose::STANDARD
+                .decode(parcel)
+                .map_err(|e| PeerRefusal::new(RefusalKind::Invalid, format!("parcel: {e}")))?;
+            self.service
+                .import_rollups(&self.peer, id, tier, parcel)
+                .await
         })
         .await
     }

@@ -1,24 +1,23 @@
 //! One configured peer: its present control connection, and calls on it.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use rustls_pki_types::ServerName;
 use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use super::server::{GUID, WireError};
-use super::socket::TlsSocket;
+use super::socket::StreamSocket;
 use super::{INTERFACE, PATH, PeerError, RefusalKind};
 use crate::host::HostState;
-use crate::transport::{Cut, Pki, stream};
+use crate::transport::{Cut, Link, Pki, Route, stream};
 
 /// What the tasks of all peers share.
 pub(super) struct Shared {
-    pub pki: Pki,
+    /// Certificates, where a peer is reached by TLS.
+    pub pki: Option<Pki>,
     pub refresh: Duration,
     pub timeout: Duration,
     pub slots: HashMap<String, Arc<Slot>>,
@@ -29,8 +28,7 @@ pub(super) struct Shared {
 /// One configured peer.
 pub(super) struct Slot {
     pub name: String,
-    pub address: SocketAddr,
-    pub server_name: ServerName<'static>,
+    pub route: Route,
     pub groups: Vec<String>,
     pub calls: Arc<Semaphore>,
     /// Bulk connections to the peer, for cutting.
@@ -157,9 +155,9 @@ impl Slot {
 }
 
 /// Makes a stream into a control connection.
-pub(super) async fn control(link: stream::Link) -> Result<Control, zbus::Error> {
-    let stream::Link { tls, cut } = link;
-    let bus = zbus::connection::Builder::authenticated_socket(TlsSocket(tls), GUID)
+pub(super) async fn control(link: Link) -> Result<Control, zbus::Error> {
+    let Link { stream, cut } = link;
+    let bus = zbus::connection::Builder::authenticated_socket(StreamSocket(stream), GUID)
         .p2p()
         .max_queued(NonZeroUsize::MIN)
         .build()

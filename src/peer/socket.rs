@@ -1,13 +1,13 @@
-//! zbus over a TLS stream, with a bound on the size of what a peer may send.
+//! zbus over an authenticated stream, with a bound on the size of what a peer may send.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsStream;
 use zbus::connection::socket::{self, Socket, Split};
+
+use crate::transport::Stream;
 
 /// Largest D-Bus message that is accepted, bytes.
 pub const MAX_MESSAGE: usize = 4 << 20;
@@ -20,9 +20,9 @@ const HEADER: usize = 16;
 
 /// An authenticated stream as zbus takes it.
 #[derive(Debug)]
-pub struct TlsSocket(pub TlsStream<TcpStream>);
+pub struct StreamSocket(pub Stream);
 
-impl Socket for TlsSocket {
+impl Socket for StreamSocket {
     type ReadHalf = Reader;
     type WriteHalf = Writer;
 
@@ -41,7 +41,7 @@ impl Socket for TlsSocket {
 /// Receiving half.
 #[derive(Debug)]
 pub struct Reader {
-    from: ReadHalf<TlsStream<TcpStream>>,
+    from: ReadHalf<Stream>,
     bound: Bound,
 }
 
@@ -56,7 +56,7 @@ impl socket::ReadHalf for Reader {
 
 /// Sending half.
 #[derive(Debug)]
-pub struct Writer(WriteHalf<TlsStream<TcpStream>>);
+pub struct Writer(WriteHalf<Stream>);
 
 #[async_trait]
 impl socket::WriteHalf for Writer {

@@ -5,16 +5,18 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustls_pki_types::ServerName;
-use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::{TlsAcceptor, TlsStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tracing::{debug, info, warn};
 
 use super::stream::{Cut, Link, explain, prepare, write_answer};
-use super::{Pki, Protocol, TransportError, pki};
+use super::{Pki, Protocol, TransportError, pki, ssh};
 
 /// Longest time from the accepted connection to the greeting.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,6 +47,87 @@ pub struct Incoming {
 pub struct Listener {
     tcp: TcpListener,
     shared: Arc<Shared>,
+}
+
+/// The socket for peers that come by ssh.
+#[derive(Debug)]
+pub struct SshListener {
+    unix: UnixListener,
+    peers: Arc<Vec<String>>,
+    connections: Arc<Counters<String>>,
+}
+
+impl SshListener {
+    /// Binds `path`. Only the named `peers` may come this way. Must be called in a runtime.
+    pub fn bind(path: &Path, peers: Vec<String>) -> Result<Self, TransportError> {
+        Ok(Self {
+            unix: ssh::bind(path)?,
+            peers: Arc::new(peers),
+            connections: Arc::new(Counters::new(CONNECTIONS_PER_PEER, HANDSHAKES)),
+        })
+    }
+
+    /// As [`Listener::run`].
+    pub async fn run<H, F>(self, handle: H)
+    where
+        H: Fn(Incoming) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = ()> + Send + 'static,
+    {
+        loop {
+            let stream = match self.unix.accept().await {
+                Ok((stream, _)) => stream,
+                Err(e) => {
+                    warn!("cannot accept a connection by ssh: {e}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let (peers, connections) = (self.peers.clone(), self.connections.clone());
+            let handle = handle.clone();
+            tokio::spawn(async move {
+                let set_up = greet(stream, &peers, &connections);
+                match tokio::time::timeout(HANDSHAKE_TIMEOUT, set_up).await {
+                    Ok(Ok((incoming, _counted))) => handle(incoming).await,
+                    Ok(Err(reason)) => warn!("refused a connection by ssh: {reason}"),
+                    Err(_) => warn!("refused a connection by ssh: no first line in time"),
+                }
+            });
+        }
+    }
+}
+
+/// Who comes by ssh, and whether it may.
+async fn greet(
+    mut stream: UnixStream,
+    peers: &[String],
+    connections: &Arc<Counters<String>>,
+) -> Result<(Incoming, Slot<String>), String> {
+    let admitted = ssh::hello(&mut stream).await.and_then(|(peer, protocol)| {
+        if !peers.contains(&peer) {
+            let peer: String = peer.chars().filter(|c| !c.is_control()).collect();
+            return Err(format!(
+                "'{peer}' is not a configured peer that comes by ssh"
+            ));
+        }
+        let slot = connections
+            .take(peer.clone())
+            .ok_or_else(|| format!("'{peer}' has {CONNECTIONS_PER_PEER} connections already"))?;
+        Ok((peer, protocol, slot))
+    });
+    let answer = admitted.as_ref().map(|_| ()).map_err(String::as_str);
+    let written = write_answer(&mut stream, answer).await;
+    let (peer, protocol, slot) = admitted?;
+    written.map_err(|e| e.to_string())?;
+    debug!(peer, ?protocol, "connection by ssh accepted");
+    let std = stream.into_std().map_err(|e| e.to_string())?;
+    let cut = Cut::Unix(std.try_clone().map_err(|e| e.to_string())?);
+    let stream = Box::new(UnixStream::from_std(std).map_err(|e| e.to_string())?);
+    let incoming = Incoming {
+        peer,
+        protocol,
+        link: Link { stream, cut },
+    };
+    Ok((incoming, slot))
 }
 
 #[derive(Debug)]
@@ -136,13 +219,13 @@ impl Shared {
             .accept(tcp)
             .await
             .map_err(|e| explain(&e))?;
+        let admitted = self.admit(&tls);
         let mut link = Link {
-            tls: TlsStream::Server(tls),
+            stream: Box::new(tls),
             cut,
         };
-        let admitted = self.admit(&link.tls);
         let answer = admitted.as_ref().map(|_| ()).map_err(String::as_str);
-        let written = write_answer(&mut link.tls, answer).await;
+        let written = write_answer(&mut link.stream, answer).await;
         let (peer, protocol, slot) = match admitted {
             Ok(admitted) => admitted,
             Err(reason) => {
@@ -212,10 +295,10 @@ impl Shared {
 /// Lets the other side read the refusal before the connection ends.
 async fn farewell(link: Link) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let Link { mut tls, cut } = link;
+    let Link { mut stream, cut } = link;
     let wait = async {
-        tls.shutdown().await?;
-        while tls.read(&mut [0; 256]).await? > 0 {}
+        stream.shutdown().await?;
+        while stream.read(&mut [0; 256]).await? > 0 {}
         Ok::<_, std::io::Error>(())
     };
     let _ = tokio::time::timeout(Duration::from_secs(1), wait).await;

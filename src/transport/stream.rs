@@ -9,39 +9,58 @@ use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsConnector, TlsStream};
+use tokio_rustls::TlsConnector;
 
 use super::{Pki, Protocol, TransportError};
 
 /// Longest answer line, bytes.
 const MAX_ANSWER: usize = 512;
 
+/// A byte stream in both directions.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Sync + Unpin + std::fmt::Debug {}
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin + std::fmt::Debug> Duplex for T {}
+
+/// A stream whose other side has proved who it is, whatever carries it.
+pub type Stream = Box<dyn Duplex>;
+
 /// An authenticated stream.
 #[derive(Debug)]
 pub struct Link {
     /// The stream; write, then flush.
-    pub tls: TlsStream<TcpStream>,
+    pub stream: Stream,
     /// Ends the connection from outside.
     pub cut: Cut,
 }
 
 /// Ends a connection from outside, whoever holds its stream: reads end, writes fail.
 #[derive(Debug)]
-pub struct Cut(std::net::TcpStream);
+pub enum Cut {
+    /// A connection over the network.
+    Tcp(std::net::TcpStream),
+    /// A socket of this host: to ssh, or to what sshd started.
+    Unix(std::os::unix::net::UnixStream),
+}
 
 impl Cut {
     /// Ends the connection now. Harmless when it has ended already.
     pub fn cut(&self) {
-        let _ = self.0.shutdown(std::net::Shutdown::Both);
+        let _ = match self {
+            Self::Tcp(s) => s.shutdown(std::net::Shutdown::Both),
+            Self::Unix(s) => s.shutdown(std::net::Shutdown::Both),
+        };
     }
 
     /// How long the other side may leave sent data unacknowledged, or its receive window shut,
     /// before the kernel ends the connection; `None` sets no limit but keepalive's.
+    /// ssh has limits of its own.
     pub fn set_patience(&self, patience: Option<Duration>) -> std::io::Result<()> {
+        let Self::Tcp(tcp) = self else {
+            return Ok(());
+        };
         let millis = patience.map_or(0, |p| p.as_millis().clamp(500, 3_600_000) as u32);
-        Ok(setsockopt(&self.0, sockopt::TcpUserTimeout, &millis)?)
+        Ok(setsockopt(tcp, sockopt::TcpUserTimeout, &millis)?)
     }
 }
 
@@ -62,7 +81,7 @@ pub(super) fn prepare(tcp: TcpStream, dead_after: Duration) -> std::io::Result<(
     setsockopt(&tcp, sockopt::TcpKeepInterval, &seconds)?;
     setsockopt(&tcp, sockopt::TcpKeepCount, &2)?;
     let std = tcp.into_std()?;
-    let cut = Cut(std.try_clone()?);
+    let cut = Cut::Tcp(std.try_clone()?);
     cut.set_patience(Some(dead_after))?;
     Ok((TcpStream::from_std(std)?, cut))
 }
@@ -93,11 +112,11 @@ pub async fn connect(
                 String::from_utf8_lossy(protocol.alpn())
             ));
         }
-        let mut tls = TlsStream::Client(tls);
-        read_answer(&mut tls)
+        let mut stream: Stream = Box::new(tls);
+        read_answer(&mut stream)
             .await
             .map_err(|e| format!("{address} refused this host: {e}"))?;
-        Ok(Link { tls, cut })
+        Ok(Link { stream, cut })
     };
     match tokio::time::timeout(timeout, set_up).await {
         Ok(done) => done.map_err(TransportError::Connect),
@@ -140,8 +159,8 @@ pub fn explain(e: &std::io::Error) -> String {
 }
 
 /// Writes `ok`, or `refused` with the reason, as one line.
-pub async fn write_answer(
-    tls: &mut TlsStream<TcpStream>,
+pub async fn write_answer<W: AsyncWrite + Unpin + ?Sized>(
+    to: &mut W,
     answer: Result<(), &str>,
 ) -> std::io::Result<()> {
     let mut line = match answer {
@@ -154,13 +173,13 @@ pub async fn write_answer(
     }
     line.truncate(end);
     line.push('\n');
-    tls.write_all(line.as_bytes()).await?;
-    tls.flush().await
+    to.write_all(line.as_bytes()).await?;
+    to.flush().await
 }
 
 /// Reads what [`write_answer`] wrote. The error is the other side's reason, or why none came.
-pub async fn read_answer(tls: &mut TlsStream<TcpStream>) -> Result<(), String> {
-    let line = read_line(tls, MAX_ANSWER).await.map_err(|e| explain(&e))?;
+pub async fn read_answer<R: AsyncRead + Unpin>(from: &mut R) -> Result<(), String> {
+    let line = read_line(from, MAX_ANSWER).await.map_err(|e| explain(&e))?;
     match line.strip_prefix("refused ") {
         None if line == "ok" => Ok(()),
         Some(reason) => Err(reason.chars().filter(|c| !c.is_control()).collect()),

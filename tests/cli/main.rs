@@ -2,6 +2,7 @@
 #![cfg(feature = "daemon")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod config;
 #[path = "../dbus_support/mod.rs"]
 mod dbus_support;
 mod decisions;

@@ -20,9 +20,11 @@ def main():
     names = [a for a in sys.argv[1:] if not a.startswith("-")]
     loader = unittest.TestLoader()
     loader.sortTestMethodsUsing = None
-    modules = ["test_basics", "test_hook", "test_doctor", "test_metering", "test_metrics", "test_decision",
+    modules = ["test_basics", "test_hook", "test_doctor", "test_metering", "test_ladder",
+               "test_metrics", "test_prometheus", "test_history", "test_decision",
                "test_affinity", "test_drain",
-               "test_forecast", "test_dbus", "test_moves", "test_failures"]
+               "test_forecast", "test_dbus", "test_config", "test_moves", "test_failures",
+               "test_ssh"]
     if names:
         suite = unittest.TestSuite(
             loader.loadTestsFromName(f"{m}.{n}") for n in names for m in modules

@@ -16,7 +16,7 @@ rows_full = 400
 step_timeout_s = 60
 
 [metrics]
-listen = "127.0.0.1:9177"
+listen = "0.0.0.0:9177"
 """)
 # The hook's notices are logged at debug.
 CLUSTER.env["RUST_LOG"] = "info,drover=debug"

@@ -173,6 +173,7 @@ async fn root_an_allowed_and_a_refused_user() {
         ("Migrate", &["ssss", "web", "cache", "", ""]),
         ("GuestInstall", &["s", "web"]),
         ("GuestRemove", &["s", "web"]),
+        ("Reload", &[]),
     ] {
         let e = ask(GAMES, &bus, method, args).await.unwrap_err();
         assert!(

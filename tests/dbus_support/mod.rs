@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use drover::api::{
     Api, ApiError, ApiEvent, Candidate, Changed, Destination, FeatureForecast, FeatureRow, Job,
-    JobResult, ModelInfo, Plan, Result, RoundRow, SeriesForecast,
+    JobResult, ModelInfo, Plan, Reloaded, Result, RoundRow, SeriesForecast,
 };
 use drover::dbus::{Access, Service, serve_with};
 use drover::decision::{
@@ -280,6 +280,10 @@ impl Fake {
             status: FeatureStatus::Running,
             usage: Some(usage(1)),
             breach: None,
+            metered: drover::host::Metering {
+                level: drover::host::MeterLevel::Helper,
+                reason: String::new(),
+            },
         };
         Arc::new(Self {
             calls: Calls::default(),
@@ -387,6 +391,10 @@ impl Api for Fake {
             status: FeatureStatus::Disabled,
             usage: None,
             breach: None,
+            metered: drover::host::Metering {
+                level: drover::host::MeterLevel::Helper,
+                reason: String::new(),
+            },
         });
         Ok(Changed::Done)
     }
@@ -632,6 +640,20 @@ impl Api for Fake {
     async fn guest_remove(&self, domain: &str) -> Result<String> {
         self.log(format!("guest_remove {domain}"));
         Ok(format!("helper removed from '{domain}'"))
+    }
+
+    async fn reload(&self) -> Result<Reloaded> {
+        self.log("reload".to_owned());
+        if self.calls.lock().unwrap().len() > 1 {
+            return Err(ApiError::Invalid(
+                "nothing was changed: drover.toml: line 3: unknown field `x`".into(),
+            ));
+        }
+        Ok(Reloaded {
+            keys: vec!["decision.reserve".into()],
+            features: vec!["web/cache enabled".into()],
+            problems: vec!["mail.toml: no domain 'mail'".into()],
+        })
     }
 
     fn events(&self) -> broadcast::Receiver<ApiEvent> {

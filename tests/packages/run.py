@@ -95,6 +95,8 @@ def steps(document):
     ("file", host, path, text)."""
     found = []
     for language, body in re.findall(r"^```(\w+)\n(.*?)^```", document, re.M | re.S):
+        if language == "text":
+            continue
         first, _, rest = body.partition("\n")
         if on := re.fullmatch(r"# on ((?:h\d ?)+)", first):
             found.append(("run", on[1].split(), rest))

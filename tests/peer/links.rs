@@ -131,7 +131,7 @@ async fn a_silent_link_is_noticed_within_the_timeout() {
     let mut pair = Pair::new();
     let through = free_address();
     let (kill, dead) = tokio::sync::watch::channel(false);
-    let relaying = tokio::spawn(relay(through, pair.b.listen, dead));
+    let relaying = tokio::spawn(relay(through, pair.b.listen.unwrap(), dead));
     pair.a.hosts = vec![host(B, through)];
     pair.a.timeout_s = 1.0;
     let (mut a, _b) = pair.both().await;

@@ -121,7 +121,7 @@ impl Ca {
 
     pub fn section(&self, me: &str, listen: SocketAddr, hosts: Vec<PeerHost>) -> PeerSection {
         PeerSection {
-            listen,
+            listen: Some(listen),
             ca: self.path("ca.pem"),
             server_cert: self.path(&format!("{me}.pem")),
             server_key: self.path(&format!("{me}.key")),
@@ -129,6 +129,9 @@ impl Ca {
             client_key: self.path(&format!("{me}.key")),
             refresh_s: 0.2,
             timeout_s: 2.0,
+            ssh_key: self.path("ssh.key"),
+            ssh_known_hosts: self.path("known_hosts"),
+            ssh_socket: self.path(&format!("{me}.sock")),
             hosts,
         }
     }
@@ -153,7 +156,8 @@ pub fn free_address() -> SocketAddr {
 pub fn host(name: &str, address: SocketAddr) -> PeerHost {
     PeerHost {
         name: name.into(),
-        address,
+        address: Some(address),
+        ssh: None,
         groups: vec!["default".into()],
     }
 }

@@ -13,7 +13,8 @@ packages=(qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-system
     openssl e2fsprogs python3-libvirt mmdebstrap debian-archive-keyring socat)
 for option in "$@"; do
     case $option in
-        --cluster) packages+=(util-linux python3 iputils-ping polkitd python3-jeepney) ;;
+        --cluster) packages+=(util-linux python3 iputils-ping polkitd python3-jeepney
+            openssh-client dropbear-bin) ;;
         --vagrant) packages+=(vagrant vagrant-libvirt) ;;
         --packages) packages+=(lintian rpm file) ;;
         --build) packages+=(libvirt-dev pkg-config gcc libc6-dev make curl ca-certificates) ;;

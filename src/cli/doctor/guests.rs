@@ -2,7 +2,7 @@
 
 use super::finding::Finding;
 use crate::api::FeatureRow;
-use crate::host::{FeatureStatus, HelperState, InstanceState};
+use crate::host::{FeatureStatus, HelperState, InstanceState, MeterLevel};
 
 /// Most features whose history is read.
 pub const MAX_HISTORIES: usize = 100;
@@ -80,6 +80,21 @@ pub fn domain(d: &DomainFacts, daemon: Option<&str>) -> Vec<Finding> {
         )),
     }
     let about = format!("domain {}", d.name);
+    match i.metering.level {
+        MeterLevel::Agent => found.push(Finding::warning(
+            about.clone(),
+            "is metered through the guest agent: seldom, and without network",
+            &install,
+        )),
+        MeterLevel::Guest | MeterLevel::None
+            if i.features
+                .iter()
+                .any(|f| f.status != FeatureStatus::Disabled) =>
+        {
+            found.push(Finding::told(about.clone(), &i.metering.reason, &install));
+        }
+        _ => {}
+    }
     if let Some(c) = &i.capabilities {
         found.push(match (c.criu.as_str(), c.criu_problem.as_str()) {
             ("", _) => Finding::warning(
@@ -239,6 +254,7 @@ mod tests {
                 ..Usage::default()
             }),
             breach: None,
+            metered: crate::host::Metering::default(),
         };
         let judge = |row: &FeatureRow, now| feature(row, now, 5.0).map(|f| f.severity);
         assert_eq!(judge(&row, 120_000), Some(Fine));

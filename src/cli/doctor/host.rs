@@ -234,7 +234,10 @@ pub fn peer(
     port: &Result<(), String>,
 ) -> Vec<Finding> {
     let about = format!("peer {}", peer.name);
-    let at = peer.address;
+    let at = match (&peer.address, &peer.ssh) {
+        (Some(address), _) => address.to_string(),
+        (None, ssh) => format!("ssh {}", ssh.as_deref().unwrap_or_default()),
+    };
     let state = heard.and_then(|all| all.iter().skip(1).find(|h| h.name == peer.name));
     let Some(state) = state else {
         return vec![match (heard, port) {
@@ -412,7 +415,8 @@ mod tests {
     fn peers_and_clocks() {
         let h2 = PeerHost {
             name: "h2".into(),
-            address: "192.0.2.1:1".parse().unwrap(),
+            address: "192.0.2.1:1".parse().ok(),
+            ssh: None,
             groups: vec![],
         };
         let judge = |heard: Option<&[HostState]>, port: Result<(), String>| {

@@ -17,7 +17,7 @@ use super::super::time::now_ms;
 use super::finding::Finding;
 use super::guests::DomainFacts;
 use super::host::{self, DiskFacts, HookFacts, LibvirtDaemon, SecurityFacts};
-use crate::config::{HistorySection, LibvirtSection, PeerSection};
+use crate::config::{HistorySection, LibvirtSection, PeerHost, PeerSection};
 use crate::hypervisor::Hypervisor;
 use crate::transport::{Pki, pki};
 
@@ -182,11 +182,24 @@ pub fn security() -> SecurityFacts {
 }
 
 /// Whether something accepts connections there.
-pub async fn port(address: SocketAddr) -> Result<(), String> {
+async fn port(address: SocketAddr) -> Result<(), String> {
     match timeout(PORT, TcpStream::connect(address)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(e)) => Err(e.to_string()),
         Err(_) => Err(format!("no answer within {} s", PORT.as_secs())),
+    }
+}
+
+/// Whether a peer can be reached: its port answers, or there is what ssh needs.
+pub async fn reach(section: &PeerSection, peer: &PeerHost) -> Result<(), String> {
+    match peer.address {
+        Some(address) => port(address).await,
+        None => [&section.ssh_key, &section.ssh_known_hosts]
+            .into_iter()
+            .try_for_each(|file| match fs::File::open(file) {
+                Ok(_) => Ok(()),
+                Err(e) => Err(format!("{}: {e}", file.display())),
+            }),
     }
 }
 

@@ -105,8 +105,10 @@ async fn examine(path: &Path, timeout: Duration) -> Report {
     let section = config.as_ref().and_then(|c| c.peer.as_ref());
     match (&config, section) {
         (Some(c), Some(p)) => {
-            all.extend(look::certificates(p, &c.host.name));
-            let probes = p.hosts.iter().map(|h| look::port(h.address));
+            if p.listen.is_some() {
+                all.extend(look::certificates(p, &c.host.name));
+            }
+            let probes = p.hosts.iter().map(|h| look::reach(p, h));
             let probes = join_all(probes).await;
             let heard = told.as_ref().map(|t| t.hosts.as_slice());
             for (peer, port) in p.hosts.iter().zip(probes) {

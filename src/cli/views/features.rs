@@ -7,7 +7,7 @@ use super::super::table::{Cell, Table};
 use super::{NONE, percent, value};
 use crate::api::FeatureRow;
 use crate::feature::{Resource, Workload};
-use crate::host::FeatureStatus;
+use crate::host::{FeatureStatus, InstanceState, MeterLevel, Metering};
 use crate::threshold;
 
 /// A life-cycle state in a word.
@@ -32,6 +32,15 @@ fn status_cell(s: FeatureStatus) -> Cell {
     Cell::styled(status(s), style)
 }
 
+fn metered_cell(m: &Metering) -> Cell {
+    let style = match m.level {
+        MeterLevel::Helper => Style::Plain,
+        MeterLevel::Agent => Style::Dim,
+        MeterLevel::Guest | MeterLevel::None => Style::Bad,
+    };
+    Cell::styled(m.level.as_str(), style)
+}
+
 fn breach_cell(row: &FeatureRow) -> Cell {
     match &row.breach {
         Some(b) => Cell::styled(b, Style::Bad),
@@ -42,7 +51,7 @@ fn breach_cell(row: &FeatureRow) -> Cell {
 /// `drover list`.
 pub fn list(out: &mut dyn Write, rows: &[FeatureRow], screen: &Screen) -> io::Result<()> {
     let mut t = Table::new(&[
-        "Domain", "Feature", "State", "Workload", "Address", "Breach",
+        "Domain", "Feature", "State", "Metered", "Workload", "Address", "Breach",
     ]);
     for r in rows {
         let (workload, address) = match &r.spec.workload {
@@ -53,12 +62,23 @@ pub fn list(out: &mut dyn Write, rows: &[FeatureRow], screen: &Screen) -> io::Re
             Cell::new(&r.domain),
             Cell::new(r.spec.name.as_str()),
             status_cell(r.status),
+            metered_cell(&r.metered),
             workload.into(),
             address.into(),
             breach_cell(r),
         ]);
     }
-    t.write(out, screen)
+    t.write(out, screen)?;
+    // Why not better, once per domain.
+    let mut told: Vec<&str> = Vec::new();
+    for r in rows {
+        if !r.metered.reason.is_empty() && !told.contains(&r.domain.as_str()) {
+            told.push(&r.domain);
+            let line = format!("{}: {}", r.domain, r.metered.reason);
+            writeln!(out, "{}", plain(&line))?;
+        }
+    }
+    Ok(())
 }
 
 /// `drover threshold DOMAIN FEATURE`: one line each, as they are given.
@@ -80,6 +100,7 @@ pub fn stats(out: &mut dyn Write, rows: &[FeatureRow], screen: &Screen) -> io::R
         "Feature",
         "State",
         ">CPU %",
+        ">Host CPU %",
         ">Memory",
         ">Net in",
         ">Net out",
@@ -95,11 +116,44 @@ pub fn stats(out: &mut dyn Write, rows: &[FeatureRow], screen: &Screen) -> io::R
         ];
         let u = r.usage.unwrap_or_default();
         cells.push(percent(u.cpu_percent).into());
+        cells.push(percent(u.host_cpu_percent).into());
         let rest = Resource::ALL.into_iter().filter(|x| *x != Resource::Cpu);
         cells.extend(rest.map(|x| value(x, u.get(x)).into()));
         let stalls = [u.psi_cpu_percent, u.psi_memory_percent, u.psi_io_percent];
         cells.push(stalls.map(percent).join("/").into());
         t.row(cells);
+    }
+    t.write(out, screen)
+}
+
+/// What domains cost this host, and what of it no feature causes; below the features.
+pub fn costs(out: &mut dyn Write, domains: &[&InstanceState], screen: &Screen) -> io::Result<()> {
+    let mut t = Table::new(&[
+        "Domain",
+        ">Host CPU %",
+        ">vCPUs",
+        ">Emulator",
+        ">I/O threads",
+        ">Rest",
+        ">Steal %",
+        ">Memory",
+        ">Net",
+        ">Disk",
+    ]);
+    let cpus = |v: Option<f64>| percent(v.map(|c| c * 100.0));
+    for i in domains {
+        t.row(vec![
+            Cell::new(&i.domain),
+            cpus(i.cost.cpus).into(),
+            cpus(i.cost.vcpus).into(),
+            cpus(i.cost.emulator).into(),
+            cpus(i.cost.iothreads).into(),
+            cpus(i.rest.cpus).into(),
+            percent(i.cost.steal_percent).into(),
+            value(Resource::Memory, i.cost.memory_mib).into(),
+            value(Resource::NetRx, i.cost.net_bps).into(),
+            value(Resource::DiskRead, i.cost.disk_bps).into(),
+        ]);
     }
     t.write(out, screen)
 }
@@ -129,6 +183,10 @@ mod tests {
                 ..Usage::default()
             }),
             breach: Some("cpu 93.0 % > 80 % for 10 s".into()),
+            metered: Metering {
+                level: MeterLevel::Helper,
+                reason: String::new(),
+            },
         }
     }
 
@@ -136,8 +194,8 @@ mod tests {
     fn list_names_everything() {
         assert_eq!(
             text(|o, s| list(o, &[row()], s)),
-            "Domain  Feature  State    Workload  Address       Breach\n\
-             web     cache    running  /bin/c    192.0.2.1/24  cpu 93.0 % > 80 % for 10 s\n"
+            "Domain  Feature  State    Metered  Workload  Address       Breach\n\
+             web     cache    running  helper   /bin/c    192.0.2.1/24  cpu 93.0 % > 80 % for 10 s\n"
         );
     }
 
@@ -148,14 +206,40 @@ mod tests {
         assert_eq!(
             words,
             [
-                "web", "cache", "running", "42.5", "64.0", "MiB", "2.0", "KiB/s", "-", "-", "-",
-                "0.0/-/-"
+                "web", "cache", "running", "42.5", "-", "64.0", "MiB", "2.0", "KiB/s", "-", "-",
+                "-", "0.0/-/-"
             ]
         );
         let mut never = row();
         never.usage = None;
         let out = text(|o, s| stats(o, &[never], s));
         assert!(out.lines().nth(1).unwrap().ends_with("-/-/-"), "{out}");
+    }
+
+    #[test]
+    fn costs_and_what_no_feature_causes() {
+        let mut i = InstanceState::new("web");
+        i.cost.cpus = Some(0.5);
+        i.cost.vcpus = Some(0.4);
+        i.rest.cpus = Some(0.125);
+        let out = text(|o, s| costs(o, &[&i], s));
+        let words: Vec<&str> = out.lines().nth(1).unwrap().split_whitespace().collect();
+        assert_eq!(
+            words,
+            ["web", "50.0", "40.0", "-", "-", "12.5", "-", "-", "-", "-"]
+        );
+    }
+
+    #[test]
+    fn why_it_is_not_metered_better() {
+        let mut r = row();
+        r.metered = Metering {
+            level: MeterLevel::Guest,
+            reason: "the guest agent forbids it".into(),
+        };
+        let out = text(|o, s| list(o, &[r.clone(), r], s));
+        assert!(out.contains("guest only"), "{out}");
+        assert_eq!(out.matches("web: the guest agent forbids it").count(), 1);
     }
 
     #[test]

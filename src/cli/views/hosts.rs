@@ -89,6 +89,12 @@ pub fn guest(out: &mut dyn Write, i: &InstanceState) -> io::Result<()> {
         }
         HelperState::Absent { reason } => pair(out, "Helper", &format!("absent: {reason}"))?,
     }
+    let metered = i.metering.level.as_str();
+    let metered = match i.metering.reason.as_str() {
+        "" => metered.to_owned(),
+        reason => format!("{metered}: {reason}"),
+    };
+    pair(out, "Metered by", &metered)?;
     if let Some(c) = &i.capabilities {
         pair(out, "Kernel", &c.kernel)?;
         pair(out, "systemd", &c.systemd)?;

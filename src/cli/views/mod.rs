@@ -7,6 +7,8 @@ pub mod history;
 pub mod hosts;
 pub mod jobs;
 pub mod plan;
+pub mod plot;
+pub mod top;
 
 use std::io::{self, Write};
 

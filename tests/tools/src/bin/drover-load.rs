@@ -4,6 +4,7 @@
 //! drover-load cpu                                 one busy thread
 //! drover-load mem MIB                             touches MIB mebibytes and holds them
 //! drover-load write MIB_PER_S PATH                O_DIRECT into a file of 64 MiB, paced
+//! drover-load busy PATH                           a little of everything, several times a second
 //! drover-load udp-send ADDR:PORT BYTES COUNT RATE COUNT datagrams, RATE per second (0: fast)
 //! drover-load udp-sink [ADDR:]PORT                receives
 //! ```
@@ -22,7 +23,7 @@ use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
-const USAGE: &str = "usage: drover-load cpu | mem MIB | write MIB_PER_S PATH
+const USAGE: &str = "usage: drover-load cpu | mem MIB | write MIB_PER_S PATH | busy PATH
        | udp-send ADDR:PORT BYTES COUNT RATE | udp-sink [ADDR:]PORT";
 const MIB: usize = 1 << 20;
 /// Size of the file that `write` goes round in.
@@ -72,6 +73,7 @@ fn load(args: &[&str]) -> io::Result<Value> {
             udp_send(to, number(bytes)? as usize, number(count)?, number(rate)?)
         }
         ["udp-sink", at] => udp_sink(at),
+        ["busy", path] => busy(path),
         _ => Err(io::Error::new(ErrorKind::InvalidInput, USAGE)),
     }
 }
@@ -111,6 +113,33 @@ fn hold(mib: usize) -> Value {
         .step_by(512)
         .fold(0_u64, |a, b| a ^ b);
     json!({"load": "mem", "bytes": held.len() * 8, "sum": sum})
+}
+
+/// Changes every counter of its cgroup each second at little cost: 5 times a second some CPU time
+/// and other memory, once a second one block written.
+fn busy(path: &str) -> io::Result<Value> {
+    const BYTES: usize = 4096;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)?;
+    // O_DIRECT wants the buffer at a block's boundary.
+    let space = vec![0x5a_u8; 2 * BYTES];
+    let at = space.as_ptr().align_offset(BYTES);
+    let mut rounds = 0_u64;
+    while !stopping() {
+        let memory: Vec<u8> = vec![1; (1 + rounds as usize % 4) * 65_536];
+        std::hint::black_box(&memory);
+        if rounds.is_multiple_of(5) {
+            file.write_all_at(&space[at..at + BYTES], 0)?;
+        }
+        drop(memory);
+        std::thread::sleep(Duration::from_millis(200));
+        rounds += 1;
+    }
+    Ok(json!({"load": "busy", "rounds": rounds}))
 }
 
 fn write(mib_per_s: u64, path: &str) -> io::Result<Value> {

@@ -1,0 +1,246 @@
+//! One span of time of one tier: one sled database. Knows records and keys, not the ladder of
+//! repairs around it (see `partitions`). Any error or panic here means: drop it and open it anew;
+//! all state in memory comes from the database.
+
+mod pack;
+mod read;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use super::files::{self, Mark};
+use super::point::Point;
+use super::record::{self, Key};
+use super::{Problems, SeriesKey};
+
+pub(super) use pack::{Packed, Packer};
+
+/// Points of one chunk.
+const CHUNK: usize = 120;
+/// Entries of one head record.
+const HEAD_ENTRIES: usize = 256;
+/// Points in the head above which it is sealed whatever the length of its series.
+const HEAD_POINTS: usize = 50_000;
+/// sled's page cache per partition, bytes.
+const CACHE: u64 = 4 << 20;
+
+pub(super) type Result<T> = std::result::Result<T, sled::Error>;
+
+/// An open partition.
+pub(super) struct Partition<P> {
+    /// Tier and name, for people.
+    name: String,
+    mark_path: PathBuf,
+    db: sled::Db,
+    file: File,
+    /// Chunks are kept in buckets of so much time.
+    bucket_ms: i64,
+    ids: HashMap<SeriesKey, u32>,
+    next_id: u32,
+    /// Points that are not sealed yet, in time order.
+    head: BTreeMap<u32, Vec<P>>,
+    head_keys: Vec<Vec<u8>>,
+    head_points: usize,
+    /// Newest sealed point of each series.
+    sealed_to: HashMap<u32, i64>,
+    /// Chunks in packed blocks.
+    packed: HashMap<u32, Vec<Packed>>,
+    seq: u64,
+    sealed_points: u64,
+    first_ms: i64,
+    last_ms: i64,
+    /// Something in it is damaged.
+    damaged: bool,
+    problems: Problems,
+}
+
+fn config(path: &Path) -> sled::Config {
+    sled::Config::new()
+        .path(path)
+        .cache_capacity(CACHE)
+        .flush_every_ms(None)
+}
+
+impl<P: Point> Partition<P> {
+    /// Opens or creates the database in `path` and checks every value in it. May panic when the
+    /// files are damaged: sled does.
+    pub(super) fn open(
+        path: &Path,
+        name: String,
+        mark_path: PathBuf,
+        bucket_ms: i64,
+        problems: &Problems,
+    ) -> Result<Self> {
+        let db = config(path).open()?;
+        let mut p = Self {
+            name,
+            mark_path,
+            db,
+            file: File::open(path.join("db"))?,
+            bucket_ms,
+            ids: HashMap::new(),
+            next_id: 0,
+            head: BTreeMap::new(),
+            head_keys: Vec::new(),
+            head_points: 0,
+            sealed_to: HashMap::new(),
+            packed: HashMap::new(),
+            seq: 0,
+            sealed_points: 0,
+            first_ms: i64::MAX,
+            last_ms: 0,
+            damaged: false,
+            problems: problems.clone(),
+        };
+        p.db.flush()?;
+        files::sync_tree(path)?;
+        p.scan()?;
+        Ok(p)
+    }
+
+    fn scan(&mut self) -> Result<()> {
+        let mut head = Vec::new();
+        // Names first, so that damage can be named.
+        let names = self.db.scan_prefix(b"s");
+        let rest = self.db.range(..b"s".as_slice());
+        let after = self.db.range(b"t".as_slice()..);
+        for item in names.chain(rest).chain(after) {
+            let (k, v) = item?;
+            let good = match Key::parse(&k) {
+                Some(Key::Chunk { series }) => {
+                    self.next_id = self.next_id.max(series.saturating_add(1));
+                    record::check(&k, &v)
+                        .and_then(|v| Ok((v.count, super::codec::bounds(v.payload)?)))
+                        .map(|(n, (first, last))| {
+                            self.count_chunk(series, u64::from(n), first, last);
+                        })
+                        .is_ok()
+                }
+                Some(Key::Head { seq }) => {
+                    self.seq = self.seq.max(seq);
+                    record::head_entries(&k, &v)
+                        .map(|entries| {
+                            self.head_keys.push(k.to_vec());
+                            head.extend(entries);
+                        })
+                        .is_ok()
+                }
+                Some(Key::Meta) => record::meta(&v)
+                    .map(|(seq, _)| self.seq = self.seq.max(seq))
+                    .is_ok(),
+                Some(Key::Series { series }) => {
+                    self.next_id = self.next_id.max(series.saturating_add(1));
+                    record::check(&k, &v)
+                        .ok()
+                        .and_then(|v| serde_json::from_slice(v.payload).ok())
+                        .map(|key: SeriesKey| self.ids.insert(key, series))
+                        .is_some()
+                }
+                None => false,
+            };
+            if !good {
+                self.report_damage(&k);
+            }
+        }
+        self.scan_packed()?;
+        for (series, point) in head {
+            self.next_id = self.next_id.max(series.saturating_add(1));
+            self.add_to_head(series, point);
+        }
+        self.report_lost_names();
+        Ok(())
+    }
+
+    fn count_chunk(&mut self, series: u32, points: u64, first_ms: i64, last_ms: i64) {
+        self.next_id = self.next_id.max(series.saturating_add(1));
+        self.sealed_points += points;
+        self.note_times(first_ms, last_ms);
+        let to = self.sealed_to.entry(series).or_insert(last_ms);
+        *to = last_ms.max(*to);
+    }
+
+    fn note_times(&mut self, first_ms: i64, last_ms: i64) {
+        self.first_ms = self.first_ms.min(first_ms);
+        self.last_ms = self.last_ms.max(last_ms);
+    }
+
+    fn report_lost_names(&mut self) {
+        let named: HashSet<u32> = self.ids.values().copied().collect();
+        let with_points: BTreeSet<u32> = self
+            .sealed_to
+            .keys()
+            .chain(self.head.keys())
+            .copied()
+            .collect();
+        for id in with_points.iter().filter(|id| !named.contains(id)) {
+            self.damaged = true;
+            self.problems.report(format!(
+                "history partition {}: the name of series {id} is lost, its points are left out",
+                self.name
+            ));
+        }
+    }
+
+    fn name_of(&self, series: u32) -> String {
+        let of = self.ids.iter().find(|(_, id)| **id == series);
+        of.map_or(format!("series {series}"), |(k, _)| k.to_string())
+    }
+
+    fn report_damage(&mut self, key: &[u8]) {
+        self.damaged = true;
+        self.tell_damage(key);
+    }
+
+    fn tell_damage(&self, key: &[u8]) {
+        let what = match Key::parse(key) {
+            Some(Key::Chunk { series }) => {
+                let ms = key[13..21].try_into().map_or(0, i64::from_be_bytes);
+                format!("the points of {} from {ms} ms on", self.name_of(series))
+            }
+            Some(Key::Head { seq }) => format!("the points of append {seq}"),
+            Some(Key::Meta) => "its summary".into(),
+            Some(Key::Series { series }) => format!("the name of series {series}"),
+            None => "a record with an unknown key".into(),
+        };
+        self.problems.report(format!(
+            "history partition {}: {what} are damaged and left out",
+            self.name
+        ));
+    }
+
+    /// What it holds, to compare with the mark.
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            seq: self.seq,
+            points: self.sealed_points + self.head_points as u64,
+            last_ms: self.last_ms,
+            packed: self.is_packed(),
+            first_ms: if self.first_ms == i64::MAX {
+                0
+            } else {
+                self.first_ms
+            },
+        }
+    }
+
+    /// Never uses a sequence number up to `seq` again.
+    pub(super) fn skip_to(&mut self, seq: u64) {
+        self.seq = self.seq.max(seq);
+    }
+
+    /// Series that have or had points here.
+    pub(super) fn series(&self) -> Vec<SeriesKey> {
+        self.ids.keys().cloned().collect()
+    }
+
+    /// Makes everything durable, then says so in the mark.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.db.flush()?;
+        // sled's flush alone uses sync_file_range, which does not survive a power cut.
+        self.file.sync_all()?;
+        self.mark().write(&self.mark_path)?;
+        Ok(())
+    }
+}
