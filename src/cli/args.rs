@@ -6,13 +6,17 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::generate::What;
-use super::time;
+use super::{remote, time};
 use crate::feature::{FeatureName, Resource};
 
 const AFTER: &str = "\
 Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 not found, 4 refused or busy,
 5 timeout, 6 canceled, 7 warnings only (doctor). `migrate` exits by the result of the move,
 `doctor` with 1 when it found an error.
+
+Without a command, on a terminal, it is an interactive shell with completion and history. Colour
+is for terminals only, and not with NO_COLOR. --connect needs drover on that host and ssh to it;
+DROVER_SSH names another ssh, EDITOR or VISUAL the editor.
 
 Durations are numbers with s, min, h or d (seconds without a unit). Times are UTC.
 The bus is the system bus, or the one in DBUS_SYSTEM_BUS_ADDRESS.";
@@ -30,6 +34,9 @@ pub struct Cli {
     /// How to print; csv and openmetrics are for history only
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     pub format: Format,
+    /// The droverd of another host, over ssh
+    #[arg(short = 'c', long, global = true, value_name = "[USER@]HOST", value_parser = remote::host)]
+    pub connect: Option<String>,
     /// Longest wait for an answer of droverd [default: 30 s, guest install and remove 300 s];
     /// for migrate and event also the longest wait for the end
     #[arg(long, global = true, value_name = "DURATION", value_parser = timeout)]
@@ -104,6 +111,8 @@ pub enum Command {
     Undefine(Target),
     /// Print a feature's definition as a file for `define`
     Dumpfile(Target),
+    /// Change a feature's definition in an editor
+    Edit(Target),
     /// Start (managed) and meter a feature
     Enable(Target),
     /// Stop a feature
@@ -296,8 +305,32 @@ pub enum Command {
         /// Directory
         dir: PathBuf,
     },
+    /// The far end of --connect: this host's system bus on standard input and output
+    #[command(hide = true)]
+    Bridge,
     /// Print the versions of drover and droverd
     Version,
+}
+
+impl Command {
+    /// Whether it may need a right that somebody who is not root has only with a password.
+    pub fn changes(&self) -> bool {
+        match self {
+            Self::Define { .. }
+            | Self::Undefine(_)
+            | Self::Edit(_)
+            | Self::Enable(_)
+            | Self::Disable(_)
+            | Self::Migrate { .. }
+            | Self::Jobabort(_)
+            | Self::Reload => true,
+            Self::Threshold {
+                thresholds, clear, ..
+            } => *clear || !thresholds.is_empty(),
+            Self::Guest { action } => !matches!(action, GuestAction::Status { .. }),
+            _ => false,
+        }
+    }
 }
 
 /// What to do with the configuration.

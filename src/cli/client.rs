@@ -45,6 +45,22 @@ impl Client {
                 "the system bus did not answer; see \"systemctl status dbus\"".to_owned(),
             )
         })??;
+        Self::over(connection, timeout).await
+    }
+
+    /// Connects to the droverd of `host` over ssh, or to that of this host. With `keep`, ssh stays
+    /// for the next connection.
+    pub async fn open(host: Option<&str>, timeout: Duration, keep: bool) -> Result<Self> {
+        match host {
+            None => Self::connect(timeout).await,
+            Some(host) => {
+                let connection = super::remote::connect(host, timeout, keep).await?;
+                Self::over(connection, timeout).await
+            }
+        }
+    }
+
+    async fn over(connection: Connection, timeout: Duration) -> Result<Self> {
         let manager = ManagerProxy::builder(&connection)
             .cache_properties(CacheProperties::No)
             .build()

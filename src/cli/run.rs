@@ -1,6 +1,6 @@
 //! From a parsed command line to calls and output.
 
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, forecast, history, hosts, jobs, plan};
-use super::{config, decisions, doctor, events, generate, moves, show, spec, top};
+use super::{config, decisions, doctor, edit, events, generate, moves, show, spec, top};
 use crate::api::{Changed, FeatureRow, HistoryQuery};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
@@ -21,6 +21,16 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// Runs the command and writes its output to `out`.
 pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> {
+    run_kept(cli, out, screen, false).await
+}
+
+/// The same; with `keep`, the way to another host stays for the next command.
+pub(super) async fn run_kept(
+    cli: &Cli,
+    out: &mut dyn Write,
+    screen: &Screen,
+    keep: bool,
+) -> Result<()> {
     let of_history = matches!(cli.format, Format::Csv | Format::OpenMetrics);
     if of_history && !matches!(cli.command, Command::History { .. }) {
         return Err(CliError::Usage(
@@ -38,10 +48,25 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         cli.command,
         Command::Migrate { .. } | Command::Approve { .. } | Command::Event { .. }
     );
-    let usual = Duration::from_secs(if slow { 300 } else { 30 });
+    // Somebody may be asked for a password meanwhile.
+    let asks = cli.command.changes() && std::io::stdin().is_terminal();
+    let usual = Duration::from_secs(if slow {
+        300
+    } else if asks {
+        150
+    } else {
+        30
+    });
     let timeout = cli.timeout.filter(|_| !whole).unwrap_or(usual);
     let json = cli.format == Format::Json;
 
+    if let (Command::Config { .. } | Command::Generate { .. }, Some(_)) =
+        (&cli.command, &cli.connect)
+    {
+        return Err(CliError::Usage(
+            "this command works on files of this host; leave out --connect".to_owned(),
+        ));
+    }
     // Files and texts are checked before the bus is asked for anything.
     let definition = match &cli.command {
         Command::Define { file, .. } => {
@@ -64,10 +89,14 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         return config::check(out, json, file);
     }
     // Looks further when droverd does not answer.
+    if let (Command::Doctor { config }, Some(host)) = (&cli.command, &cli.connect) {
+        return show::doctor_there(host, json, config).await;
+    }
     if let Command::Doctor { config } = &cli.command {
         return doctor::doctor(out, json, screen, config, timeout).await;
     }
-    let client = match (&cli.command, Client::connect(timeout).await) {
+    let client = Client::open(cli.connect.as_deref(), timeout, keep).await;
+    let client = match (&cli.command, client) {
         (Command::Version, Err(e)) => {
             show::version(out, json, Err(e))?;
             return Ok(());
@@ -101,6 +130,14 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
             } else {
                 write!(out, "{}", spec::dump(&row.spec)?)?;
             }
+        }
+        Command::Edit(t) => {
+            let ask = std::io::stdin().is_terminal();
+            let changed = match edit::edit(&client, t, ask).await? {
+                edit::Edited::Done => Changed::Done,
+                edit::Edited::Same => Changed::Already,
+            };
+            say(out, json, &t.domain, &t.feature, "is as edited", changed)?;
         }
         Command::Enable(t) => {
             let changed = client.set_enabled(&t.domain, &t.feature, true).await?;
@@ -267,6 +304,7 @@ pub async fn run(cli: &Cli, out: &mut dyn Write, screen: &Screen) -> Result<()> 
         Command::Doctor { .. }
         | Command::Generate { .. }
         | Command::Config { .. }
+        | Command::Bridge
         | Command::PeerStdio { .. } => {}
         Command::Reload => config::reload(out, json, &client).await?,
         Command::Version => {

@@ -1,6 +1,7 @@
 //! `stats`, `guest`, `version`.
 
 use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use super::args::{Cli, Format, GuestAction};
@@ -110,6 +111,23 @@ pub(super) async fn guest(
         writeln!(out, "{}", plain(&answer))?;
     }
     Ok(())
+}
+
+/// `drover doctor` about another host: it looks at files and processes, so it runs there.
+pub(super) async fn doctor_there(host: &str, json: bool, config: &Path) -> Result<()> {
+    let config = config
+        .to_str()
+        .ok_or_else(|| CliError::Usage("the configuration's name is not text".to_owned()))?;
+    let format = if json { "json" } else { "table" };
+    let args = ["doctor", "--format", format, "--config", config];
+    match super::remote::run_there(host, &args).await? {
+        0 => Ok(()),
+        7 => Err(CliError::Warnings),
+        1 => Err(CliError::Unwell),
+        code => Err(CliError::Failed(format!(
+            "\"drover doctor\" on host '{host}' ended with code {code}"
+        ))),
+    }
 }
 
 /// The version of this program is told in any case; that droverd does not answer is no failure.

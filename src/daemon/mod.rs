@@ -18,6 +18,7 @@
 pub mod affinity;
 mod agent_meter;
 pub mod audit;
+mod certificates;
 pub mod clock;
 mod decisions;
 mod drain;
@@ -297,6 +298,7 @@ pub async fn run(
     tasks.spawn(affinity::training(Arc::clone(&daemon)));
     tasks.spawn(drain::draining(Arc::clone(&daemon)));
     tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));
+    tasks.spawn(certificates::watch(Arc::clone(&daemon)));
     tasks.spawn(files::follow(Arc::clone(&daemon)));
     tasks.spawn(files::signalled(Arc::clone(&daemon), reload));
     let api: Arc<dyn crate::api::Api> = Arc::new(serve_api::Service(Arc::clone(&daemon)));

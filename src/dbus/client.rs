@@ -1,4 +1,5 @@
-//! Proxies for the interfaces of [`super`], as `drover` and other Rust programs use them.
+//! Proxies for the interfaces of [`super`], as `drover` and other Rust programs use them. What
+//! changes something lets polkit ask for a password; where nobody can be asked, it is refused.
 
 use zbus::OwnedObjectPath;
 
@@ -14,14 +15,19 @@ pub trait Manager {
     /// JSON list of [`crate::api::FeatureRow`].
     fn features(&self) -> zbus::Result<String>;
     /// Registers a JSON [`crate::feature::FeatureSpec`]; `done` or `already`.
+    #[zbus(allow_interactive_auth)]
     fn register(&self, domain: &str, spec_json: &str) -> zbus::Result<String>;
     /// `done` or `already`.
+    #[zbus(allow_interactive_auth)]
     fn deregister(&self, domain: &str, feature: &str) -> zbus::Result<String>;
     /// `done` or `already`.
+    #[zbus(allow_interactive_auth)]
     fn enable(&self, domain: &str, feature: &str) -> zbus::Result<String>;
     /// `done` or `already`.
+    #[zbus(allow_interactive_auth)]
     fn disable(&self, domain: &str, feature: &str) -> zbus::Result<String>;
     /// Thresholds in the text grammar; `done` or `already`.
+    #[zbus(allow_interactive_auth)]
     fn set_thresholds(
         &self,
         domain: &str,
@@ -53,6 +59,7 @@ pub trait Manager {
     /// JSON [`crate::api::Plan`].
     fn plan(&self, domain: &str, feature: &str) -> zbus::Result<String>;
     /// Starts a move; empty texts let Drover choose. Returns the move's object path.
+    #[zbus(allow_interactive_auth)]
     fn migrate(
         &self,
         domain: &str,
@@ -63,11 +70,14 @@ pub trait Manager {
     /// JSON list of [`crate::api::Job`], newest first, those of earlier runs included.
     fn jobs(&self) -> zbus::Result<String>;
     /// Installs the helper into a running domain; a sentence.
+    #[zbus(allow_interactive_auth)]
     fn guest_install(&self, domain: &str) -> zbus::Result<String>;
     /// Removes the helper; a sentence.
+    #[zbus(allow_interactive_auth)]
     fn guest_remove(&self, domain: &str) -> zbus::Result<String>;
 
     /// Reads the configuration anew; JSON [`crate::api::Reloaded`].
+    #[zbus(allow_interactive_auth)]
     fn reload(&self) -> zbus::Result<String>;
 
     /// droverd's version.
@@ -137,6 +147,7 @@ pub trait Decisions {
 #[zbus::proxy(interface = "org.drover1.Move", default_service = "org.drover1")]
 pub trait Move {
     /// Cancels the move before its commit.
+    #[zbus(allow_interactive_auth)]
     fn abort(&self) -> zbus::Result<()>;
     /// It ended.
     #[zbus(signal)]

@@ -7,6 +7,8 @@ mod config;
 mod dbus_support;
 mod decisions;
 mod features;
+mod interactive;
 mod moves;
+mod schema;
 mod support;
 mod surroundings;

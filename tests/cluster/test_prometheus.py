@@ -126,6 +126,8 @@ class Prometheus(unittest.TestCase):
         source.write_text(text)
         run("rm", "-rf", blocks)
         run(f"{self.bin}/promtool", "tsdb", "create-blocks-from", "openmetrics", source, blocks)
+        # Without it promtool takes the directory for no database.
+        (blocks / "wal").mkdir(exist_ok=True)
         out = run(f"{self.bin}/promtool", "tsdb", "dump", blocks)[1]
         samples = re.findall(r'__name__="drover_feature_used_cpus".*? ([0-9.e+-]+) [0-9]+', out)
         self.assertEqual(len(samples), text.count("\ndrover_feature_used_cpus{"), out[:500])

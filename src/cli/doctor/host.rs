@@ -226,6 +226,63 @@ pub fn certificate(what: &str, path: &Path, left_s: i64) -> Finding {
     }
 }
 
+/// A private key whose file has these permissions.
+pub fn key(what: &str, path: &Path, mode: u32) -> Option<Finding> {
+    let about = format!("{what} {}", path.display());
+    (mode & 0o007 != 0).then(|| {
+        Finding::error(
+            about,
+            format!("every user may read it (mode {:04o})", mode & 0o7777),
+            format!(
+                "run \"chmod o= {}\"; issue a new one if others had access",
+                path.display()
+            ),
+        )
+    })
+}
+
+/// What is known about polkit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PolkitFacts {
+    /// It is on the bus, or the bus can start it; `None` when the bus does not answer.
+    pub there: Option<bool>,
+    /// It knows Drover's actions.
+    pub actions: bool,
+}
+
+/// Whether users who are not root can be given rights.
+pub fn polkit(facts: PolkitFacts) -> Finding {
+    match facts {
+        PolkitFacts { there: None, .. } => Finding::warning(
+            "polkit",
+            "the system bus does not answer",
+            "see \"systemctl status dbus\"",
+        ),
+        PolkitFacts {
+            there: Some(false), ..
+        } => Finding::ok("polkit", "not installed: only root may change something"),
+        PolkitFacts { actions: false, .. } => Finding::warning(
+            "polkit",
+            "it does not know Drover's actions, so only root may change something",
+            "install org.drover1.policy into /usr/share/polkit-1/actions",
+        ),
+        PolkitFacts { .. } => Finding::ok("polkit", "runs, and knows Drover's actions"),
+    }
+}
+
+/// Feature files: how many are right, and what is wrong with the others.
+pub fn feature_files(dir: &Path, right: usize, errors: &[String]) -> Finding {
+    let about = format!("feature files in {}", dir.display());
+    match errors {
+        [] => Finding::ok(about, format!("{right} features")),
+        all => Finding::error(
+            about,
+            all.join("; "),
+            "correct them, see \"drover config check\", and run \"drover reload\"",
+        ),
+    }
+}
+
 /// A configured peer: what droverd heard of it (`None`: droverd does not answer), and whether
 /// its port can be reached from here.
 pub fn peer(
@@ -320,6 +377,7 @@ pub fn disk(dir: &Path, facts: &Result<DiskFacts, String>) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use super::super::finding::Severity;
     use super::super::finding::Severity::{Error, Ok as Fine, Warning};
     use super::*;
     use crate::host::{HostCapabilities, StorageKind};
@@ -386,6 +444,22 @@ mod tests {
         assert_eq!(daemon(Ok("0.0.0")).severity, Warning);
         assert_eq!(daemon(Ok(env!("CARGO_PKG_VERSION"))).severity, Fine);
         assert_eq!(daemon(Err("gone; start it".into())).severity, Error);
+    }
+
+    #[test]
+    fn rights() {
+        let path = Path::new("/k.pem");
+        assert!(key("server key", path, 0o100_640).is_none());
+        let e = key("server key", path, 0o100_644).unwrap();
+        assert_eq!(e.severity, Severity::Error);
+        let of = |there, actions| polkit(PolkitFacts { there, actions }).severity;
+        assert_eq!(of(Some(true), true), Severity::Ok);
+        assert_eq!(of(Some(true), false), Severity::Warning);
+        assert_eq!(of(Some(false), false), Severity::Ok);
+        assert_eq!(of(None, true), Severity::Warning);
+        assert_eq!(feature_files(path, 2, &[]).severity, Severity::Ok);
+        let e = feature_files(path, 2, &["x.toml: line 1".to_owned()]);
+        assert_eq!(e.severity, Severity::Error);
     }
 
     #[test]

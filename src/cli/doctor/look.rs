@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::super::time::now_ms;
 use super::finding::Finding;
 use super::guests::DomainFacts;
-use super::host::{self, DiskFacts, HookFacts, LibvirtDaemon, SecurityFacts};
+use super::host::{self, DiskFacts, HookFacts, LibvirtDaemon, PolkitFacts, SecurityFacts};
 use crate::config::{HistorySection, LibvirtSection, PeerHost, PeerSection};
 use crate::hypervisor::Hypervisor;
 use crate::transport::{Pki, pki};
@@ -229,6 +229,32 @@ pub fn certificates(section: &PeerSection, me: &str) -> Vec<Finding> {
         }
     }
     found
+}
+
+/// Permissions of the private keys.
+pub fn keys(section: &PeerSection) -> Vec<Finding> {
+    let of = |what: &str, path: &Path| host::key(what, path, fs::metadata(path).ok()?.mode());
+    let server = of("server key", &section.server_key);
+    let client = of("client key", &section.client_key);
+    server.into_iter().chain(client).collect()
+}
+
+/// Whether polkit is on the bus and knows the actions.
+pub async fn polkit() -> PolkitFacts {
+    let name = "org.freedesktop.PolicyKit1";
+    let asked = async {
+        let bus = crate::dbus::connect(None, Some(COMMAND)).await.ok()?;
+        let dbus = zbus::fdo::DBusProxy::new(&bus).await.ok()?;
+        if dbus.name_has_owner(name.try_into().ok()?).await.ok()? {
+            return Some(true);
+        }
+        let startable = dbus.list_activatable_names().await.ok()?;
+        Some(startable.iter().any(|n| n.as_str() == name))
+    };
+    PolkitFacts {
+        there: timeout(COMMAND, asked).await.ok().flatten(),
+        actions: Path::new("/usr/share/polkit-1/actions/org.drover1.policy").exists(),
+    }
 }
 
 /// droverd's directories and the file systems below them.

@@ -94,6 +94,12 @@ async fn examine(path: &Path, timeout: Duration) -> Report {
             .map_err(ToString::to_string),
     ));
     let told = told.ok();
+    all.push(host::polkit(look::polkit().await));
+    if let Some(dir) = config.as_ref().map(|c| &c.features.dir) {
+        let found = crate::feature_file::read_dir(dir);
+        let errors: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
+        all.push(host::feature_files(dir, found.features.len(), &errors));
+    }
 
     let libvirt = config.as_ref().map(|c| c.libvirt.clone());
     let seen = look::libvirt(&libvirt.unwrap_or_default()).await;
@@ -107,6 +113,7 @@ async fn examine(path: &Path, timeout: Duration) -> Report {
         (Some(c), Some(p)) => {
             if p.listen.is_some() {
                 all.extend(look::certificates(p, &c.host.name));
+                all.extend(look::keys(p));
             }
             let probes = p.hosts.iter().map(|h| look::reach(p, h));
             let probes = join_all(probes).await;
