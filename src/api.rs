@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::Cost;
+use crate::decision::{Cell, Cost, DecisionRecord, DecisionRow, DrainStatus, Replay, ScoreReport};
 use crate::feature::{FeatureName, FeatureSpec, Resource, Threshold};
 use crate::forecast::Step;
 use crate::host::{FeatureStatus, HostState, Metering};
@@ -507,6 +507,22 @@ pub trait Api: Send + Sync + 'static {
     async fn forecast(&self, domain: &str, feature: &FeatureName) -> Result<FeatureForecast>;
     /// What a move would choose now, without acting.
     async fn plan(&self, domain: &str, feature: &FeatureName) -> Result<Plan>;
+    /// Scores of all hosts for a feature.
+    async fn score(&self, domain: &str, feature: &FeatureName) -> Result<ScoreReport>;
+    /// Which guests could take this host's features, or one feature of any host.
+    async fn matrix(&self, feature: Option<&FeatureName>) -> Result<Vec<Cell>>;
+    /// Recorded decisions, newest first.
+    async fn decisions(&self) -> Vec<DecisionRow>;
+    /// A recorded decision, by its identifier or the beginning of it.
+    async fn decision(&self, id: &str) -> Result<DecisionRecord>;
+    /// A recorded decision made again from its inputs.
+    async fn replay(&self, id: &str) -> Result<Replay>;
+    /// Does what a decision proposed.
+    async fn approve(&self, id: &str) -> Result<Job>;
+    /// Begins to empty this host, or ends that.
+    async fn set_drain(&self, on: bool) -> Result<DrainStatus>;
+    /// How emptying this host stands.
+    async fn drain_status(&self) -> DrainStatus;
     /// Starts a move; returns once it is accepted.
     async fn migrate(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Job>;
     /// A move, under way or ended.

@@ -317,8 +317,8 @@ pub struct FeatureSpec {
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub throttle: bool,
     /// Where it may be.
-    #[serde(default, skip_serializing_if = "is_default")]
-    pub placement: Box<Rules>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub placement: Option<Box<Rules>>,
 }
 
 /// Most state directories of a feature.
@@ -428,8 +428,13 @@ impl FeatureSpec {
             downtime_ms: default_downtime(),
             over_budget: OverBudget::Go,
             throttle: true,
-            placement: Box::default(),
+            placement: None,
         }
+    }
+
+    /// Where it may be.
+    pub fn rules(&self) -> &Rules {
+        self.placement.as_deref().unwrap_or(&crate::rules::NONE)
     }
 
     /// The managed workload, when the feature is movable.
@@ -553,7 +558,7 @@ impl FeatureSpec {
                 }
             }
         }
-        if let Some(why) = self.placement.problem(&self.name) {
+        if let Some(why) = self.rules().problem(&self.name) {
             return Err(bad(&why));
         }
         for (i, t) in self.thresholds.iter().enumerate() {

@@ -163,8 +163,8 @@ struct File<'a> {
     over_budget: OverBudget,
     throttle: bool,
     thresholds: Vec<String>,
-    #[serde(skip_serializing_if = "Rules::is_default")]
-    placement: &'a Rules,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    placement: Option<&'a Rules>,
     workload: &'a Workload,
 }
 
@@ -190,7 +190,7 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, FileError> {
         over_budget: *over_budget,
         throttle: *throttle,
         thresholds: thresholds.iter().map(threshold::format).collect(),
-        placement,
+        placement: placement.as_deref(),
         workload,
     };
     toml::to_string_pretty(&file).map_err(|e| FileError::Write(name.to_string(), e.to_string()))

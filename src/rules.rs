@@ -60,17 +60,23 @@ pub struct Rules {
     pub mode: Option<Mode>,
 }
 
+/// Nothing is said.
+pub static NONE: Rules = Rules {
+    pin: Vec::new(),
+    exclude: Vec::new(),
+    labels: BTreeMap::new(),
+    near: Vec::new(),
+    apart: Vec::new(),
+    priority: 0,
+    mode: None,
+};
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
 fn is_zero(n: &i32) -> bool {
     *n == 0
 }
 
 impl Rules {
-    /// Whether nothing is said.
-    pub fn is_default(&self) -> bool {
-        *self == Self::default()
-    }
-
     /// Why the rules cannot be right, if so.
     pub fn problem(&self, own: &FeatureName) -> Option<String> {
         if let Some(h) = self.pin.iter().find(|h| self.exclude.contains(h)) {
@@ -116,7 +122,7 @@ mod tests {
         let all = r#"{"pin":["a"],"labels":{"zone":"x"},"priority":3,"mode":"advise"}"#;
         let rules: Rules = serde_json::from_str(all).unwrap();
         assert_eq!(serde_json::to_string(&rules).unwrap(), all);
-        assert!(Rules::default().is_default() && !rules.is_default());
+        assert!(NONE == Rules::default() && NONE != rules);
         assert!(Mode::Shadow > Mode::Advise && Mode::Advise > Mode::Act);
     }
 }

@@ -145,18 +145,49 @@ fn able(i: &InstanceState) -> bool {
             .is_some_and(|c| !c.criu.is_empty() && c.criu_problem.is_empty())
 }
 
+/// What rows of one host have in common.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct HostPart {
+    able: f64,
+    features: f64,
+    labels: f64,
+    cpu_model: f64,
+    name: f64,
+}
+
+fn enabled(i: &InstanceState) -> usize {
+    let is = |f: &&crate::host::FeatureState| f.status != FeatureStatus::Disabled;
+    i.features.iter().filter(is).count()
+}
+
+impl HostPart {
+    pub(super) fn of(h: &HostState) -> Self {
+        let (mut can, mut features) = (0, 0);
+        for i in &h.instances {
+            can += usize::from(able(i));
+            features += enabled(i);
+        }
+        Self {
+            able: can as f64,
+            features: features as f64,
+            labels: labels(h),
+            cpu_model: bucket(&h.capabilities.cpu_model, 64),
+            name: bucket(&h.name, 1024),
+        }
+    }
+}
+
 /// The inputs for a feature on a host and guest. Every value is finite; unknown ones are
 /// [`MISSING`].
 pub fn row(input: &ScoreInput<'_>) -> Inputs {
+    row_of(input, &HostPart::of(input.host))
+}
+
+/// The same with what rows of the host have in common.
+pub(super) fn row_of(input: &ScoreInput<'_>, host: &HostPart) -> Inputs {
     let (h, i, w) = (input.host, input.instance, input.window);
     let cap = &h.capabilities;
     let after = After::of(h, i, input.feature, &input.demand);
-    let enabled = |i: &InstanceState| {
-        i.features
-            .iter()
-            .filter(|f| f.status != FeatureStatus::Disabled)
-            .count()
-    };
     let new = usize::from(!resident(i, input.feature));
     let (others_cpu, others_memory, others_io) = others(i, input.feature);
     let mean = |s: Option<Stat>, f: fn(f64) -> f64| s.map(|s| f(s.mean));
@@ -191,13 +222,13 @@ pub fn row(input: &ScoreInput<'_>) -> Inputs {
         flag(cap.storage == StorageKind::Ssd),
         flag(cap.storage == StorageKind::Nvme),
         flag(cap.virt_type == "kvm"),
-        Some(bucket(&cap.cpu_model, 64)),
-        Some(bucket(&h.name, 1024)),
-        Some(h.instances.iter().filter(|i| able(i)).count() as f64),
-        Some(labels(h)),
+        Some(host.cpu_model),
+        Some(host.name),
+        Some(host.able),
+        Some(host.labels),
         Some(f64::from(h.moves_in)),
         Some(log(cap.memory_mib * (1.0 - after.host_memory))),
-        Some((h.instances.iter().map(enabled).sum::<usize>() + new) as f64),
+        Some(host.features + new as f64),
         Some(h.load.stall_percent / 100.0),
         Some(after.host_cpu),
         Some(after.host_memory),

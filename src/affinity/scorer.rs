@@ -8,7 +8,7 @@ use crate::host::{HostState, InstanceState};
 
 use super::input::{After, Demand, ScoreInput, UsageWindow};
 use super::model::Model;
-use super::schema::{Inputs, row};
+use super::schema::{HostPart, Inputs, row_of};
 use super::{Score, blend, headroom};
 
 /// Scores hosts for a feature, by the model that was in use when it was made.
@@ -38,14 +38,15 @@ impl<'a> ForFeature<'a> {
         }
     }
 
-    fn inputs(&self, host: &HostState, instance: &InstanceState) -> Inputs {
-        row(&ScoreInput {
+    fn inputs(&self, host: &HostState, instance: &InstanceState, part: &HostPart) -> Inputs {
+        let input = ScoreInput {
             host,
             instance,
             feature: self.feature,
             window: self.window,
             demand: self.demand,
-        })
+        };
+        row_of(&input, part)
     }
 
     fn room(&self, host: &HostState, instance: &InstanceState) -> After {
@@ -61,7 +62,7 @@ impl<'a> ForFeature<'a> {
             explain: Vec::new(),
         };
         if let Some(model) = &self.model {
-            let x = self.inputs(host, instance);
+            let x = self.inputs(host, instance, &HostPart::of(host));
             // A model that fails leaves the headroom score, which is always there.
             if let Ok(p) = model.predict(&x) {
                 score.value = blend::blend(room.value, p, self.weight);
@@ -85,7 +86,17 @@ impl Scorer for ForFeature<'_> {
         let room = |(h, i): &(&HostState, &InstanceState)| headroom::value(&self.room(h, i));
         let mut values: Vec<f64> = targets.iter().map(room).collect();
         if let Some(model) = &self.model {
-            let rows: Vec<Inputs> = targets.iter().map(|(h, i)| self.inputs(h, i)).collect();
+            // Guests of one host come in a row.
+            let mut last: Option<(&HostState, HostPart)> = None;
+            let mut rows: Vec<Inputs> = Vec::with_capacity(targets.len());
+            for (h, i) in targets {
+                let part = match last {
+                    Some((l, part)) if std::ptr::eq(l, *h) => part,
+                    _ => HostPart::of(h),
+                };
+                last = Some((h, part));
+                rows.push(self.inputs(h, i, &part));
+            }
             for (v, p) in values.iter_mut().zip(model.predict_all(&rows)) {
                 if p.is_finite() {
                     *v = blend::blend(*v, p, self.weight);

@@ -192,6 +192,53 @@ pub enum Command {
     },
     /// Show where a feature would move, and why
     Plan(Target),
+    /// Show how well each host is expected to serve the features of a domain
+    Score {
+        /// Domain
+        domain: String,
+        /// Only this feature
+        feature: Option<FeatureName>,
+        /// Take the model's score apart: what each input adds
+        #[arg(long)]
+        explain: bool,
+    },
+    /// Show which guest could take which feature, and why not
+    Matrix {
+        /// Only this feature, wherever it is [default: those of this host]
+        feature: Option<FeatureName>,
+    },
+    /// List decisions, newest first, or show one
+    Decision {
+        /// Identifier (or its beginning)
+        id: Option<String>,
+        /// Decide again from the recorded inputs; fails when the answer is another one
+        #[arg(long, requires = "id")]
+        replay: bool,
+    },
+    /// List moves that Drover proposes (decision.mode = "advise")
+    Advice,
+    /// Do what a decision proposed
+    Approve {
+        /// Identifier (or its beginning) of the decision
+        id: String,
+        /// Return once the move is accepted
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Empty this host: it accepts no moves, and its features go one after another
+    Drain {
+        /// This host, to be sure
+        host: Option<String>,
+        /// Accept moves again
+        #[arg(long, conflicts_with = "wait")]
+        undo: bool,
+        /// Only show how it stands
+        #[arg(long, conflicts_with_all = ["undo", "wait"])]
+        status: bool,
+        /// Wait until all that can go is gone; fails when something is left
+        #[arg(long)]
+        wait: bool,
+    },
     /// Move a feature to a guest on another host
     Migrate {
         /// Feature

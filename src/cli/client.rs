@@ -27,7 +27,7 @@ pub struct Client {
 /// Result of a command.
 pub type Result<T> = std::result::Result<T, CliError>;
 
-fn decode<T: DeserializeOwned>(text: &str) -> Result<T> {
+pub(super) fn decode<T: DeserializeOwned>(text: &str) -> Result<T> {
     serde_json::from_str(text).map_err(|e| {
         CliError::Failed(format!(
             "droverd's answer is not understood: {e}; compare the versions with \"drover version\""

@@ -13,6 +13,7 @@ mod bridge;
 pub mod client;
 pub mod complete;
 mod config;
+mod decisions;
 #[cfg(test)]
 mod docs_tests;
 pub mod doctor;

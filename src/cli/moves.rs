@@ -32,13 +32,26 @@ pub async fn migrate(
     to: Option<&To>,
     wait: bool,
 ) -> Result<()> {
+    let (host, domain) = to.map_or(("", ""), |t| (t.host.as_str(), t.domain.as_str()));
+    let begin = client.migrate(&target.domain, &target.feature, host, domain);
+    follow_begun(cli, out, screen, client, wait, begin).await
+}
+
+/// Begins a move and follows it to its end.
+pub(super) async fn follow_begun(
+    cli: &Cli,
+    out: &mut dyn Write,
+    screen: &Screen,
+    client: &Client,
+    wait: bool,
+    begin: impl Future<Output = Result<OwnedObjectPath>>,
+) -> Result<()> {
     // Both before the call, so that neither progress nor a Ctrl-C is missed.
     let news = News::listen(client).await?;
     let mut stop = super::interrupts()?;
 
-    let (host, domain) = to.map_or(("", ""), |t| (t.host.as_str(), t.domain.as_str()));
     let path = tokio::select! {
-        path = client.migrate(&target.domain, &target.feature, host, domain) => path?,
+        path = begin => path?,
         _ = stop.recv() => return Err(CliError::Canceled(
             "no longer waiting for droverd's answer; \"drover jobs\" shows whether the move was accepted"
                 .to_owned(),

@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, forecast, history, hosts, jobs, plan};
-use super::{config, doctor, edit, events, generate, moves, show, spec, top};
+use super::{config, decisions, doctor, edit, events, generate, moves, show, spec, top};
 use crate::api::{Changed, FeatureRow, HistoryQuery};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
@@ -43,8 +43,11 @@ pub(super) async fn run_kept(
             action: GuestAction::Install { .. } | GuestAction::Remove { .. }
         }
     );
-    // For these two the option is about the end, not about each answer.
-    let whole = matches!(cli.command, Command::Migrate { .. } | Command::Event { .. });
+    // For these the option is about the end, not about each answer.
+    let whole = matches!(
+        cli.command,
+        Command::Migrate { .. } | Command::Approve { .. } | Command::Event { .. }
+    );
     // Somebody may be asked for a password meanwhile.
     let asks = cli.command.changes() && std::io::stdin().is_terminal();
     let usual = Duration::from_secs(if slow {
@@ -225,6 +228,33 @@ pub(super) async fn run_kept(
                 plan::plan(out, &p, screen)?;
             }
         }
+        Command::Score {
+            domain,
+            feature,
+            explain,
+        } => {
+            let which = (domain.as_str(), feature.as_ref());
+            decisions::score(cli, out, screen, &client, which, *explain).await?;
+        }
+        Command::Matrix { feature } => {
+            decisions::matrix(cli, out, screen, &client, feature.as_ref()).await?;
+        }
+        Command::Decision { id, replay } => {
+            decisions::decision(cli, out, screen, &client, id.as_deref(), *replay).await?;
+        }
+        Command::Advice => decisions::advice(cli, out, screen, &client).await?,
+        Command::Approve { id, no_wait } => {
+            decisions::approve(cli, out, screen, &client, id, !no_wait).await?;
+        }
+        Command::Drain {
+            host,
+            undo,
+            status,
+            wait,
+        } => {
+            let how = (*undo, *status, *wait);
+            decisions::drain(cli, out, screen, &client, host.as_deref(), how).await?;
+        }
         Command::Migrate {
             target,
             to,
@@ -247,6 +277,7 @@ pub(super) async fn run_kept(
                 views::json(out, job)?;
             } else {
                 jobs::info(out, job, screen)?;
+                decisions::of_move(out, &client, &job.id).await?;
             }
         }
         Command::Jobabort(w) => {

@@ -6,14 +6,22 @@
 //! - [`agent_meter`]: guests without the helper
 //! - [`metadata`]: features in the domains' XML
 //! - [`forecast`]: what is expected to be breached
-//! - [`placement`]: host state, plans, automatic moves, the affinity model
+//! - [`placement`]: host state, automatic moves
+//! - [`decisions`], [`audit`]: plans, recorded decisions, advice, scores
+//! - [`affinity`]: training the model, rows of peers
+//! - [`outcome`]: what moves cost, and whether they helped
+//! - [`drain`]: emptying this host
 //! - [`moves`]: beginning, committing and ending moves; the journal
 //! - [`live`], [`files`]: the configuration in force, features from files, reloads
 //! - [`serve_api`], [`serve_peer`]: what users and peers may ask
 
+pub mod affinity;
 mod agent_meter;
+pub mod audit;
 mod certificates;
 pub mod clock;
+mod decisions;
+mod drain;
 mod files;
 mod forecast;
 pub mod instance;
@@ -23,6 +31,7 @@ mod locks;
 mod metadata;
 mod metering;
 mod moves;
+mod outcome;
 mod placement;
 mod serve_api;
 mod serve_peer;
@@ -68,6 +77,9 @@ pub enum DaemonError {
     /// Registry and journal.
     #[error("registry and journal")]
     Store(#[from] StoreError),
+    /// Recorded decisions.
+    #[error("recorded decisions")]
+    Audit(#[from] audit::AuditError),
     /// Peers.
     #[error("peers")]
     Peer(#[from] PeerError),
@@ -100,6 +112,9 @@ pub struct Daemon {
     peer_states: Mutex<BTreeMap<String, HostState>>,
     host: Mutex<HostRuntime>,
     affinity: Mutex<Affinity>,
+    audit: Arc<audit::Audit>,
+    outcomes: Mutex<outcome::Outcomes>,
+    drain: Mutex<drain::Drain>,
     forecasts: Mutex<forecast::Forecasts>,
     /// Forecasts that users ask for are made one at a time.
     forecast_turn: tokio::sync::Mutex<()>,
@@ -258,7 +273,10 @@ pub async fn run(
     let hook = crate::hypervisor::hook::listen(&config.libvirt.hook_socket)?;
     let (guest_events, guest_inbox) = mpsc::channel(1024);
     let host = HostRuntime::new(&config, &hypervisor).await;
-    let affinity = placement::load_affinity(&config, &store);
+    let affinity = affinity::load(&config);
+    let audit = audit::Audit::open(&config.history.state_dir, config.decision.keep)?;
+    let outcomes = outcome::Outcomes::load(&store);
+    let drain = drain::Drain::load(&store);
     let daemon = Arc::new(Daemon {
         hypervisor,
         store,
@@ -271,6 +289,9 @@ pub async fn run(
         peer_states: Mutex::default(),
         host: Mutex::new(host),
         affinity: Mutex::new(affinity),
+        audit: Arc::new(audit),
+        outcomes: Mutex::new(outcomes),
+        drain: Mutex::new(drain),
         forecasts: Mutex::default(),
         forecast_turn: tokio::sync::Mutex::new(()),
         outgoing: Mutex::default(),
@@ -318,7 +339,8 @@ pub async fn run(
     tasks.spawn(agent_meter::run(Arc::clone(&daemon)));
     tasks.spawn(metadata::follow(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
-    tasks.spawn(placement::training(Arc::clone(&daemon)));
+    tasks.spawn(affinity::training(Arc::clone(&daemon)));
+    tasks.spawn(drain::draining(Arc::clone(&daemon)));
     tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));
     tasks.spawn(certificates::watch(Arc::clone(&daemon)));
     tasks.spawn(files::follow(Arc::clone(&daemon)));
@@ -341,7 +363,7 @@ pub async fn run(
     }
     drop(service);
     tasks.shutdown().await;
-    placement::save_affinity(&daemon);
+    affinity::save(&daemon);
     // What was metered is durable already; this only ends the writer.
     let _ = tokio::time::timeout(Duration::from_secs(5), daemon.history.clone().close()).await;
     if lost {

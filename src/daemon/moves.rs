@@ -303,6 +303,7 @@ impl Daemon {
             });
         }
         self.emit(ApiEvent::Move { job: job.clone() });
+        self.after_move(job);
         lock(&self.outgoing).remove(&record.id);
         self.define(&record.domain).await;
         if job.result != Some(JobResult::Done) {
@@ -493,7 +494,8 @@ impl Daemon {
         to: Destination,
     ) -> Result<Job, ApiError> {
         self.check_destination(&to)?;
-        let plan = self.plan_for(domain, feature, crate::decision::Cause::Manual { to })?;
+        let cause = crate::decision::Cause::Manual { to };
+        let plan = self.decided(domain, feature, cause).await?;
         let Some(chosen) = plan.chosen.and_then(|i| plan.candidates.get(i)) else {
             let why: Vec<String> = plan
                 .candidates
@@ -515,9 +517,15 @@ impl Daemon {
             )));
         };
         let (host, target) = (chosen.host.clone(), chosen.domain.clone());
+        let id = plan.id.clone();
         self.emit(ApiEvent::Decision { plan });
-        self.begin_move(domain, feature, &host, &target, "manual".into())
-            .await
+        let job = self
+            .begin_move(domain, feature, &host, &target, "manual".into())
+            .await?;
+        let move_id = job.id.clone();
+        self.change_decision(&id, |r| r.move_id = Some(move_id))
+            .await;
+        Ok(job)
     }
 }
 

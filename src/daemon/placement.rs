@@ -1,5 +1,4 @@
-//! Choosing hosts: this host's state for peers, plans, automatic moves on a breach, and the
-//! affinity model that is trained beside all that.
+//! This host's state for peers, what the affinity learns of it, and automatic moves on a breach.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -7,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::affinity::{Affinity, Settings, UsageWindow};
-use crate::api::{ApiError, ApiEvent, ModelInfo, Plan};
+use crate::api::ApiEvent;
 use crate::config::Config;
-use crate::decision::{self, Ask, BreachCause, Cause, Policy, View};
+use crate::decision::{self, BreachCause, Cause, Policy, View};
 use crate::driver::target;
 use crate::feature::FeatureName;
 use crate::history::SeriesKey;
@@ -18,7 +16,7 @@ use crate::host::{FeatureStatus, Hardware, HostCapabilities, HostLoad, HostState
 use crate::hypervisor::{Hypervisor, network_speed, storage_kind};
 use crate::moving::record::TargetRecord;
 use crate::peer::PeerEvent;
-use crate::store::Store;
+use crate::rules::Mode;
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
 
@@ -30,10 +28,6 @@ const LOAD_SAMPLES: usize = 3;
 const DECIDE_AGAIN_MS: i64 = 5_000;
 /// Age after which a peer's state is too old to choose it, milliseconds.
 const STALE_MS: i64 = 15_000;
-/// Key of the affinity's rows and model in the store.
-const AFFINITY_KEY: &str = "affinity";
-/// Rows asked of a peer at a time.
-const ROWS: u32 = 500;
 
 /// What this host is and how busy it is.
 #[derive(Debug)]
@@ -126,7 +120,7 @@ impl HostRuntime {
         self.loads.push_back(load);
     }
 
-    fn load(&self) -> HostLoad {
+    pub(super) fn load(&self) -> HostLoad {
         let n = self.loads.len().max(1) as f64;
         // The sum of nothing is -0.0.
         let mean = |get: fn(&HostLoad) -> f64| self.loads.iter().map(get).sum::<f64>() / n + 0.0;
@@ -140,42 +134,6 @@ impl HostRuntime {
     }
 }
 
-/// The affinity with what an earlier run learned.
-pub(super) fn load_affinity(config: &Config, store: &Store) -> Affinity {
-    let m = &config.model;
-    let settings = Settings {
-        horizon_s: m.horizon_s,
-        reservoir: m.reservoir,
-        rows_min: m.rows_min,
-        rows_full: m.rows_full,
-        ..Settings::default()
-    };
-    match store.get(AFFINITY_KEY) {
-        Ok(Some(bytes)) => match Affinity::from_bytes(settings.clone(), &bytes) {
-            Ok(a) => return a,
-            Err(e) => tracing::warn!(error = %e, "affinity begins anew"),
-        },
-        Ok(None) => {}
-        Err(e) => tracing::warn!(error = %e, "affinity not read; it begins anew"),
-    }
-    Affinity::new(settings)
-}
-
-/// Writes what was learned.
-pub(super) fn save_affinity(daemon: &Daemon) {
-    let bytes = lock(&daemon.affinity).to_bytes();
-    if let Err(e) = daemon.store.put(AFFINITY_KEY, &bytes) {
-        tracing::error!(error = %e, "what the affinity learned cannot be written");
-    }
-}
-
-/// Rows of this host after a time (milliseconds since the epoch), as JSON.
-pub(super) fn rows_after(affinity: &Affinity, me: &str, after: u64, limit: usize) -> String {
-    let after = i64::try_from(after).unwrap_or(i64::MAX);
-    let batch = affinity.reservoir().since(Some(me), after, limit, |_| true);
-    serde_json::to_string(&batch).unwrap_or_default()
-}
-
 impl Daemon {
     /// This host as peers see it now.
     pub(super) fn host_state_now(&self) -> HostState {
@@ -185,6 +143,7 @@ impl Daemon {
             .collect();
         // The load is a mean over so long.
         let settle = Duration::from_secs_f64(self.config.meter.interval_s * LOAD_SAMPLES as f64);
+        let draining = lock(&self.drain).active();
         let mut host = lock(&self.host);
         host.reserved.retain(|_, r| r.share(settle) > 0.0);
         let mut state = HostState {
@@ -193,6 +152,8 @@ impl Daemon {
             hardware: Box::new(host.hardware.clone()),
             load: host.load(),
             labels: self.config.host.labels.clone(),
+            accepts: !draining,
+            outcomes: self.outcomes_now(),
             instances,
             ..HostState::new(self.name())
         };
@@ -234,7 +195,7 @@ impl Daemon {
         }
     }
 
-    fn view(&self) -> View {
+    pub(super) fn view(&self) -> View {
         let mut hosts = vec![self.host_state_now()];
         hosts.extend(lock(&self.peer_states).values().cloned());
         let groups = match self.peers() {
@@ -273,58 +234,15 @@ impl Daemon {
         }
     }
 
-    /// The model in use; without one, the rows collected so far.
-    fn model_info(&self) -> ModelInfo {
-        let affinity = lock(&self.affinity);
-        let mut info = affinity.info();
-        if info.rows == 0 {
-            info.rows = affinity.reservoir().len() as u64;
-        }
-        info
-    }
-
     /// The measured breach of a feature, or else the expected one.
     pub(super) fn breach_of(&self, domain: &str, feature: &FeatureName) -> Option<BreachCause> {
         self.measured(domain, feature)
             .or_else(|| Some(forecast::cause(&self.expected_of(domain, feature)?)))
     }
 
-    fn measured(&self, domain: &str, feature: &FeatureName) -> Option<BreachCause> {
+    pub(super) fn measured(&self, domain: &str, feature: &FeatureName) -> Option<BreachCause> {
         let instances = lock(&self.instances);
         instances.get(domain)?.features.get(feature)?.breach()
-    }
-
-    /// What would be done with a feature, and why.
-    pub(super) fn plan_for(
-        &self,
-        domain: &str,
-        feature: &FeatureName,
-        cause: Cause,
-    ) -> Result<Plan, ApiError> {
-        let (recent, moved_at, automatic) = {
-            let instances = lock(&self.instances);
-            let (_, f) = self.find(&instances, domain, feature)?;
-            let recent: Vec<Usage> = f.recent.iter().copied().collect();
-            (recent, f.record.moved_at_ms, f.record.spec.automatic)
-        };
-        let window = UsageWindow::of(&recent);
-        let mut demand = self.demand(domain, feature);
-        let mut view = self.view();
-        // Hosts are compared as they will be when the expected breach begins.
-        if !matches!(cause, Cause::Manual { .. })
-            && self.measured(domain, feature).is_none()
-            && let Some(expected) = self.expected_of(domain, feature)
-        {
-            forecast::grow(&mut view, &mut demand, domain, &expected);
-        }
-        let mut policy = self.policy();
-        policy.automatic &= automatic;
-        let ask = Ask {
-            last_moved_ms: (moved_at > 0).then_some(moved_at),
-            ..Ask::new(domain, feature, cause, demand)
-        };
-        let scorer = lock(&self.affinity).for_feature(feature, &window, demand);
-        Ok(decision::decide_by(&view, &policy, &ask, &scorer))
     }
 
     /// Feeds the affinity with what was just measured.
@@ -359,9 +277,12 @@ impl Daemon {
     }
 
     /// Decides for one feature in breach, and acts.
-    fn decide(self: &Arc<Self>, domain: &str, feature: &FeatureName, breach: BreachCause) {
+    async fn decide(self: &Arc<Self>, domain: &str, feature: &FeatureName, breach: BreachCause) {
         let what = breach.text.clone();
-        let plan = match self.plan_for(domain, feature, Cause::Breach(breach)) {
+        if self.decided_lately(domain, feature) {
+            return;
+        }
+        let plan = match self.decided(domain, feature, Cause::Breach(breach)).await {
             Ok(p) => p,
             Err(e) => {
                 tracing::debug!(%domain, %feature, error = %e, "no decision");
@@ -380,15 +301,28 @@ impl Daemon {
         } else {
             tracing::info!(%domain, %feature, outcome = %plan.outcome, reason = %plan.reason, ?why, "decision");
         }
+        let (id, mode) = (plan.id.clone(), plan.mode);
         self.emit(ApiEvent::Decision { plan });
         let Some(c) = chosen else { return };
+        if mode != Mode::Act {
+            tracing::info!(%domain, %feature, to = %c.host, %id, mode = mode.as_str(),
+                "the move is not made by itself");
+            return;
+        }
         // A slow guest or disk holds up this feature's move only.
         let (daemon, domain, feature) = (Arc::clone(self), domain.to_owned(), feature.clone());
         tokio::spawn(async move {
             let begun = daemon.begin_move(&domain, &feature, &c.host, &c.domain, what);
-            if let Err(e) = begun.await {
-                tracing::warn!(%domain, %feature, error = %e,
-                    "decided, but the move did not begin");
+            match begun.await {
+                Ok(job) => {
+                    daemon
+                        .change_decision(&id, |r| r.move_id = Some(job.id))
+                        .await;
+                }
+                Err(e) => {
+                    tracing::warn!(%domain, %feature, error = %e,
+                        "decided, but the move did not begin");
+                }
             }
         });
     }
@@ -411,36 +345,14 @@ impl Daemon {
                 let idle = f.moving.is_none() && f.record.enabled;
                 if idle && now - f.decided_ms >= DECIDE_AGAIN_MS {
                     f.decided_ms = now;
-                    due.push((domain.clone(), name.clone(), breach));
+                    let priority = f.record.spec.rules().priority;
+                    due.push((priority, (domain.clone(), name.clone(), breach)));
                 }
             }
         }
-        due
-    }
-
-    async fn fetch_rows(&self, seen: &mut BTreeMap<String, u64>) {
-        let Some(peers) = self.peers() else { return };
-        for host in peers.names() {
-            let after = seen.get(&host).copied().unwrap_or(0);
-            let Ok(text) = peers.rows(&host, after, ROWS).await else {
-                continue;
-            };
-            let batch: crate::affinity::Batch = match serde_json::from_str(&text) {
-                Ok(b) => b,
-                Err(e) => {
-                    tracing::warn!(%host, error = %e, "a peer's affinity rows are not readable");
-                    continue;
-                }
-            };
-            let newest = batch.rows.iter().map(|r| r.at_ms).max();
-            match lock(&self.affinity).merge(batch, clock::now_ms()) {
-                Ok(n) => tracing::debug!(%host, rows = n, "affinity rows of a peer"),
-                Err(e) => tracing::warn!(%host, error = %e, "a peer's affinity rows are refused"),
-            }
-            if let Some(at) = newest.and_then(|at| u64::try_from(at).ok()) {
-                seen.insert(host, at);
-            }
-        }
+        // Of one priority, by name as they are.
+        due.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
+        due.into_iter().map(|(_, d)| d).collect()
     }
 }
 
@@ -453,35 +365,6 @@ pub(super) async fn breaches(daemon: Arc<Daemon>) {
         for (domain, feature, breach) in daemon.due() {
             daemon.decide(&domain, &feature, breach);
         }
-    }
-}
-
-/// Trains the model off the main path, within its time budget, on rows of all hosts.
-pub(super) async fn training(daemon: Arc<Daemon>) {
-    let mut seen = BTreeMap::new();
-    loop {
-        let every = Duration::from_secs(daemon.config.model.train_every_s.max(1));
-        tokio::time::sleep(every).await;
-        let budget = Duration::from_secs_f64(daemon.config.model.budget_s.max(0.1));
-        daemon.fetch_rows(&mut seen).await;
-        let snapshot = lock(&daemon.affinity).snapshot();
-        let now_ms = clock::now_ms();
-        let trained = tokio::task::spawn_blocking(move || {
-            let until = Instant::now() + budget;
-            snapshot.train(now_ms, &mut || Instant::now() < until)
-        })
-        .await;
-        match trained {
-            Ok(Ok(trained)) => {
-                let error = trained.error;
-                let won = lock(&daemon.affinity).adopt(trained);
-                tracing::info!(won, error, info = ?daemon.model_info(), "affinity model trained");
-            }
-            Ok(Err(e)) => tracing::debug!(error = %e, "affinity model not trained"),
-            Err(e) => tracing::error!(error = %e, "training ended abnormally"),
-        }
-        let daemon = Arc::clone(&daemon);
-        let _ = tokio::task::spawn_blocking(move || save_affinity(&daemon)).await;
     }
 }
 

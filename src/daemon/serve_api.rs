@@ -8,7 +8,7 @@ use crate::api::{
     Api, ApiError, ApiEvent, Changed, Destination, FeatureForecast, FeatureRow, HistoryPage,
     HistoryPoint, HistoryQuery, Job, Plan, Reloaded, Result,
 };
-use crate::decision::Cause;
+use crate::decision::{Cause, Cell, DecisionRecord, DecisionRow, DrainStatus, Replay, ScoreReport};
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
 use crate::guest::{GuestError, install, remove};
 use crate::history::Query;
@@ -349,6 +349,38 @@ impl Api for Service {
     async fn plan(&self, domain: &str, feature: &FeatureName) -> Result<Plan> {
         let breach = self.0.breach_of(domain, feature);
         self.0.plan_for(domain, feature, Cause::Preview { breach })
+    }
+
+    async fn score(&self, domain: &str, feature: &FeatureName) -> Result<ScoreReport> {
+        self.0.scores(domain, feature)
+    }
+
+    async fn matrix(&self, feature: Option<&FeatureName>) -> Result<Vec<Cell>> {
+        Ok(self.0.compatibility(feature))
+    }
+
+    async fn decisions(&self) -> Vec<DecisionRow> {
+        self.0.audit.rows()
+    }
+
+    async fn decision(&self, id: &str) -> Result<DecisionRecord> {
+        self.0.decision(id).await
+    }
+
+    async fn replay(&self, id: &str) -> Result<Replay> {
+        self.0.replay(id).await
+    }
+
+    async fn approve(&self, id: &str) -> Result<Job> {
+        self.0.approve(id).await
+    }
+
+    async fn set_drain(&self, on: bool) -> Result<DrainStatus> {
+        self.0.set_drain(on).await
+    }
+
+    async fn drain_status(&self) -> DrainStatus {
+        self.0.drain_status()
     }
 
     async fn migrate(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Job> {

@@ -16,7 +16,7 @@ use crate::usage::Usage;
 use crate::wire::guest::valid_move_id;
 use crate::wire::peer::{Offer, PROTOCOL, TargetStatus, Verdict};
 
-use super::{Daemon, lock};
+use super::Daemon;
 
 /// Rows that one answer carries at most.
 const MAX_ROWS: usize = 1_000;
@@ -271,10 +271,8 @@ impl PeerService for Service {
             .map_err(|e| failed(e.to_string()))
     }
 
-    async fn rows(&self, _from: &str, after: u64, limit: u32) -> String {
-        let limit = (limit as usize).min(MAX_ROWS);
-        let affinity = lock(&self.0.affinity);
-        super::placement::rows_after(&affinity, self.0.name(), after, limit)
+    async fn rows(&self, from: &str, after: u64, limit: u32) -> String {
+        self.0.rows_for(from, after, (limit as usize).min(MAX_ROWS))
     }
 
     async fn bulk(&self, from: &str, id: &str, incoming: BulkReceiver) {

@@ -118,6 +118,31 @@ pub trait Manager {
     fn peer_changed(&self, host: &str, what: &str) -> zbus::Result<()>;
 }
 
+/// `org.drover1.Decisions`. Texts are JSON of the types in [`crate::decision`].
+#[zbus::proxy(
+    interface = "org.drover1.Decisions",
+    default_service = "org.drover1",
+    default_path = "/org/drover1"
+)]
+pub trait Decisions {
+    /// JSON [`crate::decision::ScoreReport`].
+    fn score(&self, domain: &str, feature: &str) -> zbus::Result<String>;
+    /// JSON list of [`crate::decision::Cell`]; without a feature those of this host.
+    fn matrix(&self, feature: &str) -> zbus::Result<String>;
+    /// JSON list of [`crate::decision::DecisionRow`], newest first.
+    fn list(&self) -> zbus::Result<String>;
+    /// JSON [`crate::decision::DecisionRecord`].
+    fn show(&self, id: &str) -> zbus::Result<String>;
+    /// JSON [`crate::decision::Replay`].
+    fn replay(&self, id: &str) -> zbus::Result<String>;
+    /// Begins the proposed move; its object path.
+    fn approve(&self, id: &str) -> zbus::Result<OwnedObjectPath>;
+    /// Begins or ends to empty this host; JSON [`crate::decision::DrainStatus`].
+    fn drain(&self, on: bool) -> zbus::Result<String>;
+    /// JSON [`crate::decision::DrainStatus`].
+    fn drain_status(&self) -> zbus::Result<String>;
+}
+
 /// `org.drover1.Move`.
 #[zbus::proxy(interface = "org.drover1.Move", default_service = "org.drover1")]
 pub trait Move {

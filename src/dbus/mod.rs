@@ -16,6 +16,7 @@
 
 pub mod access;
 pub mod client;
+mod decisions;
 pub mod error;
 mod manager;
 mod moves;
@@ -39,6 +40,8 @@ pub const NAME: &str = "org.drover1";
 pub const PATH: &str = "/org/drover1";
 /// Interface of the manager's object.
 pub const MANAGER: &str = "org.drover1.Manager";
+/// Interface of decisions, on the manager's object.
+pub const DECISIONS: &str = "org.drover1.Decisions";
 /// Interface of a move's object.
 pub const MOVE: &str = "org.drover1.Move";
 
@@ -123,6 +126,15 @@ pub async fn serve_with(
     let server = connection.object_server();
     server
         .at(PATH, ObjectManager)
+        .await
+        .map_err(DbusError::Objects)?;
+    let decisions = decisions::Decisions {
+        api: Arc::clone(&api),
+        access: access.clone(),
+        moves: Arc::clone(&moves),
+    };
+    server
+        .at(PATH, decisions)
         .await
         .map_err(DbusError::Objects)?;
     let manager = manager::Manager::new(

@@ -89,7 +89,7 @@ fn enabled(h: &HostState) -> impl Iterator<Item = &FeatureState> {
 
 /// Share of the features that it wants to be near that are on a host; `None` when it names none.
 pub(super) fn near(s: &Source<'_>, h: &HostState) -> Option<f64> {
-    let near = &s.feature.spec.placement.near;
+    let near = &s.feature.spec.rules().near;
     if near.is_empty() {
         return None;
     }
@@ -99,7 +99,7 @@ pub(super) fn near(s: &Source<'_>, h: &HostState) -> Option<f64> {
 
 /// What the definition says against a host.
 fn rules(s: &Source<'_>, h: &HostState, out: &mut Vec<Refusal>) {
-    let (name, rules) = (&s.feature.spec.name, &s.feature.spec.placement);
+    let (name, rules) = (&s.feature.spec.name, s.feature.spec.rules());
     if !rules.pin.is_empty() && !rules.pin.contains(&h.name) {
         out.push(Refusal::Pinned(rules.pin.join(", ")));
     }
@@ -117,8 +117,10 @@ fn rules(s: &Source<'_>, h: &HostState, out: &mut Vec<Refusal>) {
         }
     }
     let clash = enabled(h).find(|f| {
-        f.spec.name != *name
-            && (rules.apart.contains(&f.spec.name) || f.spec.placement.apart.contains(name))
+        let theirs = f.spec.placement.as_ref();
+        let apart =
+            rules.apart.contains(&f.spec.name) || theirs.is_some_and(|r| r.apart.contains(name));
+        apart && f.spec.name != *name
     });
     out.extend(clash.map(|f| Refusal::Apart(f.spec.name.to_string())));
 }

@@ -194,7 +194,7 @@ impl Work<'_> {
         let f = self
             .at(w.host)
             .and_then(|n| self.hosts[n].feature(w.ask.domain, w.ask.feature));
-        f.map_or(0, |f| f.spec.placement.priority)
+        f.map_or(0, |f| f.spec.rules().priority)
     }
 
     fn balance(&self, me: usize, d: &Demand) -> Balance {

@@ -15,6 +15,7 @@ mod matrix;
 mod plan;
 mod record;
 mod refusal;
+mod shown;
 mod simulate;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ pub use matrix::{Cell, matrix};
 pub use plan::{decide, decide_by};
 pub use record::{Inputs, Replay};
 pub use refusal::Refusal;
+pub use shown::{Answer, DecisionRecord, DecisionRow, DrainStatus, HostScore, Left, ScoreReport};
 pub use simulate::GUEST_CPU_TOLERANCE;
 
 use crate::api::{Destination, ModelInfo};

@@ -15,6 +15,9 @@ use super::{Ask, BreachCause, ByFn, Cause, Policy, Scorer, View};
 /// Candidates whose score is taken apart for the reader; the rest shows only what it is made of.
 const EXPLAINED: usize = 20;
 
+/// Guests that are scored, over all hosts: of hosts with many, the least pressed.
+const SCORED: usize = 2_000;
+
 /// A target that is open to the feature, and what the choice needs.
 pub(super) struct Open<'a> {
     pub host: &'a HostState,
@@ -41,6 +44,8 @@ pub(super) struct Context<'a> {
     pub cost: Cost,
     pub outcome: Option<&'a MoveOutcome>,
     scorer: &'a dyn Scorer,
+    /// Guests of one host that are scored.
+    guests: usize,
 }
 
 /// Decides. `affinity` scores a host and guest for the feature: for the guest that it is in it
@@ -179,7 +184,9 @@ impl<'a> Context<'a> {
             h.name == *me || view.now_ms.saturating_sub(h.at_ms) <= view.stale_after_ms
         });
         let balance = Balance::of(fresh, me, &demand);
-        Self::with(view, policy, ask, source, balance, outcome, scorer)
+        let mut context = Self::with(view, policy, ask, source, balance, outcome, scorer);
+        context.guests = (SCORED / hosts.len().max(1)).max(1);
+        context
     }
 
     /// The same with a balance that is known already.
@@ -215,6 +222,7 @@ impl<'a> Context<'a> {
             outcome,
             scorer,
             source,
+            guests: 2,
         }
     }
 
@@ -258,7 +266,7 @@ impl<'a> Context<'a> {
             return Err(("", host));
         }
         host.extend_from_slice(of_feature);
-        let mut open = Vec::new();
+        let mut open: Vec<(f64, &InstanceState, bool)> = Vec::new();
         let mut nearest: Option<(Vec<Refusal>, &str)> = None;
         for i in &h.instances {
             let mut why = eligible::of_guest(&self.source, i, self.asked);
@@ -269,19 +277,7 @@ impl<'a> Context<'a> {
             }
             why.extend(capacity.memory);
             if host.is_empty() && why.is_empty() {
-                let there = simulate::after(h, i, &self.source.feature.spec.name, &self.demand);
-                open.push(Open {
-                    host: h,
-                    instance: i,
-                    score: 0.0,
-                    affinity: 0.0,
-                    balance: 0.0,
-                    near: None,
-                    relieves: self
-                        .breach
-                        .is_none_or(|b| simulate::relieves(b.resource, &self.here, &there)),
-                    cpu_short,
-                });
+                open.push((simulate::guest_pressure(i, &self.demand), i, cpu_short));
             } else if open.is_empty()
                 && nearest.as_ref().is_none_or(|(n, d)| {
                     why.len() < n.len() || (why.len() == n.len() && i.domain.as_str() < *d)
@@ -294,10 +290,33 @@ impl<'a> Context<'a> {
             let (why, domain) = nearest.unwrap_or_default();
             host.extend(why);
             host.dedup();
-            Err((domain, host))
-        } else {
-            Ok(open)
+            return Err((domain, host));
         }
+        if open.len() > self.guests {
+            open.sort_by(|a, b| {
+                a.0.total_cmp(&b.0)
+                    .then_with(|| a.1.domain.cmp(&b.1.domain))
+            });
+            open.truncate(self.guests);
+        }
+        let target = |(_, instance, cpu_short): (f64, &'a InstanceState, bool)| {
+            let feature = &self.source.feature.spec.name;
+            let relieves = self.breach.is_none_or(|b| {
+                let there = simulate::after(h, instance, feature, &self.demand);
+                simulate::relieves(b.resource, &self.here, &there)
+            });
+            Open {
+                host: h,
+                instance,
+                score: 0.0,
+                affinity: 0.0,
+                balance: 0.0,
+                near: None,
+                relieves,
+                cpu_short,
+            }
+        };
+        Ok(open.into_iter().map(target).collect())
     }
 
     /// Scores targets (those of a host in a row) and keeps the best of each host, best first.
@@ -429,7 +448,7 @@ impl<'a> Context<'a> {
 
     /// The more careful of the host's mode and the feature's.
     pub(super) fn mode(&self) -> Mode {
-        let own = self.source.feature.spec.placement.mode;
+        let own = self.source.feature.spec.rules().mode;
         own.unwrap_or_default().max(self.policy.mode)
     }
 

@@ -229,7 +229,10 @@ fn a_crowd() -> impl Strategy<Value = (View, Demand)> {
             g.features = (0..n)
                 .map(|f| {
                     let mut f = feature(&format!("f{at}-{f}"), &format!("10.0.{at}.{}/8", f + 1));
-                    f.spec.placement.priority = i32::try_from(f.spec.name.as_str().len()).unwrap();
+                    f.spec.placement = Some(Box::new(crate::rules::Rules {
+                        priority: i32::try_from(f.spec.name.as_str().len()).unwrap(),
+                        ..crate::rules::Rules::default()
+                    }));
                     f
                 })
                 .collect();

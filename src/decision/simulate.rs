@@ -40,6 +40,15 @@ pub(super) fn guest_room(i: &InstanceState, reserve: f64) -> Room {
     }
 }
 
+/// How full a guest is with the feature, by its scarcest resource.
+pub(super) fn guest_pressure(i: &InstanceState, need: &Demand) -> f64 {
+    let cpu = (i.cpus_used + i.reserved_cpus + need.cpus) / i.vcpus;
+    let memory = i.memory_available_mib.map_or(0.0, |m| {
+        1.0 - (m - i.reserved_memory_mib - need.memory_mib) / i.memory_mib
+    });
+    cpu.max(memory)
+}
+
 /// How crowded a resource is for a feature, as a fraction of capacity.
 fn pressure(resource: Resource, after: &After) -> f64 {
     match resource {

@@ -454,7 +454,7 @@ fn rules_of_the_definition() {
         let mut v = view();
         let mut rules = Rules::default();
         change(&mut rules, &mut v);
-        *v.hosts[0].instances[0].features[0].spec.placement = rules;
+        v.hosts[0].instances[0].features[0].spec.placement = Some(Box::new(rules));
         plan(&v, breach(Resource::Cpu))
     };
     let p = with(&|r, _| r.pin = vec!["c".into()]);
@@ -483,7 +483,10 @@ fn rules_of_the_definition() {
     // It holds for both, whoever says so.
     let p = with(&|_, v| {
         put(v, 1, "db");
-        v.hosts[1].instances[0].features[0].spec.placement.apart = vec![name("cache")];
+        v.hosts[1].instances[0].features[0].spec.placement = Some(Box::new(Rules {
+            apart: vec![name("cache")],
+            ..Rules::default()
+        }));
     });
     assert_eq!(chosen(&p), "c");
     // Nearness is a wish: it tips the scales towards the busier host.
@@ -512,7 +515,10 @@ fn the_more_careful_mode_holds() {
     let mut v = view();
     let p = plan(&v, breach(Resource::Cpu));
     assert_eq!(p.mode, Mode::Act);
-    v.hosts[0].instances[0].features[0].spec.placement.mode = Some(Mode::Advise);
+    v.hosts[0].instances[0].features[0].spec.placement = Some(Box::new(crate::rules::Rules {
+        mode: Some(Mode::Advise),
+        ..crate::rules::Rules::default()
+    }));
     assert_eq!(plan(&v, breach(Resource::Cpu)).mode, Mode::Advise);
     let policy = Policy {
         mode: Mode::Shadow,

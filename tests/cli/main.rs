@@ -5,6 +5,7 @@
 mod config;
 #[path = "../dbus_support/mod.rs"]
 mod dbus_support;
+mod decisions;
 mod features;
 mod interactive;
 mod moves;

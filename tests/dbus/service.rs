@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use drover::api::{ApiEvent, Plan};
 use drover::dbus::objects::{FEATURE, HOST, INSTANCE};
-use drover::dbus::{DbusError, MANAGER, MOVE, NAME, PATH, serve};
+use drover::dbus::{DECISIONS, DbusError, MANAGER, MOVE, NAME, PATH, serve};
 use futures_util::StreamExt;
 use zbus::fdo::{DBusProxy, IntrospectableProxy};
 
@@ -108,6 +108,7 @@ async fn introspection_is_the_contract() {
     let file = include_str!("../../packaging/dbus/org.drover1.xml");
     let all = [
         (PATH, MANAGER),
+        (PATH, DECISIONS),
         ("/org/drover1/host/alpha", HOST),
         ("/org/drover1/instance/web", INSTANCE),
         ("/org/drover1/feature/web/cache", FEATURE),

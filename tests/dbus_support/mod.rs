@@ -12,11 +12,16 @@ use drover::api::{
     JobResult, ModelInfo, Plan, Reloaded, Result, RoundRow, SeriesForecast,
 };
 use drover::dbus::{Access, Service, serve_with};
+use drover::decision::{
+    Answer, Ask, ByFn, Cause, Cell, DecisionRecord, DecisionRow, Demand, DrainStatus, Effect,
+    HostScore, Inputs, Left, Policy, Replay, Score, ScoreReport, View,
+};
 use drover::feature::{FeatureName, FeatureSpec, Threshold};
 use drover::host::{
     FeatureState, FeatureStatus, HelperState, HostCapabilities, HostLoad, HostState, InstanceState,
     StorageKind,
 };
+use drover::rules::Mode;
 use drover::usage::Usage;
 use tokio::sync::broadcast;
 
@@ -87,6 +92,7 @@ pub struct Fake {
     pub events: broadcast::Sender<ApiEvent>,
     pub features: Mutex<Vec<FeatureRow>>,
     pub jobs: Mutex<VecDeque<Job>>,
+    pub draining: Mutex<bool>,
 }
 
 pub fn name(s: &str) -> FeatureName {
@@ -156,6 +162,43 @@ pub fn plan(feature: &str) -> Plan {
             ..ModelInfo::default()
         },
         ..Plan::new("web", name(feature), "alpha")
+    }
+}
+
+/// A recorded decision that proposes a move.
+pub fn decision() -> DecisionRecord {
+    let view = View {
+        me: "alpha".into(),
+        now_ms: 1_760_000_000_000,
+        hosts: vec![HostState::new("alpha")],
+        stale_after_ms: 1,
+        groups: [("beta".to_owned(), vec![])].into(),
+        model: ModelInfo::default(),
+    };
+    let feature = name("cache");
+    let ask = Ask::new("web", &feature, Cause::Drain, Demand::default());
+    let none = |_: &HostState, _: &InstanceState| Score::default();
+    let (mut plan, inputs) = Inputs::record(view, Policy::default(), &ask, &ByFn(&none));
+    plan.id = "0a1b2c3d4e5f".into();
+    DecisionRecord {
+        row: DecisionRow {
+            id: plan.id.clone(),
+            at_ms: 1_760_000_000_000,
+            domain: "web".into(),
+            feature: feature.clone(),
+            outcome: "move".into(),
+            reason: "cpu is 93 %".into(),
+            mode: Mode::Advise,
+            to: Some(("beta".into(), "web2".into())),
+            answer: Answer::Proposed,
+            move_id: None,
+            for_breach: true,
+            resource: None,
+            effect: Effect::default(),
+            judged_ms: 0,
+        },
+        plan,
+        inputs,
     }
 }
 
@@ -252,6 +295,7 @@ impl Fake {
                     .to_vec(),
             ),
             jobs: Mutex::default(),
+            draining: Mutex::default(),
         })
     }
 
@@ -418,6 +462,97 @@ impl Api for Fake {
     async fn plan(&self, domain: &str, feature: &FeatureName) -> Result<Plan> {
         self.find(domain, feature)?;
         Ok(plan(feature.as_str()))
+    }
+
+    async fn score(&self, domain: &str, feature: &FeatureName) -> Result<ScoreReport> {
+        self.find(domain, feature)?;
+        Ok(ScoreReport {
+            domain: domain.into(),
+            feature: feature.clone(),
+            host: "alpha".into(),
+            demand: Demand::default(),
+            model: plan("cache").model,
+            age_s: None,
+            rows: vec![("alpha".into(), 12)],
+            hosts: vec![HostScore {
+                host: "beta".into(),
+                domain: "web2".into(),
+                here: false,
+                score: Score {
+                    value: 0.81,
+                    parts: vec![("headroom".into(), 0.81)],
+                    explain: vec![],
+                },
+            }],
+        })
+    }
+
+    async fn matrix(&self, feature: Option<&FeatureName>) -> Result<Vec<Cell>> {
+        let all = ["cache", "broken"].map(|f| Cell {
+            feature: name(f),
+            from: ("alpha".into(), "web".into()),
+            host: "beta".into(),
+            domain: "web2".into(),
+            refusals: match f {
+                "broken" => vec!["guest web2 has no criu; install it there".into()],
+                _ => vec![],
+            },
+        });
+        let mut all = all.to_vec();
+        all.retain(|c| feature.is_none_or(|f| *f == c.feature));
+        Ok(all)
+    }
+
+    async fn decisions(&self) -> Vec<DecisionRow> {
+        vec![decision().row]
+    }
+
+    async fn decision(&self, id: &str) -> Result<DecisionRecord> {
+        let d = decision();
+        if d.row.id.starts_with(id) {
+            Ok(d)
+        } else {
+            Err(ApiError::NotFound(format!("no decision '{id}'")))
+        }
+    }
+
+    async fn replay(&self, id: &str) -> Result<Replay> {
+        let d = self.decision(id).await?;
+        Ok(d.inputs.replay(&d.plan))
+    }
+
+    async fn approve(&self, id: &str) -> Result<Job> {
+        let d = self.decision(id).await?;
+        self.log(format!("approve {}", d.row.id));
+        let (host, domain) = d.row.to.unwrap();
+        let to = Destination {
+            host: Some(host),
+            domain: Some(domain),
+        };
+        self.migrate(&d.row.domain, &d.row.feature, to).await
+    }
+
+    async fn set_drain(&self, on: bool) -> Result<DrainStatus> {
+        self.log(format!("drain {on}"));
+        *self.draining.lock().unwrap() = on;
+        Ok(self.drain_status().await)
+    }
+
+    async fn drain_status(&self) -> DrainStatus {
+        let draining = *self.draining.lock().unwrap();
+        let left = Left {
+            domain: "web".into(),
+            feature: name("same"),
+            reason: "the feature is pinned to alpha (placement.pin)".into(),
+            tried: true,
+        };
+        DrainStatus {
+            host: "alpha".into(),
+            draining,
+            since_ms: 1_760_000_000_000,
+            left: if draining { vec![left] } else { vec![] },
+            ..DrainStatus::default()
+        }
     }
 
     async fn migrate(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Job> {

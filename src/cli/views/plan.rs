@@ -7,6 +7,7 @@ use super::super::table::{Cell, Table};
 use super::super::time::utc;
 use super::NONE;
 use crate::api::{ModelInfo, Plan};
+use crate::rules::Mode;
 
 /// The candidates, the outcome in a sentence, and the model behind the scores.
 pub fn plan(out: &mut dyn Write, p: &Plan, screen: &Screen) -> io::Result<()> {
@@ -33,12 +34,16 @@ pub fn plan(out: &mut dyn Write, p: &Plan, screen: &Screen) -> io::Result<()> {
     t.write(out, screen)?;
     writeln!(out)?;
     let what = format!("'{}/{}' on {}", p.domain, p.feature, p.host);
-    let outcome = match p.outcome.as_str() {
-        "move" => "would move",
-        "no_breach" => "stays: no threshold is breached",
-        "no_beneficial_move" => "stays: no host would serve it better",
-        "no_eligible_host" => "stays: no host may take it",
-        other => other,
+    let outcome = match (p.outcome.as_str(), p.mode) {
+        ("move", Mode::Act) => "would move",
+        ("move", Mode::Advise) => "would be proposed to move",
+        ("move", Mode::Shadow) => "would move, were it not only watched (mode shadow)",
+        (other, _) => match other {
+            "no_breach" => "stays: no threshold is breached",
+            "no_beneficial_move" => "stays: no host would serve it better",
+            "no_eligible_host" => "stays: no host may take it",
+            other => other,
+        },
     };
     let line = format!(
         "{what} {outcome} (staying scores {:.2}): {}",
@@ -49,7 +54,7 @@ pub fn plan(out: &mut dyn Write, p: &Plan, screen: &Screen) -> io::Result<()> {
 }
 
 /// The model in a line.
-fn model(m: &ModelInfo) -> String {
+pub(super) fn model(m: &ModelInfo) -> String {
     let kind = match m.kind.as_str() {
         "headroom" => "Model: none yet, affinity is the analytic headroom score".to_owned(),
         "blend" => format!("Model: blended with headroom, weight {:.2}", m.weight),

@@ -1,16 +1,9 @@
-//! How long a decision over 1,000 hosts takes, with the headroom score and with a trained model,
-//! and how long a training takes.
-#![allow(missing_docs, clippy::unwrap_used)]
+//! A cluster and rows for measuring, made up but the same each time.
 
-use std::hint::black_box;
-
-use criterion::{Criterion, criterion_group, criterion_main};
-use drover::affinity::{
-    Affinity, Batch, Row, SCHEMA_HASH, ScoreInput, Settings, UsageWindow, WIDTH,
-};
+use drover::affinity::{Affinity, Batch, COLUMNS, Row, SCHEMA_HASH, Settings, WIDTH};
 use drover::api::ModelInfo;
-use drover::decision::{Ask, BreachCause, Cause, Demand, Policy, View, decide};
-use drover::feature::{FeatureName, FeatureSpec, Managed, Resource, Workload};
+use drover::decision::View;
+use drover::feature::{FeatureSpec, Managed, Workload};
 use drover::host::{
     FeatureState, FeatureStatus, GuestCapabilities, HostCapabilities, HostLoad, HostState,
     InstanceState, StorageKind,
@@ -31,7 +24,7 @@ fn feature(name: &str, address: &str) -> FeatureState {
 }
 
 /// `n` hosts of 64 CPUs, with 10 guests of 2 features each.
-fn view(n: usize) -> View {
+pub fn view(n: usize) -> View {
     let hosts: Vec<HostState> = (0..n)
         .map(|h| HostState {
             capabilities: HostCapabilities {
@@ -87,7 +80,7 @@ fn view(n: usize) -> View {
     }
 }
 
-fn rows(n: i64) -> Vec<Row> {
+pub fn rows(n: i64) -> Vec<Row> {
     let mut state = 7u64;
     let mut unit = move || {
         state = state
@@ -99,7 +92,10 @@ fn rows(n: i64) -> Vec<Row> {
         .map(|at_ms| {
             let mut x = [0.0; WIDTH];
             x.fill_with(&mut unit);
-            let y = (0.9 - 0.5 * x[27] * x[28] - 0.2 * x[14] + 0.05 * unit()).clamp(0.0, 1.0);
+            let at = |name: &str| COLUMNS.iter().position(|c| *c == name).unwrap();
+            let (stall, cpu) = (x[at("host_stall")], x[at("host_cpu_after")]);
+            let guest = x[at("guest_cpu_after")];
+            let y = (0.9 - 0.5 * stall * cpu - 0.2 * guest + 0.05 * unit()).clamp(0.0, 1.0);
             Row {
                 at_ms,
                 host: "h".into(),
@@ -112,7 +108,7 @@ fn rows(n: i64) -> Vec<Row> {
         .collect()
 }
 
-fn affinity(n: i64) -> Affinity {
+pub fn affinity(n: i64) -> Affinity {
     let mut a = Affinity::new(Settings::default());
     let batch = Batch {
         schema: SCHEMA_HASH,
@@ -121,50 +117,3 @@ fn affinity(n: i64) -> Affinity {
     a.merge(batch, n).unwrap();
     a
 }
-
-fn bench(c: &mut Criterion) {
-    let view = view(1000);
-    let name: FeatureName = "f0-0-0".parse().unwrap();
-    let demand = Demand {
-        cpus: 0.8,
-        memory_mib: 200.0,
-        net_bps: 1e6,
-        disk_bps: 1e6,
-    };
-    let window = UsageWindow::default();
-    let cause = Cause::Breach(BreachCause {
-        resource: Resource::Cpu,
-        text: "cpu is 93.0 %, limit 'cpu > 80 % for 10 s'".into(),
-    });
-    let ask = Ask::new("guest0", &name, cause, demand);
-    let headroom = affinity(0);
-    let mut trained = affinity(2500);
-    assert!(trained.train(1, &mut || true).unwrap());
-    for (label, a) in [("headroom", &headroom), ("gbdt", &trained)] {
-        let score = |host: &HostState, instance: &InstanceState| {
-            a.score(&ScoreInput {
-                host,
-                instance,
-                feature: &name,
-                window: &window,
-                demand,
-            })
-        };
-        assert_eq!(
-            decide(&view, &Policy::default(), &ask, &score).outcome,
-            "move"
-        );
-        c.bench_function(&format!("decide/1000 hosts, 10000 guests/{label}"), |b| {
-            b.iter(|| decide(black_box(&view), &Policy::default(), &ask, &score));
-        });
-    }
-    let mut group = c.benchmark_group("train");
-    group.sample_size(10);
-    let snapshot = affinity(20_000).snapshot();
-    group.bench_function("20000 rows", |b| {
-        b.iter(|| snapshot.train(1, &mut || true).unwrap());
-    });
-}
-
-criterion_group!(benches, bench);
-criterion_main!(benches);
