@@ -363,7 +363,7 @@ pub(super) async fn breaches(daemon: Arc<Daemon>) {
     loop {
         tick.tick().await;
         for (domain, feature, breach) in daemon.due() {
-            daemon.decide(&domain, &feature, breach);
+            daemon.decide(&domain, &feature, breach).await;
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::usage::Usage;
 use crate::wire::guest::valid_move_id;
 use crate::wire::peer::{Offer, PROTOCOL, TargetStatus, Verdict};
 
-use super::Daemon;
+use super::{Daemon, lock};
 
 /// Rows that one answer carries at most.
 const MAX_ROWS: usize = 1_000;
