@@ -49,6 +49,7 @@ async fn every_call_arrives_with_its_sender_and_is_answered() {
         [
             format!("offer host-a {MOVE} cache"),
             format!("await_round host-a {MOVE} 1"),
+            format!("grant_freeze host-a {MOVE}"),
             format!("restore host-a {MOVE} 2"),
             format!("resume host-a {MOVE}"),
             format!("discard host-a {MOVE} a reason"),
