@@ -302,6 +302,8 @@ impl Daemon {
                 what: "left".into(),
             });
         }
+        // Before anybody hears of the end: the next decision may be made elsewhere at once.
+        self.tell_peers();
         self.emit(ApiEvent::Move { job: job.clone() });
         self.after_move(job);
         lock(&self.outgoing).remove(&record.id);
@@ -400,6 +402,7 @@ impl Daemon {
             feature: record.spec.name.clone(),
             what: "arrived".into(),
         });
+        self.tell_peers();
         self.settle(&record.id);
         let domain = record.domain.clone();
         self.define(&domain).await;

@@ -135,6 +135,13 @@ impl HostRuntime {
 }
 
 impl Daemon {
+    /// Tells the peers at once how things are here, instead of when they ask next.
+    pub(super) fn tell_peers(&self) {
+        if let Some(peers) = self.peers() {
+            peers.announce(&self.host_state_now());
+        }
+    }
+
     /// This host as peers see it now.
     pub(super) fn host_state_now(&self) -> HostState {
         let instances = lock(&self.instances)

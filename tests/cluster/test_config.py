@@ -32,9 +32,9 @@ class Configuration(unittest.TestCase):
         write(CONFIG, self.before)
         CLUSTER.exec("h3", "rm", "-f", f"{FILES}/filed.toml")
         CLUSTER.drover("h3", "reload")
-        if CLUSTER.hosts_of("filed"):
-            CLUSTER.drover("h3", "disable", "g3", "filed")
-            CLUSTER.drover("h3", "undefine", "g3", "filed")
+        for host, domain, _ in CLUSTER.hosts_of("filed"):
+            CLUSTER.drover(host, "disable", domain, "filed")
+            CLUSTER.drover(host, "undefine", domain, "filed")
 
     def refused(self, code, *words):
         got, out, err = CLUSTER.drover("h3", "reload", check=False)

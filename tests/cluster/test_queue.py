@@ -7,6 +7,7 @@ from shared import CLUSTER, Daemon, FeatureCase
 class Queue(FeatureCase):
     def test_second_waits_and_is_cancelled(self):
         # One move at a time is allowed here.
+        before = {j["id"] for j in CLUSTER.drover_json("h1", "jobs")}
         self.fill(60_000)
         counter = self.client()
         CLUSTER.define("h1", "g1", redis("second", "10.88.0.221", automatic=False))
@@ -20,7 +21,7 @@ class Queue(FeatureCase):
         CLUSTER.drover("h1", "jobabort", "g1", "second")
         def ended(feature):
             return next((j for j in CLUSTER.drover_json("h1", "jobs")
-                         if j["feature"] == feature and j["result"]), None)
+                         if j["feature"] == feature and j["result"] and j["id"] not in before), None)
         second = wait_until(lambda: ended("second"), 20, "the queued move ends")
         self.assertEqual((second["result"], second["rounds"]), ("canceled", 0), second)
         first = wait_until(lambda: ended(self.FEATURE), 120, "the first move ends")
