@@ -74,7 +74,7 @@ class Forecast(unittest.TestCase):
         there, guest = job["to_host"], GUESTS[job["to_host"]]
 
         def above():
-            points = CLUSTER.drover_json(there, "history", guest, self.FEATURE, "--limit", "3",
+            points = CLUSTER.drover_json(there, "history", guest, self.FEATURE, "--since", "8s",
                                          "--resource", "cpu")
             return points and min(p["cpu"] or 0 for p in points) > self.LIMIT
         begun = time.monotonic()
