@@ -137,6 +137,11 @@ def follow(hosts, name):
                 else:
                     plain.append(line)
             said[host] = hosts.shell(host, "\n".join(plain))
+        if "systemctl enable" in script:
+            # A reader takes longer than a program: peers dial every few seconds.
+            for host in HOSTS:
+                wait_until(lambda h=host: len(json.loads(hosts.shell(
+                    h, "drover --format json hosts"))) == 3, 60, f"{host} sees its peers")
         if "pki.sh host pki" in script:
             # "Copy pki/h2 and pki/h3 to the host they are for."
             for host in HOSTS[1:]:
