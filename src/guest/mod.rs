@@ -291,7 +291,6 @@ fn call_name(call: &Call) -> &'static str {
         Call::PreDump { .. } => "pre-dump",
         Call::Throttle { .. } => "throttle",
         Call::Freeze { .. } => "freeze",
-        Call::SyncState { .. } => "sync state",
         Call::Release { .. } => "release",
         Call::Receive { .. } => "receive",
         Call::AwaitRound { .. } => "await round",

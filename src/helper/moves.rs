@@ -288,7 +288,6 @@ impl Moves {
             Call::PreDump { id, .. }
             | Call::Throttle { id, .. }
             | Call::Freeze { id, .. }
-            | Call::SyncState { id, .. }
             | Call::Release { id, .. }
             | Call::Receive { id, .. }
             | Call::AwaitRound { id, .. }
@@ -350,21 +349,6 @@ impl Moves {
                     round,
                 };
                 source.freeze(&ask, &*self.send, events).map(Reply::Round)
-            }
-            Call::SyncState {
-                id,
-                feature,
-                stream,
-                round,
-            } => {
-                let source = self.source_unless_ended(&id)?;
-                let ask = source::Ask {
-                    id: &id,
-                    feature: &feature,
-                    stream,
-                    round,
-                };
-                source.sync_state(&ask, &*self.send).map(Reply::Round)
             }
             Call::Release {
                 id,

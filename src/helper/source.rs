@@ -299,18 +299,6 @@ impl Source {
         })
     }
 
-    /// A round of state directories alone; the feature may be stopped.
-    pub fn sync_state(&self, ask: &Ask<'_>, send: &bulk::Send) -> Result<RoundStats, Failure> {
-        let mut inner = lock(&self.inner);
-        let mut record = self.record(ask)?;
-        let begin = Instant::now();
-        let sent = self.send(ask, &mut record, &mut inner.walk, send, &|_| {})?;
-        Ok(RoundStats {
-            send_ms: begin.elapsed().as_millis() as u64,
-            ..sent
-        })
-    }
-
     /// Ends the move here, see [`crate::wire::guest::Call::Release`].
     pub fn release(&self, id: &str, feature: &FeatureName, commit: bool) -> Result<(), Failure> {
         // Whoever still sends a round ends at the next piece.

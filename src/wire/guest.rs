@@ -123,18 +123,6 @@ pub enum Call {
         /// Round, one more than the last pre-copy round.
         round: u16,
     },
-    /// A round of state directories alone, of a feature that runs or was stopped: what the target
-    /// lacks of them goes out on the bulk port. Answer when all bytes are in the port: `Round`.
-    SyncState {
-        /// Move.
-        id: MoveId,
-        /// Feature.
-        feature: FeatureName,
-        /// Bulk stream.
-        stream: u32,
-        /// Round, one more than the last one.
-        round: u16,
-    },
     /// Ends the freeze. `commit`: the copy here is killed, its unit, namespace, address and
     /// images removed. Otherwise it is thawed and goes on. Idempotent; also with no freeze under
     /// way it removes all that the move left in the guest. Answer: `Done`.
