@@ -165,6 +165,20 @@ pub enum FeatureStatus {
     Unknown,
 }
 
+impl FeatureStatus {
+    /// The state in a word, as on D-Bus and in output.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Moving => "moving",
+            Self::Arriving => "arriving",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// An instance as its host tells it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct InstanceState {

@@ -63,6 +63,13 @@ pub enum Style {
 }
 
 fn terminal_width() -> Option<usize> {
+    terminal_size()
+        .map(|(_, columns)| columns)
+        .filter(|columns| *columns > 0)
+}
+
+/// Rows and columns of the terminal on standard output, if it is one; 0 where it does not say.
+pub fn terminal_size() -> Option<(usize, usize)> {
     use nix::libc::{STDOUT_FILENO, TIOCGWINSZ, ioctl, winsize};
     let mut size = winsize {
         ws_row: 0,
@@ -72,7 +79,7 @@ fn terminal_width() -> Option<usize> {
     };
     // SAFETY: TIOCGWINSZ writes one `winsize` through the pointer, which outlives the call.
     let rc = unsafe { ioctl(STDOUT_FILENO, TIOCGWINSZ, &raw mut size) };
-    (rc == 0 && size.ws_col > 0).then_some(usize::from(size.ws_col))
+    (rc == 0).then_some((usize::from(size.ws_row), usize::from(size.ws_col)))
 }
 
 /// `text` without control characters: names and reasons may come from a guest, and a terminal

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::args::{Cli, Format};
 use super::client::{Client, Result};
-use super::screen::{Screen, Style};
+use super::screen::{Screen, Style, terminal_size};
 use super::time::now_ms;
 use super::views::{self, top as view};
 use crate::api::{FeatureRow, HistoryQuery};
@@ -183,16 +183,9 @@ fn draw(
 }
 
 fn height() -> Option<usize> {
-    use nix::libc::{STDOUT_FILENO, TIOCGWINSZ, ioctl, winsize};
-    let mut size = winsize {
-        ws_row: 0,
-        ws_col: 0,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    // SAFETY: TIOCGWINSZ writes one `winsize` through the pointer, which outlives the call.
-    let rc = unsafe { ioctl(STDOUT_FILENO, TIOCGWINSZ, &raw mut size) };
-    (rc == 0 && size.ws_row > 3).then_some(usize::from(size.ws_row))
+    terminal_size()
+        .map(|(rows, _)| rows)
+        .filter(|rows| *rows > 3)
 }
 
 /// Keys as they are pressed. The thread ends with the process: reading a terminal cannot be

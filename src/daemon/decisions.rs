@@ -106,14 +106,13 @@ impl Daemon {
             ..Effect::default()
         };
         let for_breach = matches!(cause, Cause::Breach(_));
-        let by_itself = for_breach;
         let ask = q.ask(domain, feature, cause);
         let scorer = lock(&self.affinity).for_feature(feature, &q.window, q.demand);
         let (mut plan, inputs) = Inputs::record(q.view, q.policy, &ask, &scorer);
         let id = uuid::Uuid::new_v4().simple().to_string();
         id[..12].clone_into(&mut plan.id);
         // What a user or a drain asked for is done, whatever the mode.
-        if !by_itself {
+        if !for_breach {
             plan.mode = Mode::Act;
         }
         let to = plan.target().map(|c| (c.host.clone(), c.domain.clone()));

@@ -51,6 +51,16 @@ fn word(c: Changed) -> String {
     }
 }
 
+/// Refuses a span of time that ends before it begins.
+fn in_order(domain: &str, name: &FeatureName, since_ms: i64, until_ms: i64) -> Result<(), Error> {
+    if since_ms > until_ms {
+        return Err(Error::Invalid(format!(
+            "history of '{domain}/{name}': the start ({since_ms} ms) is after the end ({until_ms} ms)"
+        )));
+    }
+    Ok(())
+}
+
 fn some(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
@@ -182,11 +192,7 @@ impl Manager {
         limit: u32,
     ) -> Result<String, Error> {
         let name = FeatureName::new(feature)?;
-        if since_ms > until_ms {
-            return Err(Error::Invalid(format!(
-                "history of '{domain}/{name}': the start ({since_ms} ms) is after the end ({until_ms} ms)"
-            )));
-        }
+        in_order(domain, &name, since_ms, until_ms)?;
         let limit = limit.min(MAX_POINTS) as usize;
         json(
             &self
@@ -207,11 +213,7 @@ impl Manager {
         limit: u32,
     ) -> Result<String, Error> {
         let name = FeatureName::new(feature)?;
-        if since_ms > until_ms {
-            return Err(Error::Invalid(format!(
-                "history of '{domain}/{name}': the start ({since_ms} ms) is after the end ({until_ms} ms)"
-            )));
-        }
+        in_order(domain, &name, since_ms, until_ms)?;
         let query = HistoryQuery {
             since_ms,
             until_ms,

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::InstallError;
-use super::shell::Shell;
+use super::shell::{Shell, allows};
 use crate::counters::{self, CounterFile};
 use crate::feature::{FeatureName, FeatureSpec, Workload};
 use crate::hypervisor::{Hypervisor, HypervisorError};
@@ -53,18 +53,7 @@ pub async fn access(hv: &Hypervisor, domain: &str) -> Result<Access, HypervisorE
 }
 
 fn allowed(info: &Value) -> Access {
-    let has = |names: &[&str]| {
-        names.iter().all(|name| {
-            info.get("supported_commands")
-                .and_then(Value::as_array)
-                .is_some_and(|all| {
-                    all.iter().any(|c| {
-                        c.get("name").and_then(Value::as_str) == Some(name)
-                            && c.get("enabled").and_then(Value::as_bool) == Some(true)
-                    })
-                })
-        })
-    };
+    let has = |commands: &[&str]| commands.iter().all(|c| allows(info, c));
     if has(&["guest-exec", "guest-exec-status"]) {
         Access::Exec
     } else if has(&["guest-file-open", "guest-file-read", "guest-file-close"]) {

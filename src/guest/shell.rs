@@ -26,6 +26,18 @@ const NEEDED: [&str; 5] = [
     "guest-file-close",
 ];
 
+/// Whether an agent that answered `guest-info` so takes a command.
+pub(super) fn allows(info: &Value, command: &str) -> bool {
+    info.get("supported_commands")
+        .and_then(Value::as_array)
+        .is_some_and(|all| {
+            all.iter().any(|c| {
+                c.get("name").and_then(Value::as_str) == Some(command)
+                    && c.get("enabled").and_then(Value::as_bool) == Some(true)
+            })
+        })
+}
+
 /// Access to a guest's agent.
 pub(super) struct Shell<'a> {
     hv: &'a Hypervisor,
@@ -37,17 +49,7 @@ impl<'a> Shell<'a> {
     pub async fn open(hv: &'a Hypervisor, domain: &'a str) -> Result<Self, InstallError> {
         let this = Self { hv, domain };
         let info = this.agent("guest-info", &json!({})).await?;
-        let allowed = |name: &str| {
-            info.get("supported_commands")
-                .and_then(Value::as_array)
-                .is_some_and(|all| {
-                    all.iter().any(|c| {
-                        c.get("name").and_then(Value::as_str) == Some(name)
-                            && c.get("enabled").and_then(Value::as_bool) == Some(true)
-                    })
-                })
-        };
-        let missing: Vec<&str> = NEEDED.into_iter().filter(|c| !allowed(c)).collect();
+        let missing: Vec<&str> = NEEDED.into_iter().filter(|c| !allows(&info, c)).collect();
         if missing.is_empty() {
             Ok(this)
         } else {

@@ -10,18 +10,6 @@ use crate::feature::{Resource, Workload};
 use crate::host::{FeatureStatus, InstanceState, MeterLevel, Metering};
 use crate::threshold;
 
-/// A life-cycle state in a word.
-pub fn status(s: FeatureStatus) -> &'static str {
-    match s {
-        FeatureStatus::Disabled => "disabled",
-        FeatureStatus::Running => "running",
-        FeatureStatus::Stopped => "stopped",
-        FeatureStatus::Moving => "moving",
-        FeatureStatus::Arriving => "arriving",
-        FeatureStatus::Unknown => "unknown",
-    }
-}
-
 fn status_cell(s: FeatureStatus) -> Cell {
     let style = match s {
         FeatureStatus::Running => Style::Good,
@@ -29,7 +17,7 @@ fn status_cell(s: FeatureStatus) -> Cell {
         FeatureStatus::Disabled => Style::Dim,
         FeatureStatus::Moving | FeatureStatus::Arriving => Style::Plain,
     };
-    Cell::styled(status(s), style)
+    Cell::styled(s.word(), style)
 }
 
 fn metered_cell(m: &Metering) -> Cell {

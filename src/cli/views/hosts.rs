@@ -6,7 +6,6 @@ use super::super::screen::{Screen, Style, plain};
 use super::super::table::{Cell, Table};
 use super::super::time::span;
 use super::NONE;
-use super::features::status;
 use crate::feature::Resource;
 use crate::host::{HelperState, HostState, InstanceState};
 use crate::threshold::format_value;
@@ -113,7 +112,7 @@ pub fn guest(out: &mut dyn Write, i: &InstanceState) -> io::Result<()> {
     let names: Vec<String> = i
         .features
         .iter()
-        .map(|f| format!("{} ({})", f.spec.name, status(f.status)))
+        .map(|f| format!("{} ({})", f.spec.name, f.status.word()))
         .collect();
     pair(out, "Features", &names.join(", "))
 }

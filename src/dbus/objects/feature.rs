@@ -5,7 +5,6 @@ use zbus::{ObjectPath, OwnedObjectPath, Variant};
 use super::{Shown, Slot, UNKNOWN, instance_path, json, read};
 use crate::api::FeatureRow;
 use crate::feature::Workload;
-use crate::host::FeatureStatus;
 use crate::threshold;
 use crate::usage::Usage;
 
@@ -14,17 +13,6 @@ pub const FEATURE: &str = "org.drover1.Feature";
 
 /// A feature's object.
 pub(super) struct Feature(Slot<FeatureRow>);
-
-fn status(s: FeatureStatus) -> &'static str {
-    match s {
-        FeatureStatus::Disabled => "disabled",
-        FeatureStatus::Running => "running",
-        FeatureStatus::Stopped => "stopped",
-        FeatureStatus::Moving => "moving",
-        FeatureStatus::Arriving => "arriving",
-        FeatureStatus::Unknown => "unknown",
-    }
-}
 
 fn kind(r: &FeatureRow) -> &'static str {
     match r.spec.workload {
@@ -66,7 +54,7 @@ impl Shown for FeatureRow {
             ("DowntimeMs", self.spec.downtime_ms.into()),
             ("Group", self.spec.group.clone().into()),
             ("Kind", kind(self).into()),
-            ("Status", status(self.status).into()),
+            ("Status", self.status.word().into()),
             ("Thresholds", thresholds(self).into()),
         ]
     }
@@ -179,7 +167,7 @@ impl Feature {
 
     #[zbus(property)]
     fn status(&self) -> &'static str {
-        status(read(&self.0).status)
+        read(&self.0).status.word()
     }
 
     #[zbus(property)]

@@ -13,7 +13,7 @@ use nix::libc;
 use super::beneath::{self, join};
 use super::{Content, MAX_ENTRIES, PAGE, StateError, entry_sum, key, meta, shown};
 use crate::helper::bulk::filled;
-use crate::wire::state::{MAX_DEPTH, NAMES, State, What};
+use crate::wire::state::{MAX_DEPTH, Meta, NAMES, State, What};
 use crate::wire::sum::{self, Sum};
 
 /// Smallest block whose sum is kept, bytes.
@@ -289,19 +289,31 @@ impl Pass<'_> {
         let mut meta = meta::of(&status);
         meta.xattrs =
             meta::xattrs(fd).map_err(StateError::io("cannot read attributes of", path))?;
-        let entry = entry_sum(dir, path, &meta, &What::Dir, 0);
+        self.tell(dir, path, meta, What::Dir, (key, stamp, status.st_ino))
+    }
+
+    /// Sends an entry that is told whole by its attributes, and remembers it as sent.
+    fn tell(
+        &mut self,
+        dir: u8,
+        path: &[u8],
+        meta: Meta,
+        what: What,
+        (key, stamp, inode): (u64, u64, u64),
+    ) -> Result<(), StateError> {
+        let entry = entry_sum(dir, path, &meta, &what, 0);
         self.put(State::Entry {
             dir,
             path: path.to_vec(),
             meta,
-            what: What::Dir,
+            what,
         })?;
         let pass = self.walk.pass;
         self.remember(
             key,
             Known {
                 stamp,
-                inode: status.st_ino,
+                inode,
                 entry,
                 pass,
                 blocks: None,
@@ -393,24 +405,7 @@ impl Pass<'_> {
             return Ok(true);
         }
         let meta = meta::of(status);
-        let entry = entry_sum(dir, path, &meta, &what, 0);
-        self.put(State::Entry {
-            dir,
-            path: path.to_vec(),
-            meta,
-            what,
-        })?;
-        let pass = self.walk.pass;
-        self.remember(
-            key,
-            Known {
-                stamp,
-                inode: status.st_ino,
-                entry,
-                pass,
-                blocks: None,
-            },
-        )?;
+        self.tell(dir, path, meta, what, (key, stamp, status.st_ino))?;
         Ok(true)
     }
 
