@@ -9,6 +9,7 @@
 //! and threads.
 
 mod blend;
+mod carry;
 mod codec;
 mod collector;
 mod flat;

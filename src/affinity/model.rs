@@ -335,7 +335,10 @@ mod tests {
             assert!((sum.clamp(0.0, 1.0) - p).abs() < 1e-5, "{sum} {p}");
         }
         let top = m.explain(&test[0].x).contributions[0].0;
-        assert!(["host_stall", "host_cpu_after"].contains(&top), "{top}");
+        assert!(
+            ["host_others_stall", "host_cpu_after"].contains(&top),
+            "{top}"
+        );
     }
 
     #[test]

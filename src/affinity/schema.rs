@@ -17,7 +17,8 @@ pub const MISSING: f32 = -1.0e6;
 
 /// Names of the columns, in their order. CPU columns are in CPUs, sizes and rates in
 /// log2(1 + MiB) and log2(1 + KiB/s), `after` columns are fractions of capacity with the
-/// feature there.
+/// feature there. A guest's own stall is left out of its host's: rows come from where a feature
+/// runs, scores are asked for where it does not run yet, and the column must mean the same.
 pub const COLUMNS: [&str; N] = [
     "features_in_guest",
     "own_cpu_mean",
@@ -59,7 +60,7 @@ pub const COLUMNS: [&str; N] = [
     "host_moves_in",
     "host_memory_left",
     "host_features",
-    "host_stall",
+    "host_others_stall",
     "host_cpu_after",
     "host_memory_after",
     "host_net_after",
@@ -153,6 +154,14 @@ pub(super) struct HostPart {
     labels: f64,
     cpu_model: f64,
     name: f64,
+    /// Percent of time stolen from guests that tell it, times their vCPUs, and those vCPUs.
+    stolen: (f64, f64),
+}
+
+/// A guest's part of [`HostPart::stolen`].
+fn stolen(i: &InstanceState) -> (f64, f64) {
+    let steal = i.cost.steal_percent.filter(|_| i.running);
+    steal.map_or((0.0, 0.0), |s| (s * i.vcpus, i.vcpus))
 }
 
 fn enabled(i: &InstanceState) -> usize {
@@ -163,7 +172,10 @@ fn enabled(i: &InstanceState) -> usize {
 impl HostPart {
     pub(super) fn of(h: &HostState) -> Self {
         let (mut can, mut features) = (0, 0);
+        let mut all = (0.0, 0.0);
         for i in &h.instances {
+            let own = stolen(i);
+            all = (all.0 + own.0, all.1 + own.1);
             can += usize::from(able(i));
             features += enabled(i);
         }
@@ -173,7 +185,15 @@ impl HostPart {
             labels: labels(h),
             cpu_model: bucket(&h.capabilities.cpu_model, 64),
             name: bucket(&h.name, 1024),
+            stolen: all,
         }
+    }
+
+    /// Fraction of time stolen from the other guests' vCPUs; `None` without such guests.
+    fn others_stall(&self, i: &InstanceState) -> Option<f64> {
+        let own = stolen(i);
+        let (stolen, vcpus) = (self.stolen.0 - own.0, self.stolen.1 - own.1);
+        (vcpus > 1e-6).then(|| (stolen / vcpus / 100.0).clamp(0.0, 1.0))
     }
 }
 
@@ -229,7 +249,7 @@ pub(super) fn row_of(input: &ScoreInput<'_>, host: &HostPart) -> Inputs {
         Some(f64::from(h.moves_in)),
         Some(log(cap.memory_mib * (1.0 - after.host_memory))),
         Some(host.features + new as f64),
-        Some(h.load.stall_percent / 100.0),
+        host.others_stall(i),
         Some(after.host_cpu),
         Some(after.host_memory),
         (cap.network_mbps > 0.0).then_some(after.host_net),
@@ -264,7 +284,6 @@ mod tests {
     #[test]
     fn unknown_is_missing_and_nothing_is_nan() {
         let mut h = host("a", 4.0);
-        h.load.stall_percent = f64::NAN;
         h.capabilities.cpus = 0.0;
         h.load.disk_bps = f64::INFINITY;
         let i = instance("g");
@@ -278,9 +297,25 @@ mod tests {
         assert!(valid(&x), "{x:?}");
         let at = |name: &str| x[COLUMNS.iter().position(|c| *c == name).unwrap()];
         assert_eq!(at("own_cpu_mean"), MISSING);
-        assert_eq!(at("host_stall"), MISSING);
+        assert_eq!(at("host_others_stall"), MISSING, "no guest tells it");
         assert_eq!(at("host_network"), MISSING);
         assert_eq!(at("virt_kvm"), 1.0);
         assert_eq!(at("features_in_guest"), 1.0);
+    }
+
+    #[test]
+    fn stall_is_that_of_the_other_guests() {
+        let mut h = host("a", 4.0);
+        let steal = |domain: &str, percent| {
+            let mut i = instance(domain);
+            i.cost.steal_percent = percent;
+            i
+        };
+        let (own, other) = (steal("g", Some(90.0)), steal("h", Some(10.0)));
+        h.instances = vec![own.clone(), other, steal("i", None)];
+        let part = HostPart::of(&h);
+        assert!((part.others_stall(&own).unwrap() - 0.1).abs() < 1e-9);
+        h.instances.truncate(1);
+        assert_eq!(HostPart::of(&h).others_stall(&own), None);
     }
 }

@@ -19,11 +19,11 @@ impl Random {
     }
 }
 
-/// Rows whose quality depends on host_stall and host_cpu_after.
+/// Rows whose quality depends on host_others_stall and host_cpu_after.
 pub(crate) fn synthetic(n: usize, seed: u64) -> Vec<Row> {
     let mut random = Random(seed);
     let column = |name: &str| COLUMNS.iter().position(|c| *c == name).unwrap();
-    let (stall, cpu) = (column("host_stall"), column("host_cpu_after"));
+    let (stall, cpu) = (column("host_others_stall"), column("host_cpu_after"));
     (0i64..)
         .take(n)
         .map(|i| {

@@ -255,13 +255,15 @@ impl Daemon {
     /// Feeds the affinity with what was just measured.
     pub(super) fn learn(&self, domain: &str, points: &[(SeriesKey, Usage)]) {
         let stall = lock(&self.host).load().stall_percent;
-        let steal_percent = (stall > 0.0).then_some(stall);
-        let running: Vec<bool> = {
+        let (steal_percent, running): (Option<f64>, Vec<bool>) = {
             let instances = lock(&self.instances);
+            // What this guest waited for the host's CPUs says more than the mean of all guests.
+            let own = instances.get(domain).and_then(|i| i.cost.steal_percent);
+            let steal = own.or((stall > 0.0).then_some(stall));
             let features = instances.get(domain).map(|i| &i.features);
             let status = |key: &SeriesKey| Some(features?.get(&key.feature)?.status());
             let is = |key| status(key) == Some(FeatureStatus::Running);
-            points.iter().map(|(key, _)| is(key)).collect()
+            (steal, points.iter().map(|(key, _)| is(key)).collect())
         };
         let mut begin = Vec::new();
         {

@@ -123,6 +123,9 @@ def main():
         for _ in range(6):
             time.sleep(7)
             stats(cluster, "h1")
+        say("the affinity model learns from what was measured until then")
+        wait_until(lambda: cluster.drover_json("h1", "plan", "g1", "cache")["model"]["kind"]
+                   != "headroom", 90, "h1 has an affinity model", pause=3)
         say("now heavy load on 'cache': two more connections, pipelined", "#")
         load = Client(cluster, "load", f"{ADDRESS}:6379", "--connections", "2")
         clients.append(load)

@@ -304,17 +304,17 @@ mod tests {
                 score: Score {
                     value: 0.81,
                     parts: vec![("model".into(), 0.8)],
-                    explain: vec![("base".into(), 0.7), ("host_stall".into(), 0.1)],
+                    explain: vec![("base".into(), 0.7), ("host_others_stall".into(), 0.1)],
                 },
             }],
         };
         let out = text(|o, s| score(o, &r, true, s));
         assert!(out.contains("the model says 0.800"), "{out}");
-        assert!(out.contains("+0.1000  host_stall"), "{out}");
+        assert!(out.contains("+0.1000  host_others_stall"), "{out}");
         assert!(out.contains("Rows known: alpha 200, beta 100"), "{out}");
         let short = text(|o, s| score(o, &r, false, s));
         assert!(
-            !short.contains("host_stall") && short.contains("model 0.80"),
+            !short.contains("host_others_stall") && short.contains("model 0.80"),
             "{short}"
         );
     }
