@@ -17,8 +17,9 @@ pub const MISSING: f32 = -1.0e6;
 
 /// Names of the columns, in their order. CPU columns are in CPUs, sizes and rates in
 /// log2(1 + MiB) and log2(1 + KiB/s), `after` columns are fractions of capacity with the
-/// feature there. A guest's own stall is left out of its host's: rows come from where a feature
-/// runs, scores are asked for where it does not run yet, and the column must mean the same.
+/// feature there; all are rounded to steps that matter. A guest's own stall is left out of its
+/// host's: rows come from where a feature runs, scores are asked for where it does not run yet, and
+/// the column must mean the same.
 pub const COLUMNS: [&str; N] = [
     "features_in_guest",
     "own_cpu_mean",
@@ -93,8 +94,17 @@ pub const HASH: u64 = {
     hash
 };
 
+/// Values are rounded to steps that matter: by the last digits of a host's free memory trees would
+/// know it again, and learn the host where they should learn what it is like.
+fn step(v: f64, per_one: f64) -> f64 {
+    (v * per_one).round() / per_one
+}
 fn log(v: f64) -> f64 {
-    (1.0 + v.max(0.0)).log2()
+    step((1.0 + v.max(0.0)).log2(), 4.0)
+}
+/// A fraction of a capacity, or CPUs.
+fn part(v: f64) -> f64 {
+    step(v, 20.0)
 }
 fn log_rate(bps: f64) -> f64 {
     log(bps / 1024.0)
@@ -215,8 +225,8 @@ pub(super) fn row_of(input: &ScoreInput<'_>, host: &HostPart) -> Inputs {
     let flag = |b: bool| Some(f64::from(u8::from(b)));
     let values: [Option<f64>; N] = [
         Some((enabled(i) + new) as f64),
-        mean(w.cpus, |v| v),
-        max(w.cpus, |v| v),
+        mean(w.cpus, part),
+        max(w.cpus, part),
         mean(w.memory_mib, log),
         max(w.memory_mib, log),
         mean(w.net_bps, log_rate),
@@ -226,15 +236,15 @@ pub(super) fn row_of(input: &ScoreInput<'_>, host: &HostPart) -> Inputs {
         mean(w.net_rx_bps, log_rate),
         mean(w.disk_read_bps, log_rate),
         mean(w.processes, log),
-        mean(w.throttled_percent, |v| v / 100.0),
+        mean(w.throttled_percent, |v| part(v / 100.0)),
         Some(bucket(input.feature.as_str(), 1024)),
-        Some(others_cpu),
+        Some(part(others_cpu)),
         Some(log(others_memory)),
         Some(log_rate(others_io)),
         Some(i.vcpus),
         Some(log(i.memory_mib)),
-        Some(after.guest_cpu),
-        after.guest_memory,
+        Some(part(after.guest_cpu)),
+        after.guest_memory.map(part),
         Some(cap.cpus),
         Some(log(cap.memory_mib)),
         (cap.network_mbps > 0.0).then(|| log(cap.network_mbps)),
@@ -249,10 +259,10 @@ pub(super) fn row_of(input: &ScoreInput<'_>, host: &HostPart) -> Inputs {
         Some(f64::from(h.moves_in)),
         Some(log(cap.memory_mib * (1.0 - after.host_memory))),
         Some(host.features + new as f64),
-        host.others_stall(i),
-        Some(after.host_cpu),
-        Some(after.host_memory),
-        (cap.network_mbps > 0.0).then_some(after.host_net),
+        host.others_stall(i).map(part),
+        Some(part(after.host_cpu)),
+        Some(part(after.host_memory)),
+        (cap.network_mbps > 0.0).then_some(part(after.host_net)),
         Some(log_rate(after.host_disk_bps)),
     ];
     values.map(|v| match v {
