@@ -7,6 +7,7 @@ use crate::decision::{Cell, Cost, DecisionRecord, DecisionRow, DrainStatus, Repl
 use crate::feature::{FeatureName, FeatureSpec, Resource, Threshold};
 use crate::forecast::Step;
 use crate::host::{FeatureStatus, HostState, Metering};
+use crate::method::Method;
 use crate::rollup::Rollup;
 use crate::rules::Mode;
 use crate::usage::Usage;
@@ -276,6 +277,13 @@ pub struct MoveDetail {
     pub round_total: u64,
     /// Percent of its CPU time that is taken from the feature so that its memory changes slower.
     pub throttle_percent: u8,
+    /// How it moves.
+    #[serde(default)]
+    pub method: Method,
+    /// What was not as it should be when the feature ran at the target and nothing could be
+    /// taken back any more.
+    #[serde(default)]
+    pub warning: Option<String>,
     /// Where the freeze went, once over.
     pub freeze: Option<FreezeParts>,
 }
@@ -368,6 +376,9 @@ pub struct Destination {
     pub host: Option<String>,
     /// Domain on that host; `None` takes the best one.
     pub domain: Option<String>,
+    /// How; `None` as its definition says.
+    #[serde(default)]
+    pub method: Option<Method>,
 }
 
 /// What a reload of the configuration changed.

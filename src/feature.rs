@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::method::{self, Hooks, Method};
 use crate::rules::Rules;
 
 /// Why a feature's definition was refused.
@@ -316,6 +317,15 @@ pub struct FeatureSpec {
     /// Whether a move may slow the feature down when its memory changes faster than it is sent.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub throttle: bool,
+    /// How it is moved.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub method: Method,
+    /// How long a handover waits for open connections to end, milliseconds.
+    #[serde(default = "default_drain", skip_serializing_if = "is_default_drain")]
+    pub drain_ms: u64,
+    /// Commands that a move runs in the guests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Box<Hooks>>,
     /// Where it may be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Box<Rules>>,
@@ -415,6 +425,13 @@ fn yes() -> bool {
 fn default_downtime() -> u64 {
     1000
 }
+fn default_drain() -> u64 {
+    1000
+}
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_default_drain(ms: &u64) -> bool {
+    *ms == default_drain()
+}
 
 impl FeatureSpec {
     /// A definition with the defaults for all but what it must say.
@@ -428,6 +445,9 @@ impl FeatureSpec {
             downtime_ms: default_downtime(),
             over_budget: OverBudget::Go,
             throttle: true,
+            method: Method::Live,
+            drain_ms: default_drain(),
+            hooks: None,
             placement: None,
         }
     }
@@ -435,6 +455,23 @@ impl FeatureSpec {
     /// Where it may be.
     pub fn rules(&self) -> &Rules {
         self.placement.as_deref().unwrap_or(&crate::rules::NONE)
+    }
+
+    /// Commands that a move runs.
+    pub fn hooks(&self) -> &Hooks {
+        self.hooks.as_deref().unwrap_or(&method::NONE)
+    }
+
+    /// Why the feature cannot be moved by this method, as far as its definition tells.
+    pub fn against(&self, method: Method) -> Option<String> {
+        let state = self.managed().is_some_and(|m| !m.state.is_empty());
+        (method == Method::Handover && state && self.hooks().quiesce.is_none()).then(|| {
+            format!(
+                "a handover of '{}' needs hooks.quiesce: the instance that gives up must have \
+                 written its state before the last of it is sent",
+                self.name
+            )
+        })
     }
 
     /// The managed workload, when the feature is movable.
@@ -456,6 +493,9 @@ impl FeatureSpec {
                 .values_mut()
                 .for_each(|v| HIDDEN.clone_into(v));
         }
+        if let Some(hooks) = &mut spec.hooks {
+            hooks.hide();
+        }
         spec
     }
 
@@ -468,6 +508,7 @@ impl FeatureSpec {
             m.exec.clear();
             m.environment.clear();
         }
+        spec.hooks = None;
         spec
     }
 
@@ -557,6 +598,15 @@ impl FeatureSpec {
                     return Err(bad("a CPU or memory limit of 0 would stop the workload"));
                 }
             }
+        }
+        if let Some(why) = self.hooks().problem() {
+            return Err(bad(&why));
+        }
+        if self.drain_ms > method::LONGEST_DRAIN_MS {
+            return Err(bad("drain_ms must be at most 60000"));
+        }
+        if let Some(why) = self.against(self.method) {
+            return Err(bad(&why));
         }
         if let Some(why) = self.rules().problem(&self.name) {
             return Err(bad(&why));

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 16] = [
+const PURE: [&str; 17] = [
     "attribution.rs",
     "counters",
     "feature.rs",
+    "method.rs",
     "rules.rs",
     "sample.rs",
     "usage.rs",

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::generate::What;
 use super::{remote, time};
 use crate::feature::{FeatureName, Resource};
+use crate::method::Method;
 
 const AFTER: &str = "\
 Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 not found, 4 refused or busy,
@@ -247,6 +248,9 @@ pub enum Command {
         /// Where to; without it Drover chooses
         #[arg(long, value_name = "HOST[/DOMAIN]", value_parser = destination)]
         to: Option<To>,
+        /// How: live, handover or restart, instead of what the definition says
+        #[arg(long)]
+        method: Option<Method>,
         /// Return once the move is accepted
         #[arg(long)]
         no_wait: bool,

@@ -14,6 +14,7 @@ use crate::dbus::client::{ManagerProxy, MoveProxy};
 use crate::dbus::{connect, move_path};
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
 use crate::host::HostState;
+use crate::method::Method;
 use crate::usage::Usage;
 
 /// A connection to droverd.
@@ -206,12 +207,17 @@ impl Client {
         feature: &FeatureName,
         host: &str,
         to_domain: &str,
+        method: Option<Method>,
     ) -> Result<OwnedObjectPath> {
-        self.take(
-            self.manager
-                .migrate(domain, feature.as_str(), host, to_domain)
-                .await,
-        )
+        let (m, feature) = (&self.manager, feature.as_str());
+        // The newer call only where it is needed, as droverd may be an older one.
+        self.take(match method {
+            None => m.migrate(domain, feature, host, to_domain).await,
+            Some(by) => {
+                m.migrate_by(domain, feature, host, to_domain, by.as_str())
+                    .await
+            }
+        })
     }
 
     /// All moves, newest first.

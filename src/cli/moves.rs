@@ -18,6 +18,7 @@ use crate::api::{Job, JobResult};
 use crate::dbus::client::ManagerProxy;
 use crate::dbus::move_id;
 use crate::feature::FeatureName;
+use crate::method::Method;
 
 /// How often a move is looked at when no signal comes.
 const LOOK: Duration = Duration::from_secs(1);
@@ -30,10 +31,11 @@ pub async fn migrate(
     client: &Client,
     target: &Target,
     to: Option<&To>,
+    method: Option<Method>,
     wait: bool,
 ) -> Result<()> {
     let (host, domain) = to.map_or(("", ""), |t| (t.host.as_str(), t.domain.as_str()));
-    let begin = client.migrate(&target.domain, &target.feature, host, domain);
+    let begin = client.migrate(&target.domain, &target.feature, host, domain, method);
     follow_begun(cli, out, screen, client, wait, begin).await
 }
 

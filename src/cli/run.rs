@@ -258,9 +258,11 @@ pub(super) async fn run_kept(
         Command::Migrate {
             target,
             to,
+            method,
             no_wait,
         } => {
-            moves::migrate(cli, out, screen, &client, target, to.as_ref(), !no_wait).await?;
+            let to = to.as_ref();
+            moves::migrate(cli, out, screen, &client, target, to, *method, !no_wait).await?;
         }
         Command::Jobs => {
             let list = client.jobs().await?;

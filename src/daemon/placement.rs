@@ -319,7 +319,7 @@ impl Daemon {
         // A slow guest or disk holds up this feature's move only.
         let (daemon, domain, feature) = (Arc::clone(self), domain.to_owned(), feature.clone());
         tokio::spawn(async move {
-            let begun = daemon.begin_move(&domain, &feature, &c.host, &c.domain, what);
+            let begun = daemon.begin_move(&domain, &feature, &c.host, &c.domain, what, None);
             match begun.await {
                 Ok(job) => {
                     daemon

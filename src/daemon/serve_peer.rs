@@ -74,6 +74,9 @@ impl Service {
         if let Err(e) = offer.spec.validate() {
             return Err(refuse(RefusalKind::Invalid, e.to_string()));
         }
+        if let Some(why) = offer.spec.against(offer.method) {
+            return refused(why);
+        }
         let groups = self.0.peers().map(|p| p.groups(from)).unwrap_or_default();
         if !groups.contains(&offer.spec.group) {
             return refused(format!(
@@ -131,6 +134,7 @@ impl Service {
             cpus: offer.cpus.max(0.0),
             memory_mib: offer.memory_mib.max(0.0),
             phase: TargetPhase::Receiving,
+            method: offer.method,
             boot_id: None,
         })
     }

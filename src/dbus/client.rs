@@ -67,6 +67,16 @@ pub trait Manager {
         to_host: &str,
         to_domain: &str,
     ) -> zbus::Result<OwnedObjectPath>;
+    /// As `migrate`, by this method: `live`, `handover`, `restart`, or empty for the feature's own.
+    #[zbus(allow_interactive_auth)]
+    fn migrate_by(
+        &self,
+        domain: &str,
+        feature: &str,
+        to_host: &str,
+        to_domain: &str,
+        method: &str,
+    ) -> zbus::Result<OwnedObjectPath>;
     /// JSON list of [`crate::api::Job`], newest first, those of earlier runs included.
     fn jobs(&self) -> zbus::Result<String>;
     /// Installs the helper into a running domain; a sentence.

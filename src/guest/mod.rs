@@ -140,6 +140,15 @@ pub enum GuestEvent {
         /// Bytes in all.
         total: u64,
     },
+    /// A command of a feature was run in a move. Dropped when nobody takes events fast enough.
+    Hook {
+        /// Move.
+        id: MoveId,
+        /// Feature.
+        feature: FeatureName,
+        /// Which, how it ended, what it wrote.
+        text: String,
+    },
 }
 
 /// Handle on a domain's helper. Cheap to clone; the connection is kept up until [`Guest::close`]

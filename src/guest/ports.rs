@@ -134,6 +134,12 @@ async fn deliver(event: Event, domain: &str, events: &mpsc::Sender<(String, Gues
                 total,
             }
         }
+        Event::Hook { id, feature, text } => {
+            if !valid_move_id(&id) {
+                return;
+            }
+            GuestEvent::Hook { id, feature, text }
+        }
         Event::Exited { feature, status } => {
             // This one must not get lost.
             let event = GuestEvent::Exited { feature, status };

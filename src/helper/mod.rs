@@ -4,6 +4,7 @@
 //! main process of a managed feature's unit and supervises its workload, started fresh or
 //! restored by criu.
 
+pub mod anew;
 pub mod bulk;
 pub mod capabilities;
 pub mod cgroup;
@@ -12,6 +13,7 @@ pub mod criu;
 pub mod daemon;
 pub mod features;
 pub mod gate;
+pub mod hooks;
 pub mod images;
 pub mod lifecycle;
 pub mod log;

@@ -18,6 +18,7 @@ use super::state::place::Place;
 use super::target::{self, Target};
 use super::{bulk, criu, features, gate, netns, paths, preflight, unit};
 use crate::feature::{FeatureName, FeatureSpec};
+use crate::method::Method;
 use crate::wire::bulk::Message;
 use crate::wire::guest::{
     Call, ErrorKind, Event, GuestMove, GuestMoveState, MoveId, Reply, valid_move_id,
@@ -128,6 +129,13 @@ pub struct Record {
     /// Target: where the feature's state arrives.
     #[serde(default)]
     pub places: Vec<Place>,
+    /// How the feature moves.
+    #[serde(default)]
+    pub method: Method,
+    /// Source: commands of the feature have begun to be run, so that its `abort` may have
+    /// something to undo.
+    #[serde(default)]
+    pub hooked: bool,
 }
 
 impl Record {
@@ -293,6 +301,7 @@ impl Moves {
             | Call::AwaitRound { id, .. }
             | Call::Restore { id, .. }
             | Call::Resume { id }
+            | Call::Settled { id }
             | Call::Discard { id }
                 if !valid_move_id(id) =>
             {
@@ -307,15 +316,16 @@ impl Moves {
             self.end(id);
         }
         match call {
-            Call::Preflight { feature } => {
+            Call::Preflight { feature, method } => {
                 let spec = features::get(&feature)?;
-                Ok(Reply::Preflight(preflight::check(&spec)))
+                Ok(Reply::Preflight(preflight::check(&spec, method)))
             }
             Call::PreDump {
                 id,
                 feature,
                 stream,
                 round,
+                method,
             } => {
                 let source = self.source_unless_ended(&id)?;
                 let ask = source::Ask {
@@ -323,6 +333,7 @@ impl Moves {
                     feature: &feature,
                     stream,
                     round,
+                    method,
                 };
                 source.pre_dump(&ask, &*self.send, events).map(Reply::Round)
             }
@@ -347,6 +358,7 @@ impl Moves {
                     feature: &feature,
                     stream,
                     round,
+                    method: Method::Live,
                 };
                 source.freeze(&ask, &*self.send, events).map(Reply::Round)
             }
@@ -361,7 +373,7 @@ impl Moves {
                     // The books of an incoming move are closed; nothing else is left of it.
                     return self.forget_target(&id).map(|()| Reply::Done);
                 }
-                self.source(&id).release(&id, &feature, commit)?;
+                self.source(&id).release(&id, &feature, commit, events)?;
                 lock(&self.sources).remove(&id);
                 Ok(Reply::Done)
             }
@@ -371,27 +383,39 @@ impl Moves {
                 stream,
                 files,
                 state_bytes,
+                method,
             } => {
                 self.drop_arrived(&spec.name);
                 let target = self.target(&id);
                 // In this order, see `source_unless_ended`.
                 self.refuse_late_step(&id)?;
-                target.receive(&id, &spec, stream, &files, state_bytes)?;
+                let arrival = target::Arrival {
+                    spec: &spec,
+                    stream,
+                    files: &files,
+                    state_bytes,
+                    method,
+                };
+                target.receive(&id, &arrival)?;
                 lock(&self.streams).insert(stream, id);
                 Ok(Reply::Done)
             }
             Call::AwaitRound { id, round } => {
-                self.target(&id).await_round(&id, round)?;
+                self.target(&id).await_round(&id, round, events)?;
                 Ok(Reply::Done)
             }
             Call::Restore { id, round } => {
-                let restore_ms = self.target(&id).restore(&id, round)?;
+                let restore_ms = self.target(&id).restore(&id, round, events)?;
                 Ok(Reply::Ready { restore_ms })
             }
             Call::Resume { id } => {
-                let (resume_ms, pid) = self.target(&id).resume(&id)?;
+                let (resume_ms, pid) = self.target(&id).resume(&id, events)?;
                 self.drop_stream(&id);
                 Ok(Reply::Running { resume_ms, pid })
+            }
+            Call::Settled { id } => {
+                self.target(&id).settled(&id, events)?;
+                Ok(Reply::Done)
             }
             Call::Discard { id } => {
                 self.drop_stream(&id);
@@ -558,13 +582,21 @@ mod tests {
             feature: &feature,
             stream: 1,
             round: 1,
+            method: Method::Live,
         };
         let send: &bulk::Send = &|_: &Message| Ok(());
         let e = source.pre_dump(&ask, send, &|_| {}).unwrap_err();
         assert!(e.message.contains("released already"), "{e}");
         let spec = r#"{"name":"no-such-feature","workload":{"kind":"unit","unit":"x.service"}}"#;
         let spec: FeatureSpec = serde_json::from_str(spec).unwrap();
-        let e = target.receive(arrived, &spec, 2, &[], 0).unwrap_err();
+        let arrival = target::Arrival {
+            spec: &spec,
+            stream: 2,
+            files: &[],
+            state_bytes: 0,
+            method: Method::Live,
+        };
+        let e = target.receive(arrived, &arrival).unwrap_err();
         assert!(e.message.contains("discarded already"), "{e}");
         // And one that comes whole.
         let round = Call::PreDump {
@@ -572,6 +604,7 @@ mod tests {
             feature,
             stream: 1,
             round: 1,
+            method: Method::Restart,
         };
         assert!(late(round).contains("was ended here"));
         let receive = Call::Receive {
@@ -580,6 +613,7 @@ mod tests {
             stream: 2,
             files: Vec::new(),
             state_bytes: 0,
+            method: Method::Live,
         };
         assert!(late(receive).contains("was ended here"));
     }

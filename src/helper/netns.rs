@@ -16,11 +16,14 @@ use crate::helper::command::{self, CommandError};
 use crate::helper::paths;
 
 mod packets;
+mod rules;
 
 /// The feature's interface inside its namespace.
 pub const INTERFACE: &str = "eth0";
 /// nftables table (family inet) that closes a namespace.
 pub const GATE: &str = "drover_gate";
+/// nftables table (family inet) that keeps new connections out.
+pub const DOOR: &str = "drover_door";
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a namespace could not be made, opened or removed.
@@ -105,6 +108,30 @@ pub fn gate(name: &FeatureName) -> Result<(), NetError> {
             other => other.map_err(|e| NetError::System(name.clone(), "switch ARP off", e)),
         }
     })?
+}
+
+/// As [`gate`], but what stays inside the namespace passes: for a feature that runs behind it.
+pub fn gate_outside(name: &FeatureName) -> Result<(), NetError> {
+    within(name, || {
+        rules::close_outside(GATE)
+            .map_err(|e| NetError::System(name.clone(), "close the gate", e))?;
+        match packets::set_arp(INTERFACE, false) {
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
+            other => other.map_err(|e| NetError::System(name.clone(), "switch ARP off", e)),
+        }
+    })?
+}
+
+/// Lets new TCP connections in again.
+pub fn open_door(name: &FeatureName) -> Result<(), NetError> {
+    within(name, || packets::delete_table(DOOR))?
+        .map_err(|e| NetError::System(name.clone(), "let new connections in", e))
+}
+
+/// Keeps new TCP connections out; those that are open go on.
+pub fn close_door(name: &FeatureName) -> Result<(), NetError> {
+    within(name, || rules::close_door(DOOR))?
+        .map_err(|e| NetError::System(name.clone(), "keep new connections out", e))
 }
 
 /// Whether the interface is still without ARP, as [`gate`] leaves it.

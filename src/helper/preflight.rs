@@ -7,8 +7,10 @@ use std::io::{self, Read};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use super::{cgroup, criu, features, moves, netns, paths, sockets};
+use super::state::place;
+use super::{anew, cgroup, criu, features, moves, netns, paths, sockets};
 use crate::feature::FeatureSpec;
+use crate::method::Method;
 use crate::wire::guest::{FileDigest, Preflight};
 use crate::wire::sum::Sum;
 
@@ -20,9 +22,10 @@ const MAX_PROBLEMS: usize = 20;
 const PLAIN_DEVICES: [(u64, u64); 5] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)];
 
 /// Checks a managed feature.
-pub fn check(spec: &FeatureSpec) -> Preflight {
+pub fn check(spec: &FeatureSpec, method: Method) -> Preflight {
     let mut found = Preflight {
         room_bytes: room(),
+        method,
         ..Preflight::default()
     };
     let name = &spec.name;
@@ -30,6 +33,16 @@ pub fn check(spec: &FeatureSpec) -> Preflight {
         found.problems.push(format!(
             "feature '{name}' is an existing unit; only workloads that Drover runs can move"
         ));
+        return found;
+    }
+    found
+        .problems
+        .extend(anew::missing(spec, method, &anew::SOURCE_HOOKS));
+    found.state_bytes = spec
+        .managed()
+        .map_or(0, |m| m.state.iter().map(|d| place::size(d)).sum());
+    if method != Method::Live {
+        anew::check(spec, method, &mut found);
         return found;
     }
     let (version, problem) = criu::probed();

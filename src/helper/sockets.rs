@@ -29,6 +29,35 @@ pub struct Peer {
     seq: u32,
 }
 
+/// Connections from outside to the listening sockets of a network namespace that are not over
+/// yet, told by its tables in the form of `/proc/net/tcp`.
+pub fn accepted(tables: &[String]) -> usize {
+    /// Established, half open, and closing with something unacknowledged.
+    const OPEN: [&str; 6] = ["01", "03", "04", "08", "09", "0B"];
+    let rows = || {
+        tables.iter().flat_map(|t| t.lines().skip(1)).filter_map(|line| {
+            let mut words = line.split_ascii_whitespace().skip(1);
+            let (local, port) = words.next()?.split_once(':')?;
+            let (remote, _) = words.next()?.split_once(':')?;
+            Some((local, port, remote, words.next()?))
+        })
+    };
+    let listening: std::collections::HashSet<&str> = rows()
+        .filter(|(.., state)| *state == "0A")
+        .map(|(_, port, ..)| port)
+        .collect();
+    // 127.0.0.0/8, also as mapped into IPv6, and ::1; the first byte of an address is its last here.
+    let inside = |a: &str| a.ends_with("7F") || a == "00000000000000000000000001000000";
+    rows()
+        .filter(|(local, port, remote, state)| {
+            OPEN.contains(state)
+                && listening.contains(port)
+                && !inside(remote)
+                && local != remote
+        })
+        .count()
+}
+
 /// Calls `f` with a duplicate of every socket of these processes.
 fn each(pids: &[i32], mut f: impl FnMut(BorrowedFd<'_>)) {
     for pid in pids {
@@ -234,6 +263,24 @@ fn checksum(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn accepted_connections_count() {
+        let head = "  sl  local_address rem_address   st tx_queue rx_queue\n";
+        let v4 = format!(
+            "{head}0: 00000000:18EB 00000000:0000 0A 0:0 0\n\
+             1: E600580A:18EB 0100580A:9000 01 0:0 0\n\
+             2: 0100007F:18EB 0100007F:9001 01 0:0 0\n\
+             3: E600580A:9002 0100580A:0050 01 0:0 0\n\
+             4: E600580A:18EB 0100580A:9003 06 0:0 0\n"
+        );
+        let v6 = format!(
+            "{head}0: 0000000000000000FFFF0000E600580A:18EB \
+             0000000000000000FFFF00000100580A:9004 08 0:0 0\nshort\n"
+        );
+        assert_eq!(accepted(&[v4.clone(), String::new()]), 1);
+        assert_eq!(accepted(&[v4, v6]), 2);
+    }
 
     #[test]
     fn sockets_not_in_repair_mode_are_left_alone() {

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::feature::FeatureSpec;
+use crate::method::Method;
 use crate::wire::guest::{FileDigest, MoveId, Preflight};
 
 /// Version of the peer protocol. Another major number is refused with a reason.
@@ -32,6 +33,9 @@ pub struct Offer {
     /// A user named the target: lack of CPU does not count.
     #[serde(default)]
     pub by_hand: bool,
+    /// How it moves.
+    #[serde(default)]
+    pub method: Method,
     /// Source's preflight.
     pub preflight: Preflight,
     /// Files that must be the same on the target.
@@ -55,6 +59,12 @@ pub enum TargetStatus {
     Running {
         /// Milliseconds the resume took.
         resume_ms: u64,
+        /// Its own commands are being asked still how it does.
+        #[serde(default)]
+        settling: bool,
+        /// What they found, when it was not good.
+        #[serde(default)]
+        warning: Option<String>,
     },
     /// The guest that held it was lost before it ran there, and this is durable: it never will.
     Lost {

@@ -528,6 +528,7 @@ impl Api for Fake {
         let to = Destination {
             host: Some(host),
             domain: Some(domain),
+            method: None,
         };
         self.migrate(&d.row.domain, &d.row.feature, to).await
     }

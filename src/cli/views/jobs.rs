@@ -103,6 +103,8 @@ pub fn info(out: &mut dyn Write, j: &Job, screen: &Screen) -> io::Result<()> {
         ("State", &j.state),
         ("Result", j.result.map_or(NONE, result)),
         ("Reason", j.reason.as_deref().unwrap_or(NONE)),
+        ("Warning", j.detail.warning.as_deref().unwrap_or(NONE)),
+        ("Method", j.detail.method.as_str()),
         ("Rounds", &rounds),
         ("Sent", &sent),
         ("Frozen", &frozen(j)),

@@ -21,9 +21,10 @@ const NFTA_CHAIN_POLICY: u16 = 5;
 const NFTA_CHAIN_TYPE: u16 = 7;
 const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
-const NF_INET_LOCAL_IN: u32 = 1;
-const NF_INET_LOCAL_OUT: u32 = 3;
-const NF_DROP: u32 = 0;
+pub(super) const NF_INET_LOCAL_IN: u32 = 1;
+pub(super) const NF_INET_LOCAL_OUT: u32 = 3;
+pub(super) const NF_DROP: u32 = 0;
+pub(super) const NF_ACCEPT: u32 = 1;
 /// Before connection tracking and before everything that criu adds.
 const PRIORITY: i32 = -400;
 const NFPROTO_INET: u8 = 1;
@@ -155,24 +156,34 @@ pub fn add_dropping_table(table: &str) -> io::Result<()> {
     request(libc::NETLINK_NETFILTER, &batch(&dropping_table(table)))
 }
 
-fn dropping_table(table: &str) -> Vec<(u16, i32, Vec<u8>)> {
+fn dropping_table(name: &str) -> Vec<(u16, i32, Vec<u8>)> {
+    vec![
+        table(name),
+        chain(name, "in", NF_INET_LOCAL_IN, NF_DROP),
+        chain(name, "out", NF_INET_LOCAL_OUT, NF_DROP),
+    ]
+}
+
+/// The message that makes a table.
+pub(super) fn table(name: &str) -> (u16, i32, Vec<u8>) {
     let mut body = Vec::new();
-    string(&mut body, NFTA_TABLE_NAME, table);
-    let mut messages = vec![(NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, body)];
-    for (name, hook) in [("in", NF_INET_LOCAL_IN), ("out", NF_INET_LOCAL_OUT)] {
-        let mut hooked = Vec::new();
-        attribute(&mut hooked, NFTA_HOOK_HOOKNUM, &hook.to_be_bytes());
-        attribute(&mut hooked, NFTA_HOOK_PRIORITY, &PRIORITY.to_be_bytes());
-        let mut body = Vec::new();
-        string(&mut body, NFTA_CHAIN_TABLE, table);
-        string(&mut body, NFTA_CHAIN_NAME, name);
-        let nested = NFTA_CHAIN_HOOK | libc::NLA_F_NESTED as u16;
-        attribute(&mut body, nested, &hooked);
-        attribute(&mut body, NFTA_CHAIN_POLICY, &NF_DROP.to_be_bytes());
-        string(&mut body, NFTA_CHAIN_TYPE, "filter");
-        messages.push((NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, body));
-    }
-    messages
+    string(&mut body, NFTA_TABLE_NAME, name);
+    (NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, body)
+}
+
+/// The message that makes a chain of a table, with what becomes of what no rule decides.
+pub(super) fn chain(table: &str, name: &str, hook: u32, policy: u32) -> (u16, i32, Vec<u8>) {
+    let mut hooked = Vec::new();
+    attribute(&mut hooked, NFTA_HOOK_HOOKNUM, &hook.to_be_bytes());
+    attribute(&mut hooked, NFTA_HOOK_PRIORITY, &PRIORITY.to_be_bytes());
+    let mut body = Vec::new();
+    string(&mut body, NFTA_CHAIN_TABLE, table);
+    string(&mut body, NFTA_CHAIN_NAME, name);
+    let nested = NFTA_CHAIN_HOOK | libc::NLA_F_NESTED as u16;
+    attribute(&mut body, nested, &hooked);
+    attribute(&mut body, NFTA_CHAIN_POLICY, &policy.to_be_bytes());
+    string(&mut body, NFTA_CHAIN_TYPE, "filter");
+    (NFT_MSG_NEWCHAIN, libc::NLM_F_CREATE, body)
 }
 
 /// Removes an interface; its absence is fine.
@@ -193,7 +204,7 @@ pub fn delete_link(interface: &str) -> io::Result<()> {
 }
 
 /// Sends messages to the kernel and waits for the one acknowledgement they ask for.
-fn request(protocol: i32, messages: &[u8]) -> io::Result<()> {
+pub(super) fn request(protocol: i32, messages: &[u8]) -> io::Result<()> {
     let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW, protocol)?;
     let limit = libc::timeval {
         tv_sec: 5,
@@ -234,20 +245,20 @@ fn message(out: &mut Vec<u8>, kind: u16, flags: i32, seq: u32, body: &[u8]) {
     out.extend_from_slice(body);
 }
 
-fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
+pub(super) fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
     out.extend_from_slice(&(4 + value.len() as u16).to_ne_bytes());
     out.extend_from_slice(&kind.to_ne_bytes());
     out.extend_from_slice(value);
     out.resize(out.len().next_multiple_of(4), 0);
 }
 
-fn string(out: &mut Vec<u8>, kind: u16, value: &str) {
+pub(super) fn string(out: &mut Vec<u8>, kind: u16, value: &str) {
     attribute(out, kind, &[value.as_bytes(), &[0]].concat());
 }
 
 /// A batch of nftables messages (type, flags, attributes) for family inet. The kernel does all of
 /// it or nothing; the last message asks for the acknowledgement.
-fn batch(messages: &[(u16, i32, Vec<u8>)]) -> Vec<u8> {
+pub(super) fn batch(messages: &[(u16, i32, Vec<u8>)]) -> Vec<u8> {
     let [hi, lo] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
     let flags = libc::NLM_F_REQUEST;
     let mut out = Vec::new();
