@@ -180,6 +180,11 @@ fn finish(cli: &Cli, out: &mut dyn Write, job: &Job) -> Result<()> {
             if cli.format != Format::Json {
                 writeln!(out, "{}", jobs::success(job))?;
             }
+            if let Some(why) = &job.detail.warning {
+                // A standard error that nobody reads changes nothing.
+                let why = super::screen::plain(why);
+                let _ = writeln!(std::io::stderr(), "warning: {why}");
+            }
             Ok(())
         }
         Some(JobResult::Canceled) => Err(CliError::Canceled(jobs::failure(job))),

@@ -305,6 +305,7 @@ fn call_name(call: &Call) -> &'static str {
         Call::AwaitRound { .. } => "await round",
         Call::Restore { .. } => "restore",
         Call::Resume { .. } => "resume",
+        Call::Settled { .. } => "settled",
         Call::Discard { .. } => "discard",
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!             restart                              handover
-//! freeze      stop here, keep definition, state    quiesce, no new connections, drain, cut off
+//! freeze      quiesce, stop here, keep the state   no new connections, drain, quiesce, cut off
 //! restore     start there behind the gate          (runs there behind the gate since round 1)
 //! ready       resume and health hooks were good    the same
 //! abort       start again here                     let connections in again
@@ -65,26 +65,25 @@ pub fn missing(spec: &FeatureSpec, method: Method, hooks: &[HookName]) -> Vec<St
         .collect()
 }
 
-/// The freeze: from its end on the feature changes nothing, and nobody reaches it.
-pub fn hold(feature: &FeatureName, spec: &FeatureSpec, method: Method) -> Result<(), Failure> {
-    let begin = Instant::now();
-    if method == Method::Handover {
-        netns::close_door(feature)?;
-        let left = drain(feature, Duration::from_millis(spec.drain_ms));
-        if left > 0 {
-            tracing::info!("feature {feature}: {left} connections are open still and will be cut");
-        }
-        netns::gate_outside(feature)?;
-    } else {
-        unit::stop(feature)?;
-        if unit::running(feature) {
-            return Err(Failure::new(
-                ErrorKind::Failed,
-                format!("processes of feature '{feature}' do not end; they are named by its unit"),
-            ));
-        }
+/// Stops the feature; its definition and state stay.
+pub fn stop(feature: &FeatureName) -> Result<(), Failure> {
+    unit::stop(feature)?;
+    if unit::running(feature) {
+        return Err(Failure::new(
+            ErrorKind::Failed,
+            format!("processes of feature '{feature}' do not end; they are named by its unit"),
+        ));
     }
-    tracing::debug!("feature {feature}: held after {:?}", begin.elapsed());
+    Ok(())
+}
+
+/// Keeps new connections out, and gives those that are open their time to end.
+pub fn retire(feature: &FeatureName, spec: &FeatureSpec) -> Result<(), Failure> {
+    netns::close_door(feature)?;
+    let left = drain(feature, Duration::from_millis(spec.drain_ms));
+    if left > 0 {
+        tracing::info!("feature {feature}: {left} connections are open still and will be cut");
+    }
     Ok(())
 }
 
@@ -103,7 +102,7 @@ fn drain(feature: &FeatureName, limit: Duration) -> usize {
     }
 }
 
-/// Undoes [`hold`]: the feature goes on here. Idempotent.
+/// Undoes [`stop`], [`retire`] and the gate: the feature goes on here. Idempotent.
 pub fn go_on(feature: &FeatureName, spec: &FeatureSpec) -> Result<(), Failure> {
     let Some(managed) = spec.managed() else {
         return Ok(());

@@ -219,7 +219,10 @@ impl Source {
     ) -> Result<RoundStats, Failure> {
         let mut inner = lock(&self.inner);
         let mut record = self.record(ask)?;
-        self.hook(ask.id, &mut record, HookName::Quiesce, events)?;
+        // In a handover nobody is to find it quiesced.
+        if record.method != Method::Handover {
+            self.hook(ask.id, &mut record, HookName::Quiesce, events)?;
+        }
         record.hooked = true;
         if record.method != Method::Live {
             return self.hold(&mut inner, ask, &mut record, send, events);
@@ -263,7 +266,13 @@ impl Source {
         let begin = Instant::now();
         let mut held = || {
             full_speed(ask.feature, record);
-            anew::hold(ask.feature, &spec, record.method)?;
+            if record.method == Method::Handover {
+                anew::retire(ask.feature, &spec)?;
+                self.hook(ask.id, record, HookName::Quiesce, events)?;
+                netns::gate_outside(ask.feature)?;
+            } else {
+                anew::stop(ask.feature)?;
+            }
             let held = begin.elapsed();
             let sent = self.send(ask, record, &mut inner.walk, send, events)?;
             Ok(RoundStats {
