@@ -471,6 +471,18 @@ impl FeatureSpec {
         spec
     }
 
+    /// What another host needs to check whether it could take the feature: the program, but neither
+    /// its arguments nor the environment.
+    #[must_use]
+    pub fn for_check(&self) -> Self {
+        let mut spec = self.clone();
+        if let Workload::Managed(m) = &mut spec.workload {
+            m.exec.truncate(1);
+            m.environment.clear();
+        }
+        spec
+    }
+
     /// Checks what serde cannot: paths, interface and unit names, limits.
     pub fn validate(&self) -> Result<(), FeatureError> {
         let bad = |why: &str| FeatureError::Definition(self.name.to_string(), why.to_owned());
@@ -644,6 +656,10 @@ mod tests {
         assert_eq!(shown.exec, ["/bin/db", HIDDEN]);
         assert_eq!(shown.environment["TOKEN"], HIDDEN);
         assert!(seen.validate().unwrap_err().to_string().contains("hidden"));
+        let checked = spec.for_check();
+        checked.validate().unwrap();
+        let checked = checked.managed().unwrap();
+        assert!(checked.exec == ["/bin/db"] && checked.environment.is_empty());
         let told = spec.for_peers();
         let told = told.managed().unwrap();
         assert_eq!(told.address, m.address);

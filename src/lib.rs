@@ -19,6 +19,7 @@
 // Pure core.
 pub mod counters;
 pub mod feature;
+pub mod reason;
 pub mod rules;
 pub mod sample;
 pub mod wire;

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 16] = [
+const PURE: [&str; 17] = [
     "attribution.rs",
+    "reason.rs",
     "counters",
     "feature.rs",
     "rules.rs",

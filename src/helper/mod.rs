@@ -4,6 +4,7 @@
 //! main process of a managed feature's unit and supervises its workload, started fresh or
 //! restored by criu.
 
+pub mod arrival;
 pub mod bulk;
 pub mod capabilities;
 pub mod cgroup;
@@ -21,6 +22,7 @@ pub mod netns;
 pub mod paths;
 pub mod port;
 pub mod preflight;
+pub mod rehearsal;
 pub mod run;
 pub mod sockets;
 pub mod source;

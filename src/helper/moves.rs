@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::mount::MsFlags;
 use serde::{Deserialize, Serialize};
 
+use super::arrival::{self, Needs};
 use super::daemon::MoveSide;
 use super::source::{self, Source};
 use super::state::StateError;
 use super::state::place::Place;
 use super::target::{self, Target};
-use super::{bulk, criu, features, gate, netns, paths, preflight, unit};
+use super::{bulk, criu, features, gate, netns, paths, preflight, rehearsal, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::wire::bulk::Message;
 use crate::wire::guest::{
@@ -276,6 +277,7 @@ impl Moves {
         if let Err(e) = mount_images() {
             tracing::warn!("no tmpfs of its own for images ({e}); they share that of /run");
         }
+        rehearsal::clean();
         // criu's first run in a guest takes long; it is not to be part of a move.
         std::thread::spawn(criu::probed);
         for m in self.status() {
@@ -311,6 +313,10 @@ impl Moves {
                 let spec = features::get(&feature)?;
                 Ok(Reply::Preflight(preflight::check(&spec)))
             }
+            Call::Rehearse { feature } => rehearsal::rehearse(&feature).map(Reply::Rehearsed),
+            Call::Check { spec, preflight } => Ok(Reply::Reasons {
+                reasons: arrival::reasons(&spec, &Needs::from(&*preflight)),
+            }),
             Call::PreDump {
                 id,
                 feature,
@@ -371,12 +377,19 @@ impl Moves {
                 stream,
                 files,
                 state_bytes,
+                directories,
             } => {
                 self.drop_arrived(&spec.name);
                 let target = self.target(&id);
                 // In this order, see `source_unless_ended`.
                 self.refuse_late_step(&id)?;
-                target.receive(&id, &spec, stream, &files, state_bytes)?;
+                let needs = Needs {
+                    files: &files,
+                    directories: &directories,
+                    state_bytes,
+                    image_bytes: 0,
+                };
+                target.receive(&id, &spec, stream, &needs)?;
                 lock(&self.streams).insert(stream, id);
                 Ok(Reply::Done)
             }
@@ -498,6 +511,7 @@ impl MoveSide for Moves {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::guest::Preflight;
 
     fn ask(call: Call) -> ErrorKind {
         let moves = Moves::new(Arc::new(|_: &Message| Ok(())));
@@ -564,7 +578,9 @@ mod tests {
         assert!(e.message.contains("released already"), "{e}");
         let spec = r#"{"name":"no-such-feature","workload":{"kind":"unit","unit":"x.service"}}"#;
         let spec: FeatureSpec = serde_json::from_str(spec).unwrap();
-        let e = target.receive(arrived, &spec, 2, &[], 0).unwrap_err();
+        let nothing = Preflight::default();
+        let needs = Needs::from(&nothing);
+        let e = target.receive(arrived, &spec, 2, &needs).unwrap_err();
         assert!(e.message.contains("discarded already"), "{e}");
         // And one that comes whole.
         let round = Call::PreDump {
@@ -580,6 +596,7 @@ mod tests {
             stream: 2,
             files: Vec::new(),
             state_bytes: 0,
+            directories: Vec::new(),
         };
         assert!(late(receive).contains("was ended here"));
     }

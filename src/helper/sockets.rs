@@ -31,6 +31,11 @@ pub struct Peer {
 
 /// Calls `f` with a duplicate of every socket of these processes.
 fn each(pids: &[i32], mut f: impl FnMut(BorrowedFd<'_>)) {
+    each_of(pids, |_, s| f(s));
+}
+
+/// The same, with the process whose it is.
+fn each_of(pids: &[i32], mut f: impl FnMut(i32, BorrowedFd<'_>)) {
     for pid in pids {
         let Ok(fds) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
             continue;
@@ -49,7 +54,7 @@ fn each(pids: &[i32], mut f: impl FnMut(BorrowedFd<'_>)) {
             // SAFETY: pidfd_getfd takes numbers and flags, and duplicates a descriptor.
             let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, number, 0) };
             if let Some(copy) = owned(copy) {
-                f(copy.as_fd());
+                f(*pid, copy.as_fd());
             }
         }
     }
@@ -96,16 +101,74 @@ fn set(socket: BorrowedFd<'_>, option: libc::c_int, value: libc::c_int) -> bool 
     done == 0
 }
 
-/// How many MPTCP sockets these processes have.
-pub fn multipath(pids: &[i32]) -> usize {
-    let mut found = 0;
-    each(pids, |s| {
-        if get(s, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_MPTCP.cast_unsigned())
+/// A socket that criu cannot carry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Odd {
+    /// Multipath TCP.
+    Multipath,
+    /// Of another family, protocol or with kernel TLS, in words.
+    Kind(String),
+}
+
+/// Sockets of these processes that criu cannot carry, one of a kind per process.
+pub fn odd(pids: &[i32]) -> Vec<(i32, Odd)> {
+    let mut found: Vec<(i32, Odd)> = Vec::new();
+    each_of(pids, |pid, s| {
+        let option = |o| get(s, libc::SOL_SOCKET, o).map(u32::cast_signed);
+        let (Some(family), Some(kind), Some(protocol)) = (
+            option(libc::SO_DOMAIN),
+            option(libc::SO_TYPE),
+            option(libc::SO_PROTOCOL),
+        ) else {
+            return;
+        };
+        if let Some(what) = classify(family, kind, protocol, upper(s).as_deref())
+            && !found.iter().any(|(p, w)| *p == pid && *w == what)
         {
-            found += 1;
+            found.push((pid, what));
         }
     });
     found
+}
+
+/// What is odd about a socket of this family, type and protocol; `upper` is the protocol on top of
+/// TCP, if there is one.
+fn classify(family: i32, kind: i32, protocol: i32, upper: Option<&str>) -> Option<Odd> {
+    const LITE: i32 = libc::IPPROTO_UDPLITE;
+    match (family, kind, protocol) {
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) => {
+            Some(Odd::Multipath)
+        }
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {
+            upper.map(|u| Odd::Kind(format!("a TCP socket with '{u}' in the kernel")))
+        }
+        (libc::AF_UNIX | libc::AF_NETLINK | libc::AF_PACKET, _, _)
+        | (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP | LITE)
+        | (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => None,
+        (family, kind, protocol) => Some(Odd::Kind(format!(
+            "a socket of family {family}, type {kind} and protocol {protocol}"
+        ))),
+    }
+}
+
+/// The protocol on top of a TCP socket, for instance `tls`.
+fn upper(socket: BorrowedFd<'_>) -> Option<String> {
+    let mut name = [0_u8; 16];
+    let mut len = name.len() as libc::socklen_t;
+    // SAFETY: the buffer is a local and its length is told; the kernel writes no more than that.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_ULP,
+            name.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    let name = name.get(..len as usize).filter(|_| done == 0)?;
+    let name = name.split(|b| *b == 0).next().unwrap_or_default();
+    let name = String::from_utf8_lossy(name);
+    (!name.is_empty() && name != "mptcp").then(|| name.into_owned())
 }
 
 /// Takes TCP sockets of these processes out of repair mode; how many were in it.
@@ -263,13 +326,32 @@ mod tests {
     fn mptcp_is_seen_where_the_kernel_has_it() {
         // SAFETY: socket() takes no pointers.
         let raw = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
-        let here = usize::from(owned(raw.into()).is_some_and(|socket| {
+        if let Some(socket) = owned(raw.into()) {
             let me = [i32::try_from(std::process::id()).unwrap()];
-            assert_eq!(multipath(&me), 1);
+            assert!(odd(&me).iter().any(|(_, o)| *o == Odd::Multipath));
             drop(socket);
-            true
-        }));
-        let me = [i32::try_from(std::process::id()).unwrap()];
-        assert!(multipath(&me) <= here);
+        }
+    }
+
+    #[test]
+    fn what_criu_cannot_carry_is_told_apart() {
+        let tcp = |upper| classify(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP, upper);
+        assert_eq!(tcp(None), None);
+        assert!(matches!(tcp(Some("tls")), Some(Odd::Kind(w)) if w.contains("tls")));
+        for (family, kind, protocol) in [
+            (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+            (libc::AF_UNIX, libc::SOCK_SEQPACKET, 0),
+            (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+            (libc::AF_NETLINK, libc::SOCK_RAW, 0),
+        ] {
+            assert_eq!(classify(family, kind, protocol, None), None);
+        }
+        for (family, kind, protocol) in [
+            (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP),
+            (libc::AF_VSOCK, libc::SOCK_STREAM, 0),
+            (libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP),
+        ] {
+            assert!(classify(family, kind, protocol, None).is_some());
+        }
     }
 }

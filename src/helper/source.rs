@@ -20,7 +20,7 @@ use super::criu::{self, Criu, CriuError, Incoming, Job, stats};
 use super::moves::{self, Failure, Record, Side, lock};
 use super::state::place;
 use super::state::walk::Walk;
-use super::{cgroup, features, netns, paths, sockets, throttle, unit};
+use super::{cgroup, features, netns, paths, rehearsal, sockets, throttle, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::wire::guest::{ErrorKind, Event, RoundStats};
 
@@ -29,7 +29,7 @@ const CRIU_STEP: Duration = Duration::from_secs(120);
 /// Longest wait for criu to end after its last answer.
 const CRIU_END: Duration = Duration::from_secs(30);
 /// Largest deleted file that is carried along with the images, bytes.
-const GHOST_LIMIT: u32 = 64 << 20;
+pub const GHOST_LIMIT: u32 = 64 << 20;
 /// Longest wait for the freezer.
 const FREEZER: Duration = Duration::from_secs(10);
 /// Longest wait for the workload to accept the connections that are complete already.
@@ -89,7 +89,9 @@ impl Source {
         events: &dyn Fn(Event),
     ) -> Result<RoundStats, Failure> {
         let mut inner = lock(&self.inner);
+        let none = rehearsal::none();
         let (mut record, pid) = self.begin(ask, &mut inner)?;
+        drop(none);
         let begin = Instant::now();
         let mut criu = match inner.prepared.take() {
             Some(c) => c,
@@ -202,7 +204,9 @@ impl Source {
         events: &dyn Fn(Event),
     ) -> Result<RoundStats, Failure> {
         let mut inner = lock(&self.inner);
+        let none = rehearsal::none();
         let (mut record, pid) = self.begin(ask, &mut inner)?;
+        drop(none);
         record.decided = true;
         record.save(ask.id)?;
         // criu's code in the feature's tasks is to run at full speed.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::arrival::{self, Needs};
 use super::gate::{self, Client, Order, State};
 use super::images::Receiver;
 use super::moves::{self, Failure, Record, Side, lock};
@@ -14,10 +15,10 @@ use super::preflight;
 use super::state::place;
 use super::state::store::Store;
 use super::unit::UnitError;
-use super::{criu, features, netns, paths, unit};
+use super::{features, netns, paths, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::wire::bulk::Body;
-use crate::wire::guest::{ErrorKind, FileDigest};
+use crate::wire::guest::ErrorKind;
 
 /// Longest wait for a round to arrive.
 const ARRIVAL: Duration = Duration::from_secs(120);
@@ -27,8 +28,6 @@ const RESTORE: Duration = Duration::from_secs(180);
 const SUPERVISOR: Duration = Duration::from_secs(60);
 /// Longest wait for a restore to be undone.
 const UNDO: Duration = Duration::from_secs(10);
-/// Memory that must be left beside the images, bytes.
-const RESERVE: u64 = 48 << 20;
 
 /// The target side of one move.
 #[derive(Debug, Default)]
@@ -81,8 +80,7 @@ impl Target {
         id: &str,
         spec: &FeatureSpec,
         stream: u32,
-        files: &[FileDigest],
-        state_bytes: u64,
+        needs: &Needs<'_>,
     ) -> Result<(), Failure> {
         let _turn = lock(&self.turn);
         let refused = |why: String| Failure::new(ErrorKind::Refused, why);
@@ -92,63 +90,20 @@ impl Target {
         let name = &spec.name;
         spec.validate()
             .map_err(|e| Failure::new(ErrorKind::Invalid, e.to_string()))?;
-        let managed = spec
-            .managed()
-            .ok_or_else(|| refused(format!("feature '{name}' is not run by Drover")))?;
         if let Some(r) = Record::load(id) {
             return Err(Failure::new(
                 ErrorKind::Invalid,
                 format!("move {id} of '{}' is under way here already", r.feature),
             ));
         }
-        if let Some((other, _)) = moves::recorded()
-            .into_iter()
-            .find(|(_, r)| r.feature == *name)
-        {
-            return Err(refused(format!(
-                "feature '{name}' is part of move {other} here; discard or release that first"
-            )));
+        let needs = Needs {
+            image_bytes: 0,
+            ..*needs
+        };
+        if let Some(first) = arrival::reasons(spec, &needs).into_iter().next() {
+            return Err(first.into());
         }
-        if unit::running(name) || netns::exists(name) {
-            return Err(refused(format!(
-                "feature '{name}' is in this guest already; stop it here first"
-            )));
-        }
-        let address = managed.address.address;
-        if let Some(other) = features::all()
-            .into_iter()
-            .find(|f| f.name != *name && f.managed().is_some_and(|m| m.address.address == address))
-        {
-            return Err(refused(format!(
-                "address {address} belongs to feature '{}' of this guest",
-                other.name
-            )));
-        }
-        if preflight::local_addresses().contains(&address) {
-            return Err(refused(format!(
-                "address {address} is one of this guest's own"
-            )));
-        }
-        for dir in &managed.state {
-            place::check(dir, name, state_bytes)?;
-        }
-        for file in files {
-            preflight::compare(file).map_err(refused)?;
-        }
-        let (version, problem) = criu::probed();
-        if !problem.is_empty() {
-            return Err(refused(format!(
-                "criu {version} does not work here: {problem}"
-            )));
-        }
-        let free = preflight::room();
-        let room = free.saturating_sub(RESERVE);
-        if room == 0 {
-            return Err(Failure::new(
-                ErrorKind::NoRoom,
-                format!("only {free} bytes of memory are free for images in this guest"),
-            ));
-        }
+        let room = preflight::room().saturating_sub(arrival::RESERVE);
         let made = self.prepare(id, spec, stream, room);
         if made.is_err()
             && let Err(e) = self.clean(id, name)
