@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::moves::{self, Failure};
 use super::state::{StateError, place};
-use super::{criu, features, netns, preflight, unit};
+use super::{criu, features, init, netns, preflight, unit};
 use crate::feature::{FeatureName, FeatureSpec, Managed};
 use crate::reason::{Code, Reason};
 use crate::wire::guest::{ErrorKind, FileDigest, Preflight};
@@ -44,6 +44,10 @@ impl<'a> From<&'a Preflight> for Needs<'a> {
 /// Everything that keeps this guest from taking the feature.
 pub fn reasons(spec: &FeatureSpec, needs: &Needs<'_>) -> Vec<Reason> {
     let mut out = Vec::new();
+    // A feature that arrives brings its first process, whose program must be here.
+    if let Err(e) = init::install() {
+        tracing::warn!("{} cannot be written: {e}", init::PROGRAM);
+    }
     let name = &spec.name;
     let Some(managed) = spec.managed() else {
         let why = format!("feature '{name}' is not run by Drover");

@@ -14,6 +14,7 @@ pub mod daemon;
 pub mod features;
 pub mod gate;
 pub mod images;
+pub mod init;
 pub mod lifecycle;
 pub mod log;
 pub mod meter;
