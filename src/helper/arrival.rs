@@ -2,7 +2,7 @@
 //! changes anything here. Changes nothing.
 
 use std::collections::HashSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 
 use super::moves::{self, Failure};
@@ -117,35 +117,36 @@ pub fn reasons(spec: &FeatureSpec, needs: &Needs<'_>) -> Vec<Reason> {
 }
 
 fn address(name: &FeatureName, managed: &Managed, out: &mut Vec<Reason>) {
-    let address = managed.address.address;
-    let known = features::all();
-    let same = |f: &&FeatureSpec| {
-        f.name != *name && f.managed().is_some_and(|m| m.address.address == address)
-    };
-    if let Some(other) = known.iter().find(same) {
-        out.push(Reason::new(
-            Code::Address,
-            format!(
-                "address {address} belongs to feature '{}' of this guest",
-                other.name
-            ),
-        ));
+    for other in features::all().iter().filter(|f| f.name != *name) {
+        if let Some(a) = other.managed().and_then(|m| managed.shared_address(m)) {
+            out.push(Reason::new(
+                Code::Address,
+                format!(
+                    "address {} belongs to feature '{}' of this guest",
+                    a.address, other.name
+                ),
+            ));
+        }
     }
-    if local_addresses().contains(&address) {
-        let why = format!("address {address} is one of this guest's own");
+    let here = local_addresses();
+    for a in managed
+        .all_addresses()
+        .filter(|a| here.contains(&a.address))
+    {
+        let why = format!("address {} is one of this guest's own", a.address);
         out.push(Reason::new(Code::Address, why));
     }
 }
 
 /// Addresses of the calling thread's network namespace.
-fn local_addresses() -> HashSet<Ipv4Addr> {
+fn local_addresses() -> HashSet<IpAddr> {
     let Ok(all) = nix::ifaddrs::getifaddrs() else {
         return HashSet::new();
     };
     all.filter_map(|i| {
-        i.address?
-            .as_sockaddr_in()
-            .map(nix::sys::socket::SockaddrIn::ip)
+        let address = i.address?;
+        let v4 = address.as_sockaddr_in().map(|a| a.ip().into());
+        v4.or_else(|| address.as_sockaddr_in6().map(|a| a.ip().into()))
     })
     .collect()
 }

@@ -193,7 +193,10 @@ mod tests {
 
     #[test]
     fn the_number_is_that_of_the_innermost_namespace() {
-        assert_eq!(number("Name:\tx\nNSpid:\t4711\t2\nNSsid:\t1\t1\n"), Some("2"));
+        assert_eq!(
+            number("Name:\tx\nNSpid:\t4711\t2\nNSsid:\t1\t1\n"),
+            Some("2")
+        );
         assert_eq!(number("Name:\tx\n"), None);
     }
 
@@ -219,7 +222,11 @@ mod tests {
         for (workload, code, want) in [
             ("exit 3", 3, WaitStatus::Exited(first, 3)),
             ("(sleep 0.1 &); exit 0", 0, WaitStatus::Exited(first, 0)),
-            ("kill -9 $$", 137, WaitStatus::Signaled(first, Signal::SIGKILL, false)),
+            (
+                "kill -9 $$",
+                137,
+                WaitStatus::Signaled(first, Signal::SIGKILL, false),
+            ),
         ] {
             let script = format!(
                 "sh -c '{workload}' & exec {} {}",

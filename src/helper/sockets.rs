@@ -3,13 +3,13 @@
 
 use std::io;
 use std::mem::size_of;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrStorage,
-    getpeername, getsockname, sendto, socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6,
+    SockaddrLike, SockaddrStorage, getpeername, getsockname, sendto, socket,
 };
 
 use super::netns;
@@ -23,8 +23,8 @@ const NUDGES: usize = 6;
 /// A connection's peer that may be waiting for its retransmission timer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    local: SocketAddrV4,
-    remote: SocketAddrV4,
+    local: SocketAddr,
+    remote: SocketAddr,
     // What it sends next, as far as the feature knows.
     seq: u32,
 }
@@ -182,7 +182,7 @@ pub fn end_repair(pids: &[i32]) -> usize {
     woken
 }
 
-/// Peers of the IPv4 connections of processes that are held. The kernel tells sequence numbers in
+/// Peers of the connections of processes that are held. The kernel tells sequence numbers in
 /// repair mode only: a socket that is not in it is put there for a moment.
 pub fn peers(pids: &[i32]) -> Vec<Peer> {
     const NO_QUEUE: libc::c_int = 0;
@@ -201,7 +201,7 @@ pub fn peers(pids: &[i32]) -> Vec<Peer> {
         ) else {
             return; // it listens
         };
-        let (Some(local), Some(remote)) = (v4(&local), v4(&remote)) else {
+        let (Some(local), Some(remote)) = (plain(&local), plain(&remote)) else {
             return;
         };
         if repair == 0 && !set(s, libc::TCP_REPAIR, 1) {
@@ -219,16 +219,13 @@ pub fn peers(pids: &[i32]) -> Vec<Peer> {
     peers
 }
 
-/// An IPv4 address, also one that an IPv6 socket holds in mapped form.
-fn v4(address: &SockaddrStorage) -> Option<SocketAddrV4> {
+/// An internet address; an IPv4 address as such, also when an IPv6 socket holds it in mapped form.
+fn plain(address: &SockaddrStorage) -> Option<SocketAddr> {
     if let Some(a) = address.as_sockaddr_in() {
-        return Some(SocketAddrV4::new(a.ip(), a.port()));
+        return Some(SocketAddrV4::new(a.ip(), a.port()).into());
     }
     let a = address.as_sockaddr_in6()?;
-    match SocketAddr::new(a.ip().to_ipv4_mapped()?.into(), a.port()) {
-        SocketAddr::V4(v4) => Some(v4),
-        SocketAddr::V6(_) => None,
-    }
+    Some(SocketAddr::new(a.ip().to_canonical(), a.port()))
 }
 
 /// Makes peers retransmit now. A peer that sent into the freeze has doubled its timer several
@@ -241,17 +238,22 @@ pub fn nudge(feature: &FeatureName, peers: &[Peer]) {
         return;
     }
     let sent = netns::within(feature, || -> io::Result<()> {
-        let raw = socket(
-            AddressFamily::Inet,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            SockProtocol::Icmp,
-        )?;
+        let (mut v4, mut v6) = (None, None);
         for peer in peers.iter().filter(|p| !p.remote.ip().is_loopback()) {
-            let message = unreachable(peer);
-            let to = SockaddrIn::from(SocketAddrV4::new(*peer.remote.ip(), 0));
-            for _ in 0..NUDGES {
-                sendto(raw.as_raw_fd(), &message, &to, MsgFlags::empty())?;
+            match (peer.local.ip(), peer.remote.ip()) {
+                (IpAddr::V4(local), IpAddr::V4(remote)) => {
+                    let to = SockaddrIn::from(SocketAddrV4::new(remote, 0));
+                    let message = unreachable(peer, local, remote);
+                    let raw = opened(&mut v4, AddressFamily::Inet, SockProtocol::Icmp)?;
+                    repeat(raw, &message, &to)?;
+                }
+                (IpAddr::V6(local), IpAddr::V6(remote)) => {
+                    let to = SockaddrIn6::from(SocketAddrV6::new(remote, 0, 0, 0));
+                    let message = unreachable6(peer, local, remote);
+                    let raw = opened(&mut v6, AddressFamily::Inet6, SockProtocol::IcmpV6)?;
+                    repeat(raw, &message, &to)?;
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -263,18 +265,48 @@ pub fn nudge(feature: &FeatureName, peers: &[Peer]) {
     }
 }
 
+/// The raw socket of a family, opened when it is needed.
+fn opened(
+    raw: &mut Option<OwnedFd>,
+    family: AddressFamily,
+    protocol: SockProtocol,
+) -> io::Result<&OwnedFd> {
+    let fd = match raw.take() {
+        Some(fd) => fd,
+        None => socket(
+            family,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            protocol,
+        )?,
+    };
+    Ok(raw.insert(fd))
+}
+
+fn repeat(raw: &OwnedFd, message: &[u8], to: &impl SockaddrLike) -> io::Result<()> {
+    for _ in 0..NUDGES {
+        sendto(raw.as_raw_fd(), message, to, MsgFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// The beginning of the segment that the peer waits for.
+fn segment(peer: &Peer, out: &mut Vec<u8>) {
+    out.extend_from_slice(&peer.remote.port().to_be_bytes());
+    out.extend_from_slice(&peer.local.port().to_be_bytes());
+    out.extend_from_slice(&peer.seq.to_be_bytes());
+}
+
+const TCP: u8 = 6;
+
 /// ICMP destination unreachable (host), quoting the segment that the peer waits for.
-fn unreachable(peer: &Peer) -> Vec<u8> {
-    const TCP: u8 = 6;
-    let (from, to): (Ipv4Addr, Ipv4Addr) = (*peer.remote.ip(), *peer.local.ip());
+fn unreachable(peer: &Peer, local: Ipv4Addr, remote: Ipv4Addr) -> Vec<u8> {
     let mut quoted = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, TCP, 0, 0];
-    quoted.extend_from_slice(&from.octets());
-    quoted.extend_from_slice(&to.octets());
+    quoted.extend_from_slice(&remote.octets());
+    quoted.extend_from_slice(&local.octets());
     let sum = checksum(&quoted);
     quoted[10..12].copy_from_slice(&sum.to_be_bytes());
-    quoted.extend_from_slice(&peer.remote.port().to_be_bytes());
-    quoted.extend_from_slice(&peer.local.port().to_be_bytes());
-    quoted.extend_from_slice(&peer.seq.to_be_bytes());
+    segment(peer, &mut quoted);
     let mut message = vec![3, 1, 0, 0, 0, 0, 0, 0];
     message.extend_from_slice(&quoted);
     let sum = checksum(&message);
@@ -282,8 +314,19 @@ fn unreachable(peer: &Peer) -> Vec<u8> {
     message
 }
 
+/// ICMPv6 destination unreachable (no route), which alone Linux takes for the same; the kernel fills
+/// its checksum in.
+fn unreachable6(peer: &Peer, local: Ipv6Addr, remote: Ipv6Addr) -> Vec<u8> {
+    let mut message = vec![1, 0, 0, 0, 0, 0, 0, 0];
+    message.extend_from_slice(&[0x60, 0, 0, 0, 0, 20, TCP, 64]);
+    message.extend_from_slice(&remote.octets());
+    message.extend_from_slice(&local.octets());
+    segment(peer, &mut message);
+    message
+}
+
 /// The Internet checksum (RFC 1071) of an even number of bytes.
-fn checksum(bytes: &[u8]) -> u16 {
+pub fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = bytes
         .chunks(2)
         .map(|c| u32::from(u16::from_be_bytes([c[0], c.get(1).copied().unwrap_or(0)])))
@@ -309,17 +352,27 @@ mod tests {
 
     #[test]
     fn the_quoted_segment_is_the_peer_s() {
-        let m = unreachable(&Peer {
+        let peer = Peer {
             local: "10.0.0.1:80".parse().unwrap(),
             remote: "10.0.0.9:4000".parse().unwrap(),
             seq: 0x0102_0304,
-        });
+        };
+        let m = unreachable(
+            &peer,
+            Ipv4Addr::new(10, 0, 0, 1),
+            Ipv4Addr::new(10, 0, 0, 9),
+        );
         assert_eq!(m.len(), 8 + 20 + 8);
         assert_eq!((m[0], m[1]), (3, 1));
         assert_eq!(checksum(&m), 0);
         assert_eq!(checksum(&m[8..28]), 0);
         assert_eq!(m[20..28], [10, 0, 0, 9, 10, 0, 0, 1]);
         assert_eq!(m[28..36], [0x0f, 0xa0, 0, 80, 1, 2, 3, 4]);
+        let (local, remote) = ("fd88::1".parse().unwrap(), "fd88::9".parse().unwrap());
+        let m = unreachable6(&peer, local, remote);
+        assert_eq!((m[0], m[1], m.len()), (1, 0, 8 + 40 + 8));
+        assert_eq!(m[16..32], remote.octets());
+        assert_eq!(m[48..56], [0x0f, 0xa0, 0, 80, 1, 2, 3, 4]);
     }
 
     #[test]
