@@ -227,6 +227,8 @@ pub enum Command {
         no_wait: bool,
     },
     /// Empty this host: it accepts no moves, and its features go one after another
+    ///
+    /// Ctrl-C during --wait ends the waiting, not the drain.
     Drain {
         /// This host, to be sure
         host: Option<String>,
@@ -253,6 +255,10 @@ pub enum Command {
         rehearse: bool,
     },
     /// Move a feature to a guest on another host
+    ///
+    /// Ctrl-C cancels the move as virsh does, as long as it is not committed; a second Ctrl-C
+    /// leaves it alone and ends the waiting. On a terminal its progress is shown on standard
+    /// error.
     Migrate {
         /// Feature
         #[command(flatten)]
@@ -336,11 +342,13 @@ impl Command {
             | Self::Disable(_)
             | Self::Migrate { .. }
             | Self::Check { rehearse: true, .. }
+            | Self::Approve { .. }
             | Self::Jobabort(_)
             | Self::Reload => true,
             Self::Threshold {
                 thresholds, clear, ..
             } => *clear || !thresholds.is_empty(),
+            Self::Drain { status, .. } => !status,
             Self::Guest { action } => !matches!(action, GuestAction::Status { .. }),
             _ => false,
         }
