@@ -3,11 +3,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::{Cell, Cost, DecisionRecord, DecisionRow, DrainStatus, Replay, ScoreReport};
+use crate::decision::{
+    Cell, Check, Cost, DecisionRecord, DecisionRow, DrainStatus, Replay, ScoreReport,
+};
 use crate::feature::{FeatureName, FeatureSpec, Resource, Threshold};
 use crate::forecast::Step;
 use crate::host::{FeatureStatus, HostState, Metering};
 use crate::method::Method;
+use crate::reason::Rehearsal;
 use crate::rollup::Rollup;
 use crate::rules::Mode;
 use crate::usage::Usage;
@@ -534,6 +537,11 @@ pub trait Api: Send + Sync + 'static {
     async fn set_drain(&self, on: bool) -> Result<DrainStatus>;
     /// How emptying this host stands.
     async fn drain_status(&self) -> DrainStatus;
+    /// Whether a feature could move to the guests of a host, or of all hosts, and why not; changes
+    /// nothing.
+    async fn check(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Check>;
+    /// Dumps a feature into memory while it goes on, and throws the dump away.
+    async fn rehearse(&self, domain: &str, feature: &FeatureName) -> Result<Rehearsal>;
     /// Starts a move; returns once it is accepted.
     async fn migrate(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Job>;
     /// A move, under way or ended.

@@ -20,6 +20,7 @@
 pub mod counters;
 pub mod feature;
 pub mod method;
+pub mod reason;
 pub mod rules;
 pub mod sample;
 pub mod wire;

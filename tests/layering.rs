@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// Files and directories of the pure core, under `src/`.
 const PURE: [&str; 17] = [
     "attribution.rs",
+    "reason.rs",
     "counters",
     "feature.rs",
     "method.rs",

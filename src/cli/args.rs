@@ -13,7 +13,8 @@ use crate::method::Method;
 const AFTER: &str = "\
 Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 not found, 4 refused or busy,
 5 timeout, 6 canceled, 7 warnings only (doctor). `migrate` exits by the result of the move,
-`doctor` with 1 when it found an error.
+`check` with 4 when the feature could move nowhere that was asked for, `doctor` with 1 when it found
+an error.
 
 Without a command, on a terminal, it is an interactive shell with completion and history. Colour
 is for terminals only, and not with NO_COLOR. --connect needs drover on that host and ssh to it;
@@ -242,6 +243,18 @@ pub enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Show whether a feature could move, and what stands in its way; changes nothing
+    Check {
+        /// Feature
+        #[command(flatten)]
+        target: Target,
+        /// Only this host, or guest there
+        #[arg(value_name = "HOST[/DOMAIN]", value_parser = destination)]
+        to: Option<To>,
+        /// Dump it too, and throw the dump away; the feature stands still for that moment
+        #[arg(long)]
+        rehearse: bool,
+    },
     /// Move a feature to a guest on another host
     ///
     /// Ctrl-C cancels the move as virsh does, as long as it is not committed; a second Ctrl-C
@@ -332,6 +345,7 @@ impl Command {
             | Self::Enable(_)
             | Self::Disable(_)
             | Self::Migrate { .. }
+            | Self::Check { rehearse: true, .. }
             | Self::Approve { .. }
             | Self::Jobabort(_)
             | Self::Reload => true,

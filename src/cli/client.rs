@@ -12,9 +12,11 @@ use crate::api::{
 };
 use crate::dbus::client::{ManagerProxy, MoveProxy};
 use crate::dbus::{connect, move_path};
+use crate::decision::Check;
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
 use crate::host::HostState;
 use crate::method::Method;
+use crate::reason::Rehearsal;
 use crate::usage::Usage;
 
 /// A connection to droverd.
@@ -198,6 +200,23 @@ impl Client {
     /// What a move would choose.
     pub async fn plan(&self, domain: &str, feature: &FeatureName) -> Result<Plan> {
         decode(&self.take(self.manager.plan(domain, feature.as_str()).await)?)
+    }
+
+    /// Whether a feature could move; empty texts are for all hosts.
+    pub async fn check(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        host: &str,
+        to_domain: &str,
+    ) -> Result<Check> {
+        let f = feature.as_str();
+        decode(&self.take(self.manager.check(domain, f, host, to_domain).await)?)
+    }
+
+    /// Dumps a feature and throws the dump away.
+    pub async fn rehearse(&self, domain: &str, feature: &FeatureName) -> Result<Rehearsal> {
+        decode(&self.take(self.manager.rehearse(domain, feature.as_str()).await)?)
     }
 
     /// Starts a move; the path of its object.

@@ -10,6 +10,7 @@
 mod agent;
 pub mod args;
 mod bridge;
+mod check;
 pub mod client;
 pub mod complete;
 mod config;

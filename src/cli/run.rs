@@ -10,7 +10,9 @@ use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, forecast, history, hosts, jobs, plan};
-use super::{config, decisions, doctor, edit, events, generate, moves, progress, show, spec, top};
+use super::{
+    check, config, decisions, doctor, edit, events, generate, moves, progress, show, spec, top,
+};
 use crate::api::{Changed, FeatureRow, HistoryQuery};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
@@ -41,7 +43,7 @@ pub(super) async fn run_kept(
         cli.command,
         Command::Guest {
             action: GuestAction::Install { .. } | GuestAction::Remove { .. }
-        }
+        } | Command::Check { .. }
     );
     // For these the option is about the end, not about each answer.
     let whole = matches!(
@@ -255,6 +257,13 @@ pub(super) async fn run_kept(
         } => {
             let how = (*undo, *status, *wait);
             decisions::drain(cli, out, screen, &client, host.as_deref(), how).await?;
+        }
+        Command::Check {
+            target,
+            to,
+            rehearse,
+        } => {
+            check::check(cli, out, screen, &client, target, to.as_ref(), *rehearse).await?;
         }
         Command::Migrate {
             target,

@@ -19,6 +19,7 @@ pub mod affinity;
 mod agent_meter;
 pub mod audit;
 mod certificates;
+mod check;
 pub mod clock;
 mod decisions;
 mod drain;

@@ -473,7 +473,7 @@ impl Daemon {
     }
 
     /// Whether the named host and domain exist at all.
-    fn check_destination(&self, to: &Destination) -> Result<(), ApiError> {
+    pub(super) fn check_destination(&self, to: &Destination) -> Result<(), ApiError> {
         let Some(host) = &to.host else { return Ok(()) };
         let known = host == self.name()
             || self

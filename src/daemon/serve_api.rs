@@ -8,12 +8,15 @@ use crate::api::{
     Api, ApiError, ApiEvent, Changed, Destination, FeatureForecast, FeatureRow, HistoryPage,
     HistoryPoint, HistoryQuery, Job, Plan, Reloaded, Result,
 };
-use crate::decision::{Cause, Cell, DecisionRecord, DecisionRow, DrainStatus, Replay, ScoreReport};
+use crate::decision::{
+    Cause, Cell, Check, DecisionRecord, DecisionRow, DrainStatus, Replay, ScoreReport,
+};
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
 use crate::guest::{GuestError, install, remove};
 use crate::history::Query;
 use crate::host::{HelperState, HostState};
 use crate::moving::source::Event;
+use crate::reason::Rehearsal;
 use crate::store::{FeatureRecord, Store, StoreError};
 use crate::threshold::Watch;
 use crate::usage::Usage;
@@ -381,6 +384,14 @@ impl Api for Service {
 
     async fn drain_status(&self) -> DrainStatus {
         self.0.drain_status()
+    }
+
+    async fn check(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Check> {
+        self.0.check(domain, feature, &to).await
+    }
+
+    async fn rehearse(&self, domain: &str, feature: &FeatureName) -> Result<Rehearsal> {
+        self.0.rehearse(domain, feature).await
     }
 
     async fn migrate(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Job> {

@@ -12,9 +12,10 @@ use crate::history::StoredTier;
 use crate::host::HostState;
 use crate::moving::record::{TargetPhase, TargetRecord};
 use crate::peer::{BulkReceiver, PeerRefusal, PeerService, RefusalKind};
+use crate::reason::Reason;
 use crate::usage::Usage;
 use crate::wire::guest::valid_move_id;
-use crate::wire::peer::{Offer, PROTOCOL, TargetStatus, Verdict};
+use crate::wire::peer::{CheckAsk, Offer, PROTOCOL, TargetStatus, Verdict};
 
 use super::{Daemon, lock};
 
@@ -188,6 +189,10 @@ impl PeerService for Service {
             result.map_err(|m| refuse(RefusalKind::Refused, m))
         })
         .await
+    }
+
+    async fn check(&self, from: &str, ask: CheckAsk) -> Result<Vec<Reason>, PeerRefusal> {
+        Ok(super::check::as_target(&self.0, from, ask).await)
     }
 
     async fn grant_freeze(&self, from: &str, id: &str) -> Result<(), PeerRefusal> {

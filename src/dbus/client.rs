@@ -58,6 +58,17 @@ pub trait Manager {
     fn forecast(&self, domain: &str, feature: &str) -> zbus::Result<String>;
     /// JSON [`crate::api::Plan`].
     fn plan(&self, domain: &str, feature: &str) -> zbus::Result<String>;
+    /// JSON [`crate::decision::Check`]; empty texts are for all hosts.
+    fn check(
+        &self,
+        domain: &str,
+        feature: &str,
+        to_host: &str,
+        to_domain: &str,
+    ) -> zbus::Result<String>;
+    /// JSON [`crate::reason::Rehearsal`].
+    #[zbus(allow_interactive_auth)]
+    fn rehearse(&self, domain: &str, feature: &str) -> zbus::Result<String>;
     /// Starts a move; empty texts let Drover choose. Returns the move's object path.
     #[zbus(allow_interactive_auth)]
     fn migrate(

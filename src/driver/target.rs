@@ -171,6 +171,7 @@ pub async fn accept(
         files: preflight.files,
         state_bytes: preflight.state_bytes,
         method: record.method,
+        directories: preflight.directories,
     };
     watch_doubt(daemon, id);
     match call(daemon, &record, receive, SHORT).await {

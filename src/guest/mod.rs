@@ -297,6 +297,8 @@ fn call_name(call: &Call) -> &'static str {
         Call::Status => "status",
         Call::Capabilities => "capabilities",
         Call::Preflight { .. } => "preflight",
+        Call::Rehearse { .. } => "rehearsal",
+        Call::Check { .. } => "check",
         Call::PreDump { .. } => "pre-dump",
         Call::Throttle { .. } => "throttle",
         Call::Freeze { .. } => "freeze",

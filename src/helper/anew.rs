@@ -18,27 +18,15 @@ use super::moves::Failure;
 use super::{cgroup, features, lifecycle, netns, paths, sockets, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::{HookName, Method};
-use crate::wire::guest::{ErrorKind, Preflight};
+use crate::reason::{Code, Reason};
+use crate::wire::guest::ErrorKind;
 
 /// Pause between looks at connections that are to end.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Looks for what would keep a feature from being moved by this method, on the source.
-pub fn check(spec: &FeatureSpec, method: Method, found: &mut Preflight) {
-    let name = &spec.name;
-    if let Some(why) = spec.against(method) {
-        found.problems.push(why);
-    }
-    if features::pid(name).is_none() {
-        found
-            .problems
-            .push(format!("feature '{name}' does not run"));
-    }
-}
-
-/// Programs of the feature that are not here, each in a sentence: its commands, and with another
-/// method than `live` (which compares every file) its own.
-pub fn missing(spec: &FeatureSpec, method: Method, hooks: &[HookName]) -> Vec<String> {
+/// What keeps the feature from being moved by this method, as far as its definition and this guest
+/// tell: programs that are not here, its own (with `live` every file is compared) and its commands.
+pub fn reasons(spec: &FeatureSpec, method: Method, hooks: &[HookName]) -> Vec<Reason> {
     let mut programs = Vec::new();
     if method != Method::Live
         && let Some(first) = spec.managed().and_then(|m| m.exec.first())
@@ -50,19 +38,19 @@ pub fn missing(spec: &FeatureSpec, method: Method, hooks: &[HookName]) -> Vec<St
             programs.push((format!("hooks.{}.exec", name.as_str()), first));
         }
     }
-    programs
-        .into_iter()
-        .filter_map(|(what, program)| {
-            let there = nix::unistd::access(Path::new(program), nix::unistd::AccessFlags::X_OK);
-            there.err().map(|e| {
-                format!(
-                    "{program} ({what} of feature '{}') cannot be executed in this guest: {}",
-                    spec.name,
-                    e.desc()
-                )
-            })
+    let absent = programs.into_iter().filter_map(|(what, program)| {
+        let there = nix::unistd::access(Path::new(program), nix::unistd::AccessFlags::X_OK);
+        there.err().map(|e| {
+            let why = format!(
+                "{program} ({what} of feature '{}') cannot be executed in this guest: {}",
+                spec.name,
+                e.desc()
+            );
+            Reason::new(Code::FileAbsent, why)
         })
-        .collect()
+    });
+    let against = spec.against(method).map(|why| Reason::new(Code::Hook, why));
+    against.into_iter().chain(absent).collect()
 }
 
 /// Stops the feature; its definition and state stay.

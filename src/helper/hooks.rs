@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::command::PATH;
 use super::moves::{Failure, Record, Side};
-use super::{cgroup, features, netns, paths};
+use super::{cgroup, features, init, netns, paths};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::{Hook, HookName};
 use crate::wire::guest::{ErrorKind, Event};
@@ -184,7 +184,8 @@ impl Hooks<'_> {
             .stdin(Stdio::null())
             .stdout(writer)
             .stderr(second);
-        if let Some(pid) = features::pid(&spec.name) {
+        let pid = init::workload(&spec.name).map(nix::unistd::Pid::as_raw);
+        if let Some(pid) = pid.or_else(|| features::pid(&spec.name)) {
             command.env("DROVER_PID", pid.to_string());
         }
         let procs = group.procs()?;

@@ -5,6 +5,7 @@
 //! restored by criu.
 
 pub mod anew;
+pub mod arrival;
 pub mod bulk;
 pub mod capabilities;
 pub mod cgroup;
@@ -15,6 +16,7 @@ pub mod features;
 pub mod gate;
 pub mod hooks;
 pub mod images;
+pub mod init;
 pub mod lifecycle;
 pub mod log;
 pub mod meter;
@@ -23,6 +25,7 @@ pub mod netns;
 pub mod paths;
 pub mod port;
 pub mod preflight;
+pub mod rehearsal;
 pub mod run;
 pub mod sockets;
 pub mod source;

@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::mount::MsFlags;
 use serde::{Deserialize, Serialize};
 
+use super::arrival::{self, Needs};
 use super::daemon::MoveSide;
 use super::source::{self, Source};
 use super::state::StateError;
 use super::state::place::Place;
 use super::target::{self, Target};
-use super::{bulk, criu, features, gate, netns, paths, preflight, unit};
+use super::{bulk, criu, features, gate, netns, paths, preflight, rehearsal, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::Method;
 use crate::wire::bulk::Message;
@@ -284,6 +285,7 @@ impl Moves {
         if let Err(e) = mount_images() {
             tracing::warn!("no tmpfs of its own for images ({e}); they share that of /run");
         }
+        rehearsal::clean();
         // criu's first run in a guest takes long; it is not to be part of a move.
         std::thread::spawn(criu::probed);
         for m in self.status() {
@@ -320,6 +322,10 @@ impl Moves {
                 let spec = features::get(&feature)?;
                 Ok(Reply::Preflight(preflight::check(&spec, method)))
             }
+            Call::Rehearse { feature } => rehearsal::rehearse(&feature).map(Reply::Rehearsed),
+            Call::Check { spec, preflight } => Ok(Reply::Reasons {
+                reasons: arrival::reasons(&spec, &Needs::from(&*preflight)),
+            }),
             Call::PreDump {
                 id,
                 feature,
@@ -384,19 +390,20 @@ impl Moves {
                 files,
                 state_bytes,
                 method,
+                directories,
             } => {
                 self.drop_arrived(&spec.name);
                 let target = self.target(&id);
                 // In this order, see `source_unless_ended`.
                 self.refuse_late_step(&id)?;
-                let arrival = target::Arrival {
-                    spec: &spec,
-                    stream,
+                let needs = Needs {
                     files: &files,
+                    directories: &directories,
                     state_bytes,
+                    image_bytes: 0,
                     method,
                 };
-                target.receive(&id, &arrival)?;
+                target.receive(&id, &spec, stream, &needs)?;
                 lock(&self.streams).insert(stream, id);
                 Ok(Reply::Done)
             }
@@ -522,6 +529,7 @@ impl MoveSide for Moves {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::guest::Preflight;
 
     fn ask(call: Call) -> ErrorKind {
         let moves = Moves::new(Arc::new(|_: &Message| Ok(())));
@@ -589,14 +597,9 @@ mod tests {
         assert!(e.message.contains("released already"), "{e}");
         let spec = r#"{"name":"no-such-feature","workload":{"kind":"unit","unit":"x.service"}}"#;
         let spec: FeatureSpec = serde_json::from_str(spec).unwrap();
-        let arrival = target::Arrival {
-            spec: &spec,
-            stream: 2,
-            files: &[],
-            state_bytes: 0,
-            method: Method::Live,
-        };
-        let e = target.receive(arrived, &arrival).unwrap_err();
+        let nothing = Preflight::default();
+        let needs = Needs::from(&nothing);
+        let e = target.receive(arrived, &spec, 2, &needs).unwrap_err();
         assert!(e.message.contains("discarded already"), "{e}");
         // And one that comes whole.
         let round = Call::PreDump {
@@ -614,6 +617,7 @@ mod tests {
             files: Vec::new(),
             state_bytes: 0,
             method: Method::Live,
+            directories: Vec::new(),
         };
         assert!(late(receive).contains("was ended here"));
     }

@@ -21,7 +21,7 @@ use super::moves::{self, Failure, Record, Side, lock};
 use super::state::place;
 use super::state::walk::Walk;
 use super::hooks::Hooks;
-use super::{anew, cgroup, features, netns, paths, sockets, throttle, unit};
+use super::{anew, cgroup, features, netns, paths, rehearsal, sockets, throttle, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::{HookName, Method};
 use crate::wire::guest::{ErrorKind, Event, RoundStats};
@@ -31,7 +31,7 @@ const CRIU_STEP: Duration = Duration::from_secs(120);
 /// Longest wait for criu to end after its last answer.
 const CRIU_END: Duration = Duration::from_secs(30);
 /// Largest deleted file that is carried along with the images, bytes.
-const GHOST_LIMIT: u32 = 64 << 20;
+pub const GHOST_LIMIT: u32 = 64 << 20;
 /// Longest wait for the freezer.
 const FREEZER: Duration = Duration::from_secs(10);
 /// Longest wait for the workload to accept the connections that are complete already.
@@ -93,7 +93,9 @@ impl Source {
         events: &dyn Fn(Event),
     ) -> Result<RoundStats, Failure> {
         let mut inner = lock(&self.inner);
+        let none = rehearsal::none();
         let mut record = self.record(ask)?;
+        drop(none);
         if ask.round == 1 {
             self.hook(ask.id, &mut record, HookName::Prepare, events)?;
         }
@@ -218,7 +220,9 @@ impl Source {
         events: &dyn Fn(Event),
     ) -> Result<RoundStats, Failure> {
         let mut inner = lock(&self.inner);
+        let none = rehearsal::none();
         let mut record = self.record(ask)?;
+        drop(none);
         // In a handover nobody is to find it quiesced.
         if record.method != Method::Handover {
             self.hook(ask.id, &mut record, HookName::Quiesce, events)?;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::arrival::{self, Needs};
 use super::gate::{self, Client, Order, State};
 use super::hooks::Hooks;
 use super::images::Receiver;
@@ -14,11 +15,11 @@ use super::moves::{self, Failure, Record, Side, lock};
 use super::state::place;
 use super::state::store::Store;
 use super::unit::UnitError;
-use super::{anew, criu, features, netns, paths, preflight, unit};
+use super::{anew, features, netns, paths, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::{HookName, Method};
 use crate::wire::bulk::Body;
-use crate::wire::guest::{ErrorKind, Event, FileDigest};
+use crate::wire::guest::{ErrorKind, Event};
 
 /// Longest wait for a round to arrive.
 const ARRIVAL: Duration = Duration::from_secs(120);
@@ -28,8 +29,6 @@ const RESTORE: Duration = Duration::from_secs(180);
 const SUPERVISOR: Duration = Duration::from_secs(60);
 /// Longest wait for a restore to be undone.
 const UNDO: Duration = Duration::from_secs(10);
-/// Memory that must be left beside the images, bytes.
-const RESERVE: u64 = 48 << 20;
 
 /// The target side of one move.
 #[derive(Debug, Default)]
@@ -43,21 +42,6 @@ pub struct Target {
     turn: Mutex<()>,
     // A live move's `resume` failed: the feature runs, so that it can only be told.
     after: Mutex<Option<Failure>>,
-}
-
-/// What comes, see [`crate::wire::guest::Call::Receive`].
-#[derive(Debug, Clone, Copy)]
-pub struct Arrival<'a> {
-    /// Feature.
-    pub spec: &'a FeatureSpec,
-    /// Bulk stream.
-    pub stream: u32,
-    /// Files that must be the same here.
-    pub files: &'a [FileDigest],
-    /// Bytes of state.
-    pub state_bytes: u64,
-    /// How.
-    pub method: Method,
 }
 
 /// Whether the move's feature has been resumed here.
@@ -94,14 +78,13 @@ fn record(id: &str) -> Result<Record, Failure> {
 
 impl Target {
     /// Prepares everything that can be prepared: see [`crate::wire::guest::Call::Receive`].
-    pub fn receive(&self, id: &str, arrival: &Arrival<'_>) -> Result<(), Failure> {
-        let Arrival {
-            spec,
-            stream,
-            files,
-            state_bytes,
-            method,
-        } = *arrival;
+    pub fn receive(
+        &self,
+        id: &str,
+        spec: &FeatureSpec,
+        stream: u32,
+        needs: &Needs<'_>,
+    ) -> Result<(), Failure> {
         let _turn = lock(&self.turn);
         let refused = |why: String| Failure::new(ErrorKind::Refused, why);
         if self.given_up.load(Ordering::Relaxed) {
@@ -110,48 +93,18 @@ impl Target {
         let name = &spec.name;
         spec.validate()
             .map_err(|e| Failure::new(ErrorKind::Invalid, e.to_string()))?;
-        let managed = spec
-            .managed()
-            .ok_or_else(|| refused(format!("feature '{name}' is not run by Drover")))?;
         if let Some(r) = Record::load(id) {
             return Err(Failure::new(
                 ErrorKind::Invalid,
                 format!("move {id} of '{}' is under way here already", r.feature),
             ));
         }
-        if let Some((other, _)) = moves::recorded()
-            .into_iter()
-            .find(|(_, r)| r.feature == *name)
-        {
-            return Err(refused(format!(
-                "feature '{name}' is part of move {other} here; discard or release that first"
-            )));
-        }
-        if unit::running(name) || netns::exists(name) {
-            return Err(refused(format!(
-                "feature '{name}' is in this guest already; stop it here first"
-            )));
-        }
-        let address = managed.address.address;
-        if let Some(other) = features::all()
-            .into_iter()
-            .find(|f| f.name != *name && f.managed().is_some_and(|m| m.address.address == address))
-        {
-            return Err(refused(format!(
-                "address {address} belongs to feature '{}' of this guest",
-                other.name
-            )));
-        }
-        if preflight::local_addresses().contains(&address) {
-            return Err(refused(format!(
-                "address {address} is one of this guest's own"
-            )));
-        }
-        for dir in &managed.state {
-            place::check(dir, name, state_bytes)?;
-        }
-        for file in files {
-            preflight::compare(file).map_err(refused)?;
+        let needs = Needs {
+            image_bytes: 0,
+            ..*needs
+        };
+        if let Some(first) = arrival::reasons(spec, &needs).into_iter().next() {
+            return Err(first.into());
         }
         let mut record = Record {
             feature: name.clone(),
@@ -162,27 +115,10 @@ impl Target {
             decided: false,
             spec: Some(spec.clone()),
             places: Vec::new(),
-            method,
+            method: needs.method,
             hooked: false,
         };
-        let missing = anew::missing(spec, method, anew::target_hooks(method));
-        if !missing.is_empty() {
-            return Err(refused(missing.join("; ")));
-        }
-        let (version, problem) = criu::probed();
-        if method == Method::Live && !problem.is_empty() {
-            return Err(refused(format!(
-                "criu {version} does not work here: {problem}"
-            )));
-        }
-        let free = preflight::room();
-        let room = free.saturating_sub(RESERVE);
-        if room == 0 {
-            return Err(Failure::new(
-                ErrorKind::NoRoom,
-                format!("only {free} bytes of memory are free for images in this guest"),
-            ));
-        }
+        let room = preflight::room().saturating_sub(arrival::RESERVE);
         let made = self.prepare(id, spec, &mut record, room);
         if made.is_err()
             && let Err(e) = self.clean(id, name)

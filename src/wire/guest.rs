@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::Method;
+use crate::reason::{Reason, Rehearsal};
 use crate::sample::MeterFrame;
 
 /// Version of this protocol. A side that meets another major number refuses with a reason.
@@ -90,6 +91,20 @@ pub enum Call {
         #[serde(default)]
         method: Method,
     },
+    /// Dumps the feature into tmpfs while it goes on, and throws the dump away. The feature stands
+    /// still meanwhile; its network is not touched. Answer: `Rehearsed`.
+    Rehearse {
+        /// Feature.
+        feature: FeatureName,
+    },
+    /// Looks for what would keep this guest from taking the feature, without changing anything.
+    /// Answer: `Reasons`.
+    Check {
+        /// Feature as it would run here; its arguments and environment may be left out.
+        spec: Box<FeatureSpec>,
+        /// What the source's preflight found.
+        preflight: Box<Preflight>,
+    },
 
     // -- source of a move --
     /// A pre-copy round: `criu pre-dump` into tmpfs, then the round's files on the bulk port.
@@ -164,6 +179,9 @@ pub enum Call {
         /// How it comes.
         #[serde(default)]
         method: Method,
+        /// Directories that must be here, as the source's preflight gave them.
+        #[serde(default)]
+        directories: Vec<String>,
     },
     /// Waits until the round has fully arrived and checks it. Answer: `Done`.
     AwaitRound {
@@ -262,6 +280,13 @@ pub enum Reply {
     },
     /// To `Preflight`.
     Preflight(Preflight),
+    /// To `Rehearse`.
+    Rehearsed(Rehearsal),
+    /// To `Check`.
+    Reasons {
+        /// Why not; empty when it could.
+        reasons: Vec<Reason>,
+    },
     /// To `PreDump` and `Freeze`.
     Round(RoundStats),
     /// To `Restore`.
@@ -388,15 +413,17 @@ pub enum GuestMoveState {
 /// What preflight found.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Preflight {
-    /// Reasons why the feature cannot move; empty when it can. One sentence each, naming the
-    /// resource.
-    pub problems: Vec<String>,
+    /// Reasons why the feature cannot move; empty when it can.
+    pub problems: Vec<Reason>,
     /// Bytes of resident memory that the first round will carry, roughly.
     pub resident_bytes: u64,
     /// Bytes free for images in the guest's tmpfs and memory.
     pub room_bytes: u64,
     /// Files mapped executable, or open and not part of the state: to be compared on the target.
     pub files: Vec<FileDigest>,
+    /// Directories that processes are in or have open: they must be on the target too.
+    #[serde(default)]
+    pub directories: Vec<String>,
     /// Bytes that the state directories take on disk.
     #[serde(default)]
     pub state_bytes: u64,

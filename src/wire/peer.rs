@@ -42,6 +42,26 @@ pub struct Offer {
     pub files: Vec<FileDigest>,
 }
 
+/// Source asks whether the target could take a feature; nothing changes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckAsk {
+    /// Protocol of the source.
+    pub protocol: u32,
+    /// Feature, without arguments and environment.
+    pub spec: FeatureSpec,
+    /// Domain that could take it.
+    pub to_domain: String,
+    /// CPUs the feature is expected to use.
+    pub cpus: f64,
+    /// MiB the feature is expected to use.
+    pub memory_mib: f64,
+    /// A user named the target: lack of CPU does not count.
+    #[serde(default)]
+    pub by_hand: bool,
+    /// Source's preflight.
+    pub preflight: Preflight,
+}
+
 /// Where a move stands on the target, as the source learns it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]

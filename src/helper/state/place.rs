@@ -33,21 +33,6 @@ fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateErr
     StateError::io(what, path.as_os_str().as_encoded_bytes())
 }
 
-/// Bytes on disk below a directory, links not followed; what cannot be read counts nothing.
-pub fn size(dir: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(dir) else {
-        return 0;
-    };
-    entries
-        .flatten()
-        .map(|e| match e.metadata() {
-            Ok(m) if m.is_dir() => size(&e.path()),
-            Ok(m) => m.blocks() * 512,
-            Err(_) => 0,
-        })
-        .sum()
-}
-
 /// Looks whether state may arrive at `path`, without changing anything.
 pub fn check(path: &Path, feature: &FeatureName, need: u64) -> Result<(), StateError> {
     let refused = |why: String| Err(StateError::Refused(why));
