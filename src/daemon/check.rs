@@ -12,6 +12,7 @@ use crate::api::{ApiError, Destination};
 use crate::decision::{self, Cause, Check, CheckedTarget, admit};
 use crate::feature::FeatureName;
 use crate::guest::GuestError;
+use crate::method::Method;
 use crate::peer::{PeerError, Peers, RefusalKind};
 use crate::reason::{Code, Reason, Rehearsal};
 use crate::usage::MIB;
