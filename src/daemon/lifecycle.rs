@@ -417,8 +417,8 @@ pub(super) async fn follow_guests(
                 });
             }
             GuestEvent::Hook { id, feature, text } => {
-                let known = lock(&daemon.outgoing).contains_key(&id)
-                    || daemon.incoming.get(&id).is_some();
+                let known =
+                    lock(&daemon.outgoing).contains_key(&id) || daemon.incoming.get(&id).is_some();
                 if known {
                     tracing::info!(%domain, %id, %feature, %text, "hook");
                 }

@@ -314,12 +314,22 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        self.begin(domain, feature, (to_host, to_domain), "", &header, connection)
-            .await
+        self.begin(
+            domain,
+            feature,
+            (to_host, to_domain),
+            "",
+            &header,
+            connection,
+        )
+        .await
     }
 
     #[zbus(out_args("job"))]
-    #[allow(clippy::too_many_arguments, reason = "one per argument of the D-Bus method")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one per argument of the D-Bus method"
+    )]
     async fn migrate_by(
         &self,
         domain: &str,

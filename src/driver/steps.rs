@@ -313,7 +313,8 @@ pub(super) async fn settled(shared: &Shared) -> Option<String> {
             other => {
                 tracing::warn!(id = %r.id, ?other, "the target does not tell how the feature does");
                 return Some(format!(
-                    "host {} does not tell how the feature does there", r.to_host
+                    "host {} does not tell how the feature does there",
+                    r.to_host
                 ));
             }
         }
@@ -403,13 +404,10 @@ async fn send_round(shared: &Shared, round: u16, freeze: bool) -> Event {
     };
     // The second instance of a handover starts with the first round.
     let timeout = match (r.method, round) {
-        (Method::Handover, 1) => {
-            shared.step_timeout + STOP + hooks(shared, &[HookName::Prepare])
-        }
+        (Method::Handover, 1) => shared.step_timeout + STOP + hooks(shared, &[HookName::Prepare]),
         _ => shared.step_timeout,
     };
-    match peers.await_round(&r.to_host, &r.id, round, timeout).await
-    {
+    match peers.await_round(&r.to_host, &r.id, round, timeout).await {
         Ok(()) => sent(stats),
         Err(e) => peer_failed(&e),
     }
@@ -458,8 +456,7 @@ async fn restore(shared: &Shared, round: u16) -> Event {
         return Event::Failed("this host has no peers configured".into());
     };
     let timeout = shared.restore_timeout + hooks(shared, &[HookName::Resume, HookName::Health]);
-    match peers.restore(&r.to_host, &r.id, round, timeout).await
-    {
+    match peers.restore(&r.to_host, &r.id, round, timeout).await {
         Ok(TargetStatus::Ready { restore_ms }) => {
             tracing::debug!(id = %r.id, restore_ms, "target is ready");
             Event::TargetReady
@@ -478,8 +475,7 @@ async fn resume(shared: &Shared) -> Event {
         return Event::ResumeFailed;
     };
     let timeout = shared.restore_timeout + hooks(shared, &[HookName::Resume]);
-    match peers.resume(&r.to_host, &r.id, timeout).await
-    {
+    match peers.resume(&r.to_host, &r.id, timeout).await {
         Ok(TargetStatus::Running { resume_ms, .. }) => {
             tracing::debug!(id = %r.id, resume_ms, "target runs the feature");
             Event::TargetRunning

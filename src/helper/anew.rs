@@ -134,7 +134,11 @@ pub fn running(feature: &FeatureName) -> Result<i32, Failure> {
         .filter(|p| Path::new(&format!("/proc/{p}")).exists())
         .ok_or_else(|| {
             let word = std::fs::read_to_string(features::exit_file(feature)).unwrap_or_default();
-            let how = if word.is_empty() { "ended" } else { word.as_str() };
+            let how = if word.is_empty() {
+                "ended"
+            } else {
+                word.as_str()
+            };
             Failure::new(
                 ErrorKind::Failed,
                 format!("the workload of feature '{feature}' started and {how}"),

@@ -47,7 +47,8 @@ impl Hooks<'_> {
         let begin = Instant::now();
         let end = self.once(&spec, name, hook, limit);
         self.tell(&spec.name, name, begin, &end);
-        end.map(|_| ()).map_err(|why| failure(&spec.name, name, &why))
+        end.map(|_| ())
+            .map_err(|why| failure(&spec.name, name, &why))
     }
 
     /// Asks for the feature's health until it is good, for as long as the command may take.
@@ -65,7 +66,9 @@ impl Hooks<'_> {
             let over = begin.elapsed() + AGAIN >= limit || self.cancel.load(Ordering::Relaxed);
             if end.is_ok() || over {
                 self.tell(&spec.name, name, begin, &end);
-                return end.map(|_| ()).map_err(|why| failure(&spec.name, name, &why));
+                return end
+                    .map(|_| ())
+                    .map_err(|why| failure(&spec.name, name, &why));
             }
             std::thread::sleep(AGAIN);
         }

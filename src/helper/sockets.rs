@@ -35,12 +35,15 @@ pub fn accepted(tables: &[String]) -> usize {
     /// Established, half open, and closing with something unacknowledged.
     const OPEN: [&str; 6] = ["01", "03", "04", "08", "09", "0B"];
     let rows = || {
-        tables.iter().flat_map(|t| t.lines().skip(1)).filter_map(|line| {
-            let mut words = line.split_ascii_whitespace().skip(1);
-            let (local, port) = words.next()?.split_once(':')?;
-            let (remote, _) = words.next()?.split_once(':')?;
-            Some((local, port, remote, words.next()?))
-        })
+        tables
+            .iter()
+            .flat_map(|t| t.lines().skip(1))
+            .filter_map(|line| {
+                let mut words = line.split_ascii_whitespace().skip(1);
+                let (local, port) = words.next()?.split_once(':')?;
+                let (remote, _) = words.next()?.split_once(':')?;
+                Some((local, port, remote, words.next()?))
+            })
     };
     let listening: std::collections::HashSet<&str> = rows()
         .filter(|(.., state)| *state == "0A")
@@ -50,10 +53,7 @@ pub fn accepted(tables: &[String]) -> usize {
     let inside = |a: &str| a.ends_with("7F") || a == "00000000000000000000000001000000";
     rows()
         .filter(|(local, port, remote, state)| {
-            OPEN.contains(state)
-                && listening.contains(port)
-                && !inside(remote)
-                && local != remote
+            OPEN.contains(state) && listening.contains(port) && !inside(remote) && local != remote
         })
         .count()
 }

@@ -17,10 +17,10 @@ use std::time::{Duration, Instant};
 use super::bulk::{self, Sender};
 use super::criu::rpc::{CGROUPS_IGNORE, Kind, NETWORK_LOCK_SKIP, Opts};
 use super::criu::{self, Criu, CriuError, Incoming, Job, stats};
+use super::hooks::Hooks;
 use super::moves::{self, Failure, Record, Side, lock};
 use super::state::place;
 use super::state::walk::Walk;
-use super::hooks::Hooks;
 use super::{anew, cgroup, features, netns, paths, rehearsal, sockets, throttle, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::{HookName, Method};
@@ -305,7 +305,11 @@ impl Source {
         name: HookName,
         events: &dyn Fn(Event),
     ) -> Result<(), Failure> {
-        if record.spec.as_ref().is_none_or(|s| s.hooks().get(name).is_none()) {
+        if record
+            .spec
+            .as_ref()
+            .is_none_or(|s| s.hooks().get(name).is_none())
+        {
             return Ok(());
         }
         if !record.hooked {

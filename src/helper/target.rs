@@ -187,12 +187,7 @@ impl Target {
     }
 
     /// Waits for a round. The first of a handover brings the second instance up.
-    pub fn await_round(
-        &self,
-        id: &str,
-        round: u16,
-        events: &dyn Fn(Event),
-    ) -> Result<(), Failure> {
+    pub fn await_round(&self, id: &str, round: u16, events: &dyn Fn(Event)) -> Result<(), Failure> {
         let r = record(id)?;
         let receiver = lock(&self.receiver).clone();
         let receiver = receiver.ok_or_else(|| restarted(id))?;
@@ -226,12 +221,7 @@ impl Target {
 
     /// Restores up to the gate, as soon as the round is here: the host may ask ahead of its
     /// arrival. Milliseconds criu took.
-    pub fn restore(
-        &self,
-        id: &str,
-        round: u16,
-        events: &dyn Fn(Event),
-    ) -> Result<u64, Failure> {
+    pub fn restore(&self, id: &str, round: u16, events: &dyn Fn(Event)) -> Result<u64, Failure> {
         let _turn = lock(&self.turn);
         let mut r = record(id)?;
         if let Some(State::Ready { ms }) = gate::last_state(&paths::move_dir(id)) {

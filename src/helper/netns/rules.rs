@@ -86,7 +86,11 @@ fn rule(table: &str, chain: &str, expressions: &[Vec<u8>]) -> (u16, i32, Vec<u8>
     string(&mut body, NFTA_RULE_TABLE, table);
     string(&mut body, NFTA_RULE_CHAIN, chain);
     nested(&mut body, NFTA_RULE_EXPRESSIONS, &list);
-    (NFT_MSG_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, body)
+    (
+        NFT_MSG_NEWRULE,
+        libc::NLM_F_CREATE | libc::NLM_F_APPEND,
+        body,
+    )
 }
 
 /// Drops everything but what stays inside the namespace.
@@ -97,7 +101,11 @@ pub fn close_outside(name: &str) -> io::Result<()> {
         ("out", NF_INET_LOCAL_OUT, META_OIF),
     ] {
         messages.push(chain(name, side, hook, NF_DROP));
-        let inside = [meta(key), equals(&LOOPBACK.to_ne_bytes()), verdict(NF_ACCEPT)];
+        let inside = [
+            meta(key),
+            equals(&LOOPBACK.to_ne_bytes()),
+            verdict(NF_ACCEPT),
+        ];
         messages.push(rule(name, side, &inside));
     }
     request(libc::NETLINK_NETFILTER, &batch(&messages))

@@ -458,11 +458,7 @@ impl Pass<'_> {
         }
         let key = key(dir, path);
         let mapped = self.mapped.contains(&inode);
-        let stamp = if mapped {
-            0
-        } else {
-            stamp(&status, self.now)
-        };
+        let stamp = if mapped { 0 } else { stamp(&status, self.now) };
         if self.same(key, stamp) {
             return Ok(true);
         }
