@@ -15,6 +15,7 @@ use super::criu::{self, Criu, CriuError, Incoming, Job, stats};
 use super::moves::{self, Failure, lock};
 use super::{arrival, cgroup, features, paths, preflight, source};
 use crate::feature::FeatureName;
+use crate::method::Method;
 use crate::reason::Rehearsal;
 use crate::wire::guest::ErrorKind;
 
@@ -61,7 +62,7 @@ pub fn rehearse(feature: &FeatureName) -> Result<Rehearsal, Failure> {
         let why = format!("feature '{feature}' is part of move {id}; wait for its end");
         return Err(Failure::new(ErrorKind::Refused, why));
     }
-    let need = preflight::check(&spec).resident_bytes;
+    let need = preflight::check(&spec, Method::Live).resident_bytes;
     let room = preflight::room().saturating_sub(arrival::RESERVE);
     if need > room {
         let why = format!(

@@ -15,7 +15,7 @@ use super::moves::{self, Failure, Record, Side, lock};
 use super::state::place;
 use super::state::store::Store;
 use super::unit::UnitError;
-use super::{anew, features, netns, paths, unit};
+use super::{anew, features, netns, paths, preflight, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::{HookName, Method};
 use crate::wire::bulk::Body;

@@ -79,7 +79,7 @@ pub enum StateError {
 }
 
 impl StateError {
-    fn io(what: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Self {
+    fn io(what: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = shown(path);
         move |source| {
             if source.raw_os_error() == Some(nix::libc::ENOSPC)

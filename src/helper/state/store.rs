@@ -111,17 +111,17 @@ impl Store {
             } => self.entry(dir, path, meta, what),
             State::Data { offset, bytes } => {
                 let o = self.at(offset, bytes.len() as u64)?;
-                let failed = || StateError::io("cannot write", &o.path);
+                let failed = StateError::io("cannot write", &o.path);
                 o.exchange(offset, bytes.len() as u64, |file| {
                     file.write_all_at(&bytes, offset)
                 })
-                .map_err(failed())
+                .map_err(failed)
             }
             State::Hole { offset, length } => {
                 let o = self.at(offset, length)?;
-                let failed = || StateError::io("cannot make a hole in", &o.path);
+                let failed = StateError::io("cannot make a hole in", &o.path);
                 o.exchange(offset, length, |file| beneath::punch(file, offset, length))
-                    .map_err(failed())
+                    .map_err(failed)
             }
             State::End { sum } => self.end(sum),
             State::Names {
