@@ -57,6 +57,9 @@ while True:
         n = int(s.recv(64))
         s.close()
         now = time.monotonic()
+        if not report["replies"]:
+            # It had to start first.
+            report["refused"], good = 0, now
         report["gap_ms"] = max(report["gap_ms"], int((now - good) * 1000))
         good = now
         report["replies"] += 1
