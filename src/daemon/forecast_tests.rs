@@ -25,7 +25,8 @@ fn job(feature: &str) -> Job {
         },
         thresholds: vec![limit(Resource::Cpu, 80.0)],
         measured: Vec::new(),
-        recent: Vec::new(),
+        news: Vec::new(),
+        whole: true,
     }
 }
 
@@ -43,6 +44,7 @@ fn kept(series: Series, at_ms: i64) -> Kept {
         series: BTreeMap::from([(Resource::Cpu, series)]),
         at_ms,
         read: false,
+        read_ms: 0,
     }
 }
 
