@@ -224,6 +224,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn what_goes_in_comes_out(points in proptest::collection::vec(point(), 1..200)) {
             let mut recent = Recent::default();
