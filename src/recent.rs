@@ -74,6 +74,19 @@ impl Recent {
         points
     }
 
+    /// Forgets blocks of points of which none is later than `at_ms`.
+    pub fn forget(&mut self, at_ms: i64) {
+        let begin = |mut block: &[u8]| take_varint(&mut block).map(unzigzag);
+        while !self.full.is_empty() {
+            let next = self.full.get(1).map_or(&self.open[..], |b| b);
+            // The next one begins with the first point after this one's last.
+            if begin(next).is_none_or(|at| at > at_ms) {
+                break;
+            }
+            self.full.pop_front();
+        }
+    }
+
     /// Points later than `at_ms`, oldest first, as far as times went on.
     pub fn after(&self, at_ms: i64) -> Vec<Usage> {
         let begin = |mut block: &[u8]| take_varint(&mut block).map_or(i64::MIN, unzigzag);
@@ -254,6 +267,10 @@ mod tests {
             });
             for back in 0..n.min(60) {
                 let after = recent.after((n - back) * 5000);
+                let mut short = recent.clone();
+                short.forget((n - back) * 5000);
+                assert_eq!(short.after((n - back) * 5000), after);
+                assert!(short.all().len() < after.len() + 2 * BLOCK);
                 assert!(
                     after
                         .iter()

@@ -39,7 +39,7 @@ mod serve_peer;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc};
 
@@ -111,6 +111,8 @@ pub struct Daemon {
     instances: Mutex<BTreeMap<String, Instance>>,
     peer_states: Mutex<BTreeMap<String, HostState>>,
     host: Mutex<HostRuntime>,
+    /// This host as it was a moment ago, and when.
+    lately: Mutex<Option<(Instant, Arc<HostState>)>>,
     affinity: Mutex<Affinity>,
     audit: Arc<audit::Audit>,
     outcomes: Mutex<outcome::Outcomes>,
@@ -288,6 +290,7 @@ pub async fn run(
         instances: Mutex::default(),
         peer_states: Mutex::default(),
         host: Mutex::new(host),
+        lately: Mutex::default(),
         affinity: Mutex::new(affinity),
         audit: Arc::new(audit),
         outcomes: Mutex::new(outcomes),
