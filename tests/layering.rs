@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 17] = [
+const PURE: [&str; 18] = [
     "attribution.rs",
     "counters",
     "feature.rs",
@@ -15,6 +15,7 @@ const PURE: [&str; 17] = [
     "api.rs",
     "columns.rs",
     "recent.rs",
+    "qemu.rs",
     "rollup.rs",
     "threshold",
     "affinity",

@@ -12,6 +12,7 @@ use crate::host::{
     Metering,
 };
 use crate::hypervisor::DomainInfo;
+use crate::qemu::QemuState;
 use crate::recent::Recent;
 use crate::sample::{GuestTotals, RawSample};
 use crate::store::FeatureRecord;
@@ -110,6 +111,8 @@ pub struct Instance {
     pub cost: DomainCost,
     /// The part of that which no feature causes.
     pub rest: Share,
+    /// What QEMU's monitor tells, where it is asked.
+    pub qemu: Option<Box<QemuState>>,
     /// CPUs that the guest saw busy between its last two frames.
     pub busy: Option<f64>,
     /// Features by name.
@@ -138,6 +141,7 @@ impl Instance {
             },
             cost: DomainCost::default(),
             rest: Share::default(),
+            qemu: None,
             busy: None,
             features,
         }
@@ -162,6 +166,7 @@ impl Instance {
             metering: self.metering(),
             cost: self.cost,
             rest: self.rest,
+            qemu: self.qemu.clone(),
             capabilities: self.capabilities.clone(),
             features: self.features.values().map(Feature::state).collect(),
         }

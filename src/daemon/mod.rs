@@ -4,6 +4,7 @@
 //! - [`lifecycle`]: libvirt's events, helpers coming and going, recovery
 //! - [`metering`]: meter frames to usage, history and breaches
 //! - [`agent_meter`]: guests without the helper
+//! - [`qemu_meter`]: QEMU's monitors, where the administrator wants it
 //! - [`metadata`]: features in the domains' XML
 //! - [`forecast`]: what is expected to be breached
 //! - [`placement`]: host state, automatic moves
@@ -33,6 +34,7 @@ mod metering;
 mod moves;
 mod outcome;
 mod placement;
+mod qemu_meter;
 mod serve_api;
 mod serve_peer;
 
@@ -340,6 +342,7 @@ pub async fn run(
     tasks.spawn(metering::host_meter(Arc::clone(&daemon)));
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
     tasks.spawn(agent_meter::run(Arc::clone(&daemon)));
+    tasks.spawn(qemu_meter::run(Arc::clone(&daemon)));
     tasks.spawn(metadata::follow(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(affinity::training(Arc::clone(&daemon)));
