@@ -28,8 +28,12 @@ const STEP_MS: i64 = 10_000;
 const READ: Duration = Duration::from_secs(10);
 /// Shortest time between two readings of a feature's history, unless it got another threshold.
 const READ_AGAIN_MS: i64 = 120_000;
-/// CPU time of one pass, at most; features that it did not get to come first in the next.
+/// Longest time that can be looked ahead, milliseconds.
+const MOST_LEAD_MS: i64 = 3_600_000;
+/// Time of one pass, at most; features that it did not get to come first in the next.
 const BUDGET: Duration = Duration::from_secs(5);
+/// Part of the time that passes may take: one in so many.
+const SHARE: f64 = 20.0;
 
 /// Domain and feature.
 type Key = (String, FeatureName);
@@ -85,6 +89,17 @@ fn push(series: &mut Series, resource: Resource, points: &[Usage]) {
     }
 }
 
+/// Whether a limit is within what the series may do: twice the most that it ever rose within the
+/// longest time that can be looked ahead. What is further away costs no forecast. Too short a series
+/// is for the forecast to say.
+fn near(series: &Series, resource: Resource, limits: &[Threshold], settings: &Settings) -> bool {
+    let Some((last, rise)) = series.largest_rise(MOST_LEAD_MS, settings.min_points) else {
+        return true;
+    };
+    let of = limits.iter().filter(|t| t.resource == resource);
+    of.map(|t| t.limit).any(|limit| last + 2.0 * rise >= limit)
+}
+
 /// Forecasts jobs, the longest waiting first, until `until`. Returns those that were done.
 fn compute(
     jobs: &[Job],
@@ -107,6 +122,7 @@ fn compute(
         k.at_ms = now_ms;
         let of = k.series.iter();
         let outcome: Outcome = of
+            .filter(|(r, s)| near(s, **r, &jobs[i].thresholds, settings))
             .map(|(r, s)| (*r, forecast(s, settings, now_ms)))
             .collect();
         k.read = outcome
@@ -445,7 +461,7 @@ pub(super) async fn forecasting(daemon: Arc<Daemon>) {
         }
         let now_ms = clock::now_ms();
         let settings = daemon.config.forecast.settings();
-        let budget = BUDGET.min(Duration::from_secs_f64(config.every_s / 2.0));
+        let budget = BUDGET.min(Duration::from_secs_f64(config.every_s / SHARE));
         let computed = tokio::task::spawn_blocking(move || {
             let done = compute(&jobs, &mut kept, &settings, now_ms, Instant::now() + budget);
             (jobs, kept, done)

@@ -111,6 +111,13 @@ fn what_did_not_fit_the_budget_comes_first() {
     let order: Vec<usize> = done.iter().map(|d| d.0).collect();
     assert_eq!(order, [1, 2, 0]);
     assert!(!all[&key("a")].read);
+    assert!(
+        done.iter().all(|d| d.1.is_empty()),
+        "80 is far from a ramp of 5 that ends at 50"
+    );
+    all.insert(key("a"), kept(ramp(600, 50.0), 0));
+    let (_, outcome) = &compute(&jobs[..1], &mut all, &settings, 3_000_000, later)[0];
+    assert_eq!(outcome.len(), 1, "within twice of what it rose in an hour");
     all.insert(key("a"), kept(ramp(20, 50.0), 0));
     compute(&jobs, &mut all, &settings, 100_000, later);
     assert!(all[&key("a")].read, "too little: the history is read again");
