@@ -14,7 +14,8 @@ const ABSURD: f64 = 1e18;
 
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 struct Cell {
-    sum: f64,
+    /// An `f32` is exact enough, and there may be millions of cells.
+    sum: f32,
     n: u32,
 }
 
@@ -89,7 +90,7 @@ impl Series {
             self.first += 1;
         }
         if let Some(c) = self.cells.back_mut() {
-            c.sum += value;
+            c.sum += value as f32;
             c.n += 1;
         }
         self.last_ms = at_ms;
@@ -120,7 +121,7 @@ impl Series {
             if c.n > 0
                 && let Some(to) = cells.back_mut()
             {
-                to.sum += c.sum / f64::from(c.n);
+                to.sum += c.sum / c.n as f32;
                 to.n += 1;
             }
         }
@@ -165,7 +166,7 @@ impl Series {
         let mut values: Vec<Option<f64>> = self
             .cells
             .iter()
-            .map(|c| (c.n > 0).then(|| c.sum / f64::from(c.n)))
+            .map(|c| (c.n > 0).then(|| f64::from(c.sum) / f64::from(c.n)))
             .collect();
         if values.len() > 1 && end - self.last_ms > self.step_ms / 2 {
             values.pop();
