@@ -3,10 +3,14 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::{Cell, Cost, DecisionRecord, DecisionRow, DrainStatus, Replay, ScoreReport};
+use crate::decision::{
+    Cell, Check, Cost, DecisionRecord, DecisionRow, DrainStatus, Replay, ScoreReport,
+};
 use crate::feature::{FeatureName, FeatureSpec, Resource, Threshold};
 use crate::forecast::Step;
 use crate::host::{FeatureStatus, HostState, Metering};
+use crate::method::Method;
+use crate::reason::Rehearsal;
 use crate::rollup::Rollup;
 use crate::rules::Mode;
 use crate::usage::Usage;
@@ -276,6 +280,13 @@ pub struct MoveDetail {
     pub round_total: u64,
     /// Percent of its CPU time that is taken from the feature so that its memory changes slower.
     pub throttle_percent: u8,
+    /// How it moves.
+    #[serde(default)]
+    pub method: Method,
+    /// What was not as it should be when the feature ran at the target and nothing could be
+    /// taken back any more.
+    #[serde(default)]
+    pub warning: Option<String>,
     /// Where the freeze went, once over.
     pub freeze: Option<FreezeParts>,
 }
@@ -368,6 +379,9 @@ pub struct Destination {
     pub host: Option<String>,
     /// Domain on that host; `None` takes the best one.
     pub domain: Option<String>,
+    /// How; `None` as its definition says.
+    #[serde(default)]
+    pub method: Option<Method>,
 }
 
 /// What a reload of the configuration changed.
@@ -523,6 +537,11 @@ pub trait Api: Send + Sync + 'static {
     async fn set_drain(&self, on: bool) -> Result<DrainStatus>;
     /// How emptying this host stands.
     async fn drain_status(&self) -> DrainStatus;
+    /// Whether a feature could move to the guests of a host, or of all hosts, and why not; changes
+    /// nothing.
+    async fn check(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Check>;
+    /// Dumps a feature into memory while it goes on, and throws the dump away.
+    async fn rehearse(&self, domain: &str, feature: &FeatureName) -> Result<Rehearsal>;
     /// Starts a move; returns once it is accepted.
     async fn migrate(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Job>;
     /// A move, under way or ended.

@@ -1,12 +1,13 @@
 //! Features: named workloads inside an instance (a libvirt domain).
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::method::{self, Hooks, Method};
 use crate::rules::Rules;
 
 /// Why a feature's definition was refused.
@@ -18,8 +19,11 @@ pub enum FeatureError {
          'guest' is reserved"
     )]
     Name(String),
-    /// An address is not `A.B.C.D/PREFIX`.
-    #[error("invalid address '{0}': write it as ADDRESS/PREFIX, for instance 192.0.2.10/24")]
+    /// An address is not `ADDRESS/PREFIX`.
+    #[error(
+        "invalid address '{0}': write it as ADDRESS/PREFIX, for instance 192.0.2.10/24 or \
+         2001:db8::10/64; neither link-local nor multicast"
+    )]
     Address(String),
     /// A threshold does not follow the grammar of [`Threshold`].
     #[error("invalid threshold '{0}': {1}")]
@@ -78,13 +82,13 @@ impl From<FeatureName> for String {
     }
 }
 
-/// An IPv4 address with its prefix length, `192.0.2.10/24`.
+/// An address with its prefix length, `192.0.2.10/24` or `2001:db8::10/64`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Cidr {
     /// The address.
-    pub address: Ipv4Addr,
-    /// Prefix length in bits, 1 to 32.
+    pub address: IpAddr,
+    /// Prefix length in bits, 1 to 32 or 128.
     pub prefix: u8,
 }
 
@@ -93,9 +97,17 @@ impl FromStr for Cidr {
     fn from_str(s: &str) -> Result<Self, FeatureError> {
         let bad = || FeatureError::Address(s.to_owned());
         let (a, p) = s.split_once('/').ok_or_else(bad)?;
-        let address: Ipv4Addr = a.parse().map_err(|_| bad())?;
+        let address: IpAddr = a.parse().map_err(|_| bad())?;
         let prefix: u8 = p.parse().map_err(|_| bad())?;
-        if !(1..=32).contains(&prefix) || address.is_unspecified() || address.is_multicast() {
+        let (most, usable) = match address {
+            IpAddr::V4(_) => (32, true),
+            IpAddr::V6(a) => (
+                128,
+                !a.is_unicast_link_local() && a.to_ipv4_mapped().is_none(),
+            ),
+        };
+        let usable = usable && !address.is_unspecified() && !address.is_multicast();
+        if !(1..=most).contains(&prefix) || !usable {
             return Err(bad());
         }
         Ok(Self { address, prefix })
@@ -145,7 +157,7 @@ pub enum Workload {
 pub const HIDDEN: &str = "(hidden)";
 
 /// A workload that Drover runs: unit `drover-NAME.service`, with a PID namespace and a network
-/// namespace (macvlan on the guest's uplink) of its own.
+/// namespace (macvlan or ipvlan on the guest's uplink) of its own.
 ///
 /// Arguments and environment may hold passwords: [`std::fmt::Debug`], hence every log, leaves
 /// them out.
@@ -156,10 +168,19 @@ pub struct Managed {
     pub exec: Vec<String>,
     /// The feature's own address; it moves with the feature.
     pub address: Cidr,
-    /// Default gateway inside the feature's network namespace.
+    /// Further addresses of its own, of either family.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<Cidr>,
+    /// Default gateway inside the feature's network namespace, of either family.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gateway: Option<Ipv4Addr>,
-    /// Interface of the guest under which the macvlan is made.
+    pub gateway: Option<IpAddr>,
+    /// Default gateway for IPv6 beside one for IPv4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway6: Option<Ipv6Addr>,
+    /// How its interface is made.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub network: Network,
+    /// Interface of the guest under which the feature's own is made.
     #[serde(default = "default_uplink")]
     pub uplink: String,
     /// Directories with the feature's writable files, absolute paths in the guest; they move with
@@ -176,6 +197,21 @@ pub struct Managed {
     #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
     pub environment: std::collections::BTreeMap<String, String>,
 }
+
+/// How a feature's interface is made on the guest's uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// With a MAC address of its own, which moves along.
+    #[default]
+    Macvlan,
+    /// With the MAC address of the guest's uplink, for networks that allow one per port; neighbours
+    /// learn the new one when the feature has moved.
+    Ipvlan,
+}
+
+/// Most addresses of a feature.
+const MAX_ADDRESSES: usize = 8;
 
 fn default_uplink() -> String {
     "eth0".to_owned()
@@ -208,7 +244,10 @@ impl Managed {
         Self {
             exec,
             address,
+            addresses: Vec::new(),
             gateway: None,
+            gateway6: None,
+            network: Network::Macvlan,
             uplink: default_uplink(),
             state: Vec::new(),
             cpu_quota_percent: None,
@@ -217,12 +256,61 @@ impl Managed {
         }
     }
 
+    /// All of its addresses, the first one first.
+    pub fn all_addresses(&self) -> impl Iterator<Item = &Cidr> {
+        std::iter::once(&self.address).chain(&self.addresses)
+    }
+
+    /// All of its addresses as text.
+    pub fn addresses_text(&self) -> String {
+        let all: Vec<String> = self.all_addresses().map(Cidr::to_string).collect();
+        all.join(", ")
+    }
+
+    /// Whether it has an IPv6 address.
+    pub fn has_ipv6(&self) -> bool {
+        self.all_addresses().any(|a| a.address.is_ipv6())
+    }
+
+    /// An address that it shares with another feature.
+    pub fn shared_address(&self, other: &Self) -> Option<Cidr> {
+        let theirs = |a: &&Cidr| other.all_addresses().any(|o| o.address == a.address);
+        self.all_addresses().find(theirs).copied()
+    }
+
+    /// What is wrong with addresses and gateways.
+    fn network_problem(&self) -> Option<String> {
+        let all: Vec<IpAddr> = self.all_addresses().map(|a| a.address).collect();
+        if all.len() > MAX_ADDRESSES {
+            return Some(format!("more than {MAX_ADDRESSES} addresses"));
+        }
+        if let Some(a) = (1..all.len()).find(|i| all[..*i].contains(&all[*i])) {
+            return Some(format!("the address {} is there twice", all[a]));
+        }
+        if self.gateway6.is_some() && self.gateway.is_some_and(|g| g.is_ipv6()) {
+            return Some("gateway and gateway6 are both of IPv6".to_owned());
+        }
+        let gateways = self
+            .gateway
+            .into_iter()
+            .chain(self.gateway6.map(IpAddr::V6));
+        for g in gateways {
+            if !all.iter().any(|a| a.is_ipv6() == g.is_ipv6()) {
+                return Some(format!("the gateway {g} is of a family without an address"));
+            }
+        }
+        None
+    }
+
     /// The feature's MAC address: fixed per name and address, so that it moves with the feature
     /// and peers' ARP caches stay right. Locally administered unicast (IEEE 802, bit 1 of octet 0).
     pub fn mac(&self, name: &FeatureName) -> String {
         let seed = format!("{name}/{}", self.address);
         let h = crc32fast::hash(seed.as_bytes()).to_be_bytes();
-        let low = u32::from(self.address.address).to_be_bytes()[3];
+        let low = match self.address.address {
+            IpAddr::V4(a) => a.octets()[3],
+            IpAddr::V6(a) => a.octets()[15],
+        };
         format!(
             "02:{:02x}:{:02x}:{:02x}:{:02x}:{low:02x}",
             h[0], h[1], h[2], h[3]
@@ -316,6 +404,15 @@ pub struct FeatureSpec {
     /// Whether a move may slow the feature down when its memory changes faster than it is sent.
     #[serde(default = "yes", skip_serializing_if = "is_yes")]
     pub throttle: bool,
+    /// How it is moved.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub method: Method,
+    /// How long a handover waits for open connections to end, milliseconds.
+    #[serde(default = "default_drain", skip_serializing_if = "is_default_drain")]
+    pub drain_ms: u64,
+    /// Commands that a move runs in the guests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Box<Hooks>>,
     /// Where it may be.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Box<Rules>>,
@@ -415,6 +512,13 @@ fn yes() -> bool {
 fn default_downtime() -> u64 {
     1000
 }
+fn default_drain() -> u64 {
+    1000
+}
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_default_drain(ms: &u64) -> bool {
+    *ms == default_drain()
+}
 
 impl FeatureSpec {
     /// A definition with the defaults for all but what it must say.
@@ -428,6 +532,9 @@ impl FeatureSpec {
             downtime_ms: default_downtime(),
             over_budget: OverBudget::Go,
             throttle: true,
+            method: Method::Live,
+            drain_ms: default_drain(),
+            hooks: None,
             placement: None,
         }
     }
@@ -435,6 +542,23 @@ impl FeatureSpec {
     /// Where it may be.
     pub fn rules(&self) -> &Rules {
         self.placement.as_deref().unwrap_or(&crate::rules::NONE)
+    }
+
+    /// Commands that a move runs.
+    pub fn hooks(&self) -> &Hooks {
+        self.hooks.as_deref().unwrap_or(&method::NONE)
+    }
+
+    /// Why the feature cannot be moved by this method, as far as its definition tells.
+    pub fn against(&self, method: Method) -> Option<String> {
+        let state = self.managed().is_some_and(|m| !m.state.is_empty());
+        (method == Method::Handover && state && self.hooks().quiesce.is_none()).then(|| {
+            format!(
+                "a handover of '{}' needs hooks.quiesce: the instance that gives up must have \
+                 written its state before the last of it is sent",
+                self.name
+            )
+        })
     }
 
     /// The managed workload, when the feature is movable.
@@ -456,6 +580,9 @@ impl FeatureSpec {
                 .values_mut()
                 .for_each(|v| HIDDEN.clone_into(v));
         }
+        if let Some(hooks) = &mut spec.hooks {
+            hooks.hide();
+        }
         spec
     }
 
@@ -466,6 +593,19 @@ impl FeatureSpec {
         let mut spec = self.clone();
         if let Workload::Managed(m) = &mut spec.workload {
             m.exec.clear();
+            m.environment.clear();
+        }
+        spec.hooks = None;
+        spec
+    }
+
+    /// What another host needs to check whether it could take the feature: the program, but neither
+    /// its arguments nor the environment.
+    #[must_use]
+    pub fn for_check(&self) -> Self {
+        let mut spec = self.clone();
+        if let Workload::Managed(m) = &mut spec.workload {
+            m.exec.truncate(1);
             m.environment.clear();
         }
         spec
@@ -552,11 +692,23 @@ impl FeatureSpec {
                 {
                     return Err(bad("uplink must be an interface name of the guest"));
                 }
+                if let Some(why) = m.network_problem() {
+                    return Err(bad(&why));
+                }
                 state_dirs(&m.state).map_err(|why| bad(&why))?;
                 if m.cpu_quota_percent == Some(0) || m.memory_max_mib == Some(0) {
                     return Err(bad("a CPU or memory limit of 0 would stop the workload"));
                 }
             }
+        }
+        if let Some(why) = self.hooks().problem() {
+            return Err(bad(&why));
+        }
+        if self.drain_ms > method::LONGEST_DRAIN_MS {
+            return Err(bad("drain_ms must be at most 60000"));
+        }
+        if let Some(why) = self.against(self.method) {
+            return Err(bad(&why));
         }
         if let Some(why) = self.rules().problem(&self.name) {
             return Err(bad(&why));
@@ -644,6 +796,10 @@ mod tests {
         assert_eq!(shown.exec, ["/bin/db", HIDDEN]);
         assert_eq!(shown.environment["TOKEN"], HIDDEN);
         assert!(seen.validate().unwrap_err().to_string().contains("hidden"));
+        let checked = spec.for_check();
+        checked.validate().unwrap();
+        let checked = checked.managed().unwrap();
+        assert!(checked.exec == ["/bin/db"] && checked.environment.is_empty());
         let told = spec.for_peers();
         let told = told.managed().unwrap();
         assert_eq!(told.address, m.address);
@@ -682,8 +838,53 @@ mod tests {
             "10.0.0.1/24".parse::<Cidr>().unwrap().to_string(),
             "10.0.0.1/24"
         );
-        for bad in ["10.0.0.1", "10.0.0.1/33", "0.0.0.0/8", "x/8", "224.0.0.1/4"] {
+        assert_eq!(
+            "2001:db8:0::1/64".parse::<Cidr>().unwrap().to_string(),
+            "2001:db8::1/64"
+        );
+        for bad in [
+            "10.0.0.1",
+            "10.0.0.1/33",
+            "0.0.0.0/8",
+            "x/8",
+            "224.0.0.1/4",
+            "2001:db8::1/129",
+            "fe80::1/64",
+            "ff02::1/16",
+            "::/64",
+            "::ffff:10.0.0.1/120",
+        ] {
             assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn several_addresses() {
+        let spec = |more: &str| {
+            let text = format!(
+                r#"{{"name":"a","workload":{{"kind":"managed","exec":["/bin/x"],"address":"192.0.2.1/24"{more}}}}}"#
+            );
+            serde_json::from_str::<FeatureSpec>(&text).unwrap()
+        };
+        let both = spec(
+            r#","addresses":["2001:db8::1/64"],"gateway":"192.0.2.9","gateway6":"2001:db8::9","network":"ipvlan""#,
+        );
+        both.validate().unwrap();
+        let m = both.managed().unwrap();
+        assert!(m.has_ipv6());
+        assert_eq!(m.addresses_text(), "192.0.2.1/24, 2001:db8::1/64");
+        let text = serde_json::to_string(&both).unwrap();
+        assert_eq!(serde_json::from_str::<FeatureSpec>(&text).unwrap(), both);
+        let other = Managed::new(vec![], "2001:db8::1/48".parse().unwrap());
+        assert_eq!(m.shared_address(&other), Some(m.addresses[0]));
+        assert_eq!(spec("").managed().unwrap().shared_address(&other), None);
+        for bad in [
+            r#","addresses":["192.0.2.1/25"]"#,
+            r#","gateway6":"2001:db8::9""#,
+            r#","gateway":"2001:db8::9""#,
+            r#","addresses":["2001:db8::1/64"],"gateway":"2001:db8::9","gateway6":"2001:db8::8""#,
+        ] {
+            assert!(spec(bad).validate().is_err(), "{bad}");
         }
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use crate::feature::{FeatureName, FeatureSpec, OverBudget, Workload};
+use crate::method::{Hooks, Method};
 use crate::rules::Rules;
 use crate::threshold;
 use crate::toml_text::explain;
@@ -162,9 +163,13 @@ struct File<'a> {
     downtime_ms: u64,
     over_budget: OverBudget,
     throttle: bool,
+    method: Method,
+    drain_ms: u64,
     thresholds: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     placement: Option<&'a Rules>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hooks: Option<&'a Hooks>,
     workload: &'a Workload,
 }
 
@@ -180,6 +185,9 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, FileError> {
         downtime_ms,
         over_budget,
         throttle,
+        method,
+        drain_ms,
+        hooks,
         placement,
     } = spec;
     let file = File {
@@ -189,8 +197,11 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, FileError> {
         downtime_ms: *downtime_ms,
         over_budget: *over_budget,
         throttle: *throttle,
+        method: *method,
+        drain_ms: *drain_ms,
         thresholds: thresholds.iter().map(threshold::format).collect(),
         placement: placement.as_deref(),
+        hooks: hooks.as_deref(),
         workload,
     };
     toml::to_string_pretty(&file).map_err(|e| FileError::Write(name.to_string(), e.to_string()))

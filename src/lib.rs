@@ -19,6 +19,8 @@
 // Pure core.
 pub mod counters;
 pub mod feature;
+pub mod method;
+pub mod reason;
 pub mod rules;
 pub mod sample;
 pub mod wire;
@@ -39,6 +41,10 @@ pub mod forecast;
 pub mod host;
 #[cfg(feature = "daemon")]
 pub mod moving;
+#[cfg(feature = "daemon")]
+pub mod qemu;
+#[cfg(feature = "daemon")]
+pub mod recent;
 #[cfg(feature = "daemon")]
 pub mod rollup;
 #[cfg(feature = "daemon")]

@@ -4,16 +4,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 16] = [
+const PURE: [&str; 20] = [
     "attribution.rs",
+    "reason.rs",
     "counters",
     "feature.rs",
+    "method.rs",
     "rules.rs",
     "sample.rs",
     "usage.rs",
     "host.rs",
     "api.rs",
     "columns.rs",
+    "recent.rs",
+    "qemu.rs",
     "rollup.rs",
     "threshold",
     "affinity",

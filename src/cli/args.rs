@@ -8,11 +8,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::generate::What;
 use super::{remote, time};
 use crate::feature::{FeatureName, Resource};
+use crate::method::Method;
 
 const AFTER: &str = "\
 Exit codes: 0 done, 1 failed, 2 usage or invalid input, 3 not found, 4 refused or busy,
 5 timeout, 6 canceled, 7 warnings only (doctor). `migrate` exits by the result of the move,
-`doctor` with 1 when it found an error.
+`check` with 4 when the feature could move nowhere that was asked for, `doctor` with 1 when it found
+an error.
 
 Without a command, on a terminal, it is an interactive shell with completion and history. Colour
 is for terminals only, and not with NO_COLOR. --connect needs drover on that host and ssh to it;
@@ -226,6 +228,8 @@ pub enum Command {
         no_wait: bool,
     },
     /// Empty this host: it accepts no moves, and its features go one after another
+    ///
+    /// Ctrl-C during --wait ends the waiting, not the drain.
     Drain {
         /// This host, to be sure
         host: Option<String>,
@@ -239,7 +243,23 @@ pub enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Show whether a feature could move, and what stands in its way; changes nothing
+    Check {
+        /// Feature
+        #[command(flatten)]
+        target: Target,
+        /// Only this host, or guest there
+        #[arg(value_name = "HOST[/DOMAIN]", value_parser = destination)]
+        to: Option<To>,
+        /// Dump it too, and throw the dump away; the feature stands still for that moment
+        #[arg(long)]
+        rehearse: bool,
+    },
     /// Move a feature to a guest on another host
+    ///
+    /// Ctrl-C cancels the move as virsh does, as long as it is not committed; a second Ctrl-C
+    /// leaves it alone and ends the waiting. On a terminal its progress is shown on standard
+    /// error.
     Migrate {
         /// Feature
         #[command(flatten)]
@@ -247,6 +267,9 @@ pub enum Command {
         /// Where to; without it Drover chooses
         #[arg(long, value_name = "HOST[/DOMAIN]", value_parser = destination)]
         to: Option<To>,
+        /// How: live, handover or restart, instead of what the definition says
+        #[arg(long)]
+        method: Option<Method>,
         /// Return once the move is accepted
         #[arg(long)]
         no_wait: bool,
@@ -322,11 +345,14 @@ impl Command {
             | Self::Enable(_)
             | Self::Disable(_)
             | Self::Migrate { .. }
+            | Self::Check { rehearse: true, .. }
+            | Self::Approve { .. }
             | Self::Jobabort(_)
             | Self::Reload => true,
             Self::Threshold {
                 thresholds, clear, ..
             } => *clear || !thresholds.is_empty(),
+            Self::Drain { status, .. } => !status,
             Self::Guest { action } => !matches!(action, GuestAction::Status { .. }),
             _ => false,
         }

@@ -12,8 +12,11 @@ use crate::api::{
 };
 use crate::dbus::client::{ManagerProxy, MoveProxy};
 use crate::dbus::{connect, move_path};
+use crate::decision::Check;
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
 use crate::host::HostState;
+use crate::method::Method;
+use crate::reason::Rehearsal;
 use crate::usage::Usage;
 
 /// A connection to droverd.
@@ -199,6 +202,23 @@ impl Client {
         decode(&self.take(self.manager.plan(domain, feature.as_str()).await)?)
     }
 
+    /// Whether a feature could move; empty texts are for all hosts.
+    pub async fn check(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        host: &str,
+        to_domain: &str,
+    ) -> Result<Check> {
+        let f = feature.as_str();
+        decode(&self.take(self.manager.check(domain, f, host, to_domain).await)?)
+    }
+
+    /// Dumps a feature and throws the dump away.
+    pub async fn rehearse(&self, domain: &str, feature: &FeatureName) -> Result<Rehearsal> {
+        decode(&self.take(self.manager.rehearse(domain, feature.as_str()).await)?)
+    }
+
     /// Starts a move; the path of its object.
     pub async fn migrate(
         &self,
@@ -206,12 +226,17 @@ impl Client {
         feature: &FeatureName,
         host: &str,
         to_domain: &str,
+        method: Option<Method>,
     ) -> Result<OwnedObjectPath> {
-        self.take(
-            self.manager
-                .migrate(domain, feature.as_str(), host, to_domain)
-                .await,
-        )
+        let (m, feature) = (&self.manager, feature.as_str());
+        // The newer call only where it is needed, as droverd may be an older one.
+        self.take(match method {
+            None => m.migrate(domain, feature, host, to_domain).await,
+            Some(by) => {
+                m.migrate_by(domain, feature, host, to_domain, by.as_str())
+                    .await
+            }
+        })
     }
 
     /// All moves, newest first.

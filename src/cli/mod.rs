@@ -10,6 +10,7 @@
 mod agent;
 pub mod args;
 mod bridge;
+mod check;
 pub mod client;
 pub mod complete;
 mod config;
@@ -22,6 +23,7 @@ pub mod error;
 pub mod events;
 pub mod generate;
 pub mod moves;
+mod progress;
 mod remote;
 pub mod run;
 pub mod screen;

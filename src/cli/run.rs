@@ -10,7 +10,9 @@ use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, forecast, history, hosts, jobs, plan};
-use super::{config, decisions, doctor, edit, events, generate, moves, show, spec, top};
+use super::{
+    check, config, decisions, doctor, edit, events, generate, moves, progress, show, spec, top,
+};
 use crate::api::{Changed, FeatureRow, HistoryQuery};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
@@ -41,7 +43,7 @@ pub(super) async fn run_kept(
         cli.command,
         Command::Guest {
             action: GuestAction::Install { .. } | GuestAction::Remove { .. }
-        }
+        } | Command::Check { .. }
     );
     // For these the option is about the end, not about each answer.
     let whole = matches!(
@@ -221,7 +223,8 @@ pub(super) async fn run_kept(
             }
         }
         Command::Plan(t) => {
-            let p = client.plan(&t.domain, &t.feature).await?;
+            let looks = client.plan(&t.domain, &t.feature);
+            let p = progress::waiting("droverd compares the hosts", looks).await?;
             if json {
                 views::json(out, &p)?;
             } else {
@@ -244,7 +247,7 @@ pub(super) async fn run_kept(
         }
         Command::Advice => decisions::advice(cli, out, screen, &client).await?,
         Command::Approve { id, no_wait } => {
-            decisions::approve(cli, out, screen, &client, id, !no_wait).await?;
+            decisions::approve(cli, out, &client, id, !no_wait).await?;
         }
         Command::Drain {
             host,
@@ -255,12 +258,21 @@ pub(super) async fn run_kept(
             let how = (*undo, *status, *wait);
             decisions::drain(cli, out, screen, &client, host.as_deref(), how).await?;
         }
+        Command::Check {
+            target,
+            to,
+            rehearse,
+        } => {
+            check::check(cli, out, screen, &client, target, to.as_ref(), *rehearse).await?;
+        }
         Command::Migrate {
             target,
             to,
+            method,
             no_wait,
         } => {
-            moves::migrate(cli, out, screen, &client, target, to.as_ref(), !no_wait).await?;
+            let to = to.as_ref();
+            moves::migrate(cli, out, &client, target, to, *method, !no_wait).await?;
         }
         Command::Jobs => {
             let list = client.jobs().await?;

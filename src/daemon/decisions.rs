@@ -41,7 +41,7 @@ impl Daemon {
         let (recent, moved_at_ms, automatic, limit) = {
             let instances = lock(&self.instances);
             let (_, f) = self.find(&instances, domain, feature)?;
-            let recent: Vec<Usage> = f.recent.iter().copied().collect();
+            let recent = f.recent.all();
             let spec = &f.record.spec;
             let limit = spec
                 .thresholds
@@ -208,6 +208,7 @@ impl Daemon {
         let to = Destination {
             host: Some(host.clone()),
             domain: Some(domain.clone()),
+            method: None,
         };
         let plan = self.plan_for(&row.domain, &row.feature, Cause::Manual { to })?;
         if plan.target().is_none() {
@@ -218,7 +219,7 @@ impl Daemon {
         }
         let cause = format!("approved: {}", row.reason);
         let job = self
-            .begin_move(&row.domain, &row.feature, &host, &domain, cause)
+            .begin_move(&row.domain, &row.feature, &host, &domain, cause, None)
             .await?;
         let move_id = job.id.clone();
         self.change_decision(&id, |r| {

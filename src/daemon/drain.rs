@@ -192,7 +192,7 @@ impl Daemon {
         };
         self.emit(crate::api::ApiEvent::Decision { plan: plan.clone() });
         let job = self
-            .begin_move(domain, feature, &to.host, &to.domain, "drain".into())
+            .begin_move(domain, feature, &to.host, &to.domain, "drain".into(), None)
             .await
             .map_err(said)?;
         {

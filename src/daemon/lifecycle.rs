@@ -416,6 +416,13 @@ pub(super) async fn follow_guests(
                     what: format!("exited: {status}"),
                 });
             }
+            GuestEvent::Hook { id, feature, text } => {
+                let known =
+                    lock(&daemon.outgoing).contains_key(&id) || daemon.incoming.get(&id).is_some();
+                if known {
+                    tracing::info!(%domain, %id, %feature, %text, "hook");
+                }
+            }
             GuestEvent::Progress {
                 id,
                 round,

@@ -10,6 +10,7 @@ use crate::driver::source::{self, Begin};
 use crate::driver::target;
 use crate::feature::FeatureName;
 use crate::history::{StoredTier, transfer};
+use crate::method::Method;
 use crate::moving::record::{SourceRecord, TargetPhase, TargetRecord};
 use crate::moving::source::{Event, State};
 use crate::store::{Change, FeatureRecord, Side, StoreError};
@@ -31,7 +32,7 @@ impl Daemon {
         let Some(f) = instances.get(domain).and_then(|i| i.features.get(feature)) else {
             return Demand::default();
         };
-        let window = UsageWindow::of(f.recent.iter().rev().take(5));
+        let window = UsageWindow::of(&f.recent.last(5));
         let expected = |stat: Option<Stat>| stat.map_or(0.0, |s| s.mean * DEMAND_MARGIN);
         Demand {
             cpus: expected(window.cpus),
@@ -49,6 +50,7 @@ impl Daemon {
         to_host: &str,
         to_domain: &str,
         cause: String,
+        method: Option<Method>,
     ) -> Result<Job, ApiError> {
         let _guard = self.changes.lock(domain).await;
         if self.stopping.load(Ordering::Relaxed) {
@@ -68,9 +70,15 @@ impl Daemon {
                     "feature '{feature}' does not run; enable it first"
                 )));
             }
+            let spec = f.record.spec.clone();
+            let method = method.unwrap_or(spec.method);
+            if let Some(why) = spec.against(method) {
+                return Err(ApiError::Refused(why));
+            }
             SourceRecord {
                 id: id.clone(),
-                spec: f.record.spec.clone(),
+                method,
+                spec,
                 domain: domain.to_owned(),
                 domain_uuid: instance.info.uuid.clone(),
                 from_host: self.name().to_owned(),
@@ -465,7 +473,7 @@ impl Daemon {
     }
 
     /// Whether the named host and domain exist at all.
-    fn check_destination(&self, to: &Destination) -> Result<(), ApiError> {
+    pub(super) fn check_destination(&self, to: &Destination) -> Result<(), ApiError> {
         let Some(host) = &to.host else { return Ok(()) };
         let known = host == self.name()
             || self
@@ -497,6 +505,7 @@ impl Daemon {
         to: Destination,
     ) -> Result<Job, ApiError> {
         self.check_destination(&to)?;
+        let method = to.method;
         let cause = crate::decision::Cause::Manual { to };
         let plan = self.decided(domain, feature, cause).await?;
         let Some(chosen) = plan.chosen.and_then(|i| plan.candidates.get(i)) else {
@@ -523,7 +532,7 @@ impl Daemon {
         let id = plan.id.clone();
         self.emit(ApiEvent::Decision { plan });
         let job = self
-            .begin_move(domain, feature, &host, &target, "manual".into())
+            .begin_move(domain, feature, &host, &target, "manual".into(), method)
             .await?;
         let move_id = job.id.clone();
         self.change_decision(&id, |r| r.move_id = Some(move_id))

@@ -8,12 +8,15 @@ use crate::api::{
     Api, ApiError, ApiEvent, Changed, Destination, FeatureForecast, FeatureRow, HistoryPage,
     HistoryPoint, HistoryQuery, Job, Plan, Reloaded, Result,
 };
-use crate::decision::{Cause, Cell, DecisionRecord, DecisionRow, DrainStatus, Replay, ScoreReport};
+use crate::decision::{
+    Cause, Cell, Check, DecisionRecord, DecisionRow, DrainStatus, Replay, ScoreReport,
+};
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
 use crate::guest::{GuestError, install, remove};
 use crate::history::Query;
 use crate::host::{HelperState, HostState};
 use crate::moving::source::Event;
+use crate::reason::Rehearsal;
 use crate::store::{FeatureRecord, Store, StoreError};
 use crate::threshold::Watch;
 use crate::usage::Usage;
@@ -136,7 +139,7 @@ impl Api for Service {
                     domain: domain.clone(),
                     spec: spec.clone(),
                     status: f.status(),
-                    usage: f.recent.back().copied(),
+                    usage: f.recent.latest().copied(),
                     breach: f.breach().or(expected).map(|b| b.text),
                     metered: i.metering(),
                 });
@@ -383,6 +386,14 @@ impl Api for Service {
         self.0.drain_status()
     }
 
+    async fn check(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Check> {
+        self.0.check(domain, feature, &to).await
+    }
+
+    async fn rehearse(&self, domain: &str, feature: &FeatureName) -> Result<Rehearsal> {
+        self.0.rehearse(domain, feature).await
+    }
+
     async fn migrate(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Job> {
         self.0.migrate_by_hand(domain, feature, to).await
     }
@@ -486,7 +497,13 @@ impl Api for Service {
         {
             g.close();
         }
-        let progress = |what: &str| tracing::info!(%domain, what, "removing the helper");
+        let progress = |what: &str| {
+            tracing::info!(%domain, what, "removing the helper");
+            self.0.emit(ApiEvent::Instance {
+                domain: domain.to_owned(),
+                what: format!("removing: {what}"),
+            });
+        };
         remove(&self.0.hypervisor, domain, &progress)
             .await
             .map_err(|e| ApiError::Failed(format!("removing from '{domain}': {e}")))?;

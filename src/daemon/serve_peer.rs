@@ -12,9 +12,10 @@ use crate::history::StoredTier;
 use crate::host::HostState;
 use crate::moving::record::{TargetPhase, TargetRecord};
 use crate::peer::{BulkReceiver, PeerRefusal, PeerService, RefusalKind};
+use crate::reason::Reason;
 use crate::usage::Usage;
 use crate::wire::guest::valid_move_id;
-use crate::wire::peer::{Offer, PROTOCOL, TargetStatus, Verdict};
+use crate::wire::peer::{CheckAsk, Offer, PROTOCOL, TargetStatus, Verdict};
 
 use super::{Daemon, lock};
 
@@ -74,6 +75,9 @@ impl Service {
         if let Err(e) = offer.spec.validate() {
             return Err(refuse(RefusalKind::Invalid, e.to_string()));
         }
+        if let Some(why) = offer.spec.against(offer.method) {
+            return refused(why);
+        }
         let groups = self.0.peers().map(|p| p.groups(from)).unwrap_or_default();
         if !groups.contains(&offer.spec.group) {
             return refused(format!(
@@ -131,6 +135,7 @@ impl Service {
             cpus: offer.cpus.max(0.0),
             memory_mib: offer.memory_mib.max(0.0),
             phase: TargetPhase::Receiving,
+            method: offer.method,
             boot_id: None,
         })
     }
@@ -184,6 +189,10 @@ impl PeerService for Service {
             result.map_err(|m| refuse(RefusalKind::Refused, m))
         })
         .await
+    }
+
+    async fn check(&self, from: &str, ask: CheckAsk) -> Result<Vec<Reason>, PeerRefusal> {
+        Ok(super::check::as_target(&self.0, from, ask).await)
     }
 
     async fn grant_freeze(&self, from: &str, id: &str) -> Result<(), PeerRefusal> {

@@ -58,6 +58,17 @@ pub trait Manager {
     fn forecast(&self, domain: &str, feature: &str) -> zbus::Result<String>;
     /// JSON [`crate::api::Plan`].
     fn plan(&self, domain: &str, feature: &str) -> zbus::Result<String>;
+    /// JSON [`crate::decision::Check`]; empty texts are for all hosts.
+    fn check(
+        &self,
+        domain: &str,
+        feature: &str,
+        to_host: &str,
+        to_domain: &str,
+    ) -> zbus::Result<String>;
+    /// JSON [`crate::reason::Rehearsal`].
+    #[zbus(allow_interactive_auth)]
+    fn rehearse(&self, domain: &str, feature: &str) -> zbus::Result<String>;
     /// Starts a move; empty texts let Drover choose. Returns the move's object path.
     #[zbus(allow_interactive_auth)]
     fn migrate(
@@ -66,6 +77,16 @@ pub trait Manager {
         feature: &str,
         to_host: &str,
         to_domain: &str,
+    ) -> zbus::Result<OwnedObjectPath>;
+    /// As `migrate`, by this method: `live`, `handover`, `restart`, or empty for the feature's own.
+    #[zbus(allow_interactive_auth)]
+    fn migrate_by(
+        &self,
+        domain: &str,
+        feature: &str,
+        to_host: &str,
+        to_domain: &str,
+        method: &str,
     ) -> zbus::Result<OwnedObjectPath>;
     /// JSON list of [`crate::api::Job`], newest first, those of earlier runs included.
     fn jobs(&self) -> zbus::Result<String>;
@@ -136,8 +157,10 @@ pub trait Decisions {
     /// JSON [`crate::decision::Replay`].
     fn replay(&self, id: &str) -> zbus::Result<String>;
     /// Begins the proposed move; its object path.
+    #[zbus(allow_interactive_auth)]
     fn approve(&self, id: &str) -> zbus::Result<OwnedObjectPath>;
     /// Begins or ends to empty this host; JSON [`crate::decision::DrainStatus`].
+    #[zbus(allow_interactive_auth)]
     fn drain(&self, on: bool) -> zbus::Result<String>;
     /// JSON [`crate::decision::DrainStatus`].
     fn drain_status(&self) -> zbus::Result<String>;

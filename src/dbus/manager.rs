@@ -65,6 +65,45 @@ fn some(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
+fn destination(host: &str, domain: &str, method: &str) -> Result<Destination, Error> {
+    if host.is_empty() && !domain.is_empty() {
+        return Err(Error::Invalid(format!(
+            "destination domain '{domain}' without a host: give both, HOST/DOMAIN"
+        )));
+    }
+    let method = some(method)
+        .map(|m| m.parse().map_err(Error::Invalid))
+        .transpose()?;
+    Ok(Destination {
+        host: some(host),
+        domain: some(domain),
+        method,
+    })
+}
+
+impl Manager {
+    /// Begins a move by hand.
+    async fn begin(
+        &self,
+        domain: &str,
+        feature: &str,
+        (to_host, to_domain): (&str, &str),
+        method: &str,
+        header: &Header<'_>,
+        connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let name = FeatureName::new(feature)?;
+        let to = destination(to_host, to_domain, method)?;
+        let of = [("domain", domain), ("feature", name.as_str())];
+        self.access
+            .sender(connection, header, Verb::Move, &of)
+            .await?;
+        let job = self.api.migrate(domain, &name, to).await?;
+        let path = self.moves.add(connection, &job).await?;
+        Ok(path.into())
+    }
+}
+
 #[zbus::interface(name = "org.drover1.Manager", introspection_docs = false)]
 impl Manager {
     #[zbus(out_args("hosts_json"))]
@@ -235,6 +274,36 @@ impl Manager {
         json(&self.api.plan(domain, &name).await?)
     }
 
+    #[zbus(out_args("check_json"))]
+    async fn check(
+        &self,
+        domain: &str,
+        feature: &str,
+        to_host: &str,
+        to_domain: &str,
+    ) -> Result<String, Error> {
+        let name = FeatureName::new(feature)?;
+        let to = destination(to_host, to_domain, "")?;
+        json(&self.api.check(domain, &name, to).await?)
+    }
+
+    #[zbus(out_args("rehearsal_json"))]
+    async fn rehearse(
+        &self,
+        domain: &str,
+        feature: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<String, Error> {
+        let name = FeatureName::new(feature)?;
+        let of = [("domain", domain), ("feature", name.as_str())];
+        // The feature stands still for it, as in a move.
+        self.access
+            .sender(connection, &header, Verb::Move, &of)
+            .await?;
+        json(&self.api.rehearse(domain, &name).await?)
+    }
+
     #[zbus(out_args("job"))]
     async fn migrate(
         &self,
@@ -245,23 +314,35 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<OwnedObjectPath, Error> {
-        let name = FeatureName::new(feature)?;
-        if to_host.is_empty() && !to_domain.is_empty() {
-            return Err(Error::Invalid(format!(
-                "destination domain '{to_domain}' without a host: give both, HOST/DOMAIN"
-            )));
-        }
-        let of = [("domain", domain), ("feature", name.as_str())];
-        self.access
-            .sender(connection, &header, Verb::Move, &of)
-            .await?;
-        let to = Destination {
-            host: some(to_host),
-            domain: some(to_domain),
-        };
-        let job = self.api.migrate(domain, &name, to).await?;
-        let path = self.moves.add(connection, &job).await?;
-        Ok(path.into())
+        self.begin(
+            domain,
+            feature,
+            (to_host, to_domain),
+            "",
+            &header,
+            connection,
+        )
+        .await
+    }
+
+    #[zbus(out_args("job"))]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "one per argument of the D-Bus method"
+    )]
+    async fn migrate_by(
+        &self,
+        domain: &str,
+        feature: &str,
+        to_host: &str,
+        to_domain: &str,
+        method: &str,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<OwnedObjectPath, Error> {
+        let to = (to_host, to_domain);
+        self.begin(domain, feature, to, method, &header, connection)
+            .await
     }
 
     #[zbus(out_args("jobs_json"))]

@@ -62,13 +62,13 @@ pub(super) fn address(s: &Source<'_>, m: &Managed, hosts: &[&HostState]) -> Opti
                 let same = h.name == s.host.name
                     && i.domain == s.instance.domain
                     && f.spec.name == s.feature.spec.name;
-                let taken = f.status != FeatureStatus::Disabled
-                    && f.spec
-                        .managed()
-                        .is_some_and(|o| o.address.address == m.address.address);
-                if taken && !same {
+                if same || f.status == FeatureStatus::Disabled {
+                    continue;
+                }
+                let shared = f.spec.managed().and_then(|o| m.shared_address(o));
+                if let Some(address) = shared {
                     return Some(Refusal::AddressInUse {
-                        address: m.address,
+                        address,
                         by: f.spec.name.to_string(),
                         domain: i.domain.clone(),
                         host: h.name.clone(),

@@ -6,7 +6,7 @@
 //! host for a feature of the same size.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::feature::FeatureName;
 use crate::host::{FeatureStatus, HostState, MoveOutcome};
@@ -121,7 +121,7 @@ struct Work<'a> {
     policy: &'a Policy,
     hosts: Vec<HostState>,
     slots: Vec<Slot>,
-    addresses: HashMap<Ipv4Addr, Vec<(FeatureName, String)>>,
+    addresses: HashMap<IpAddr, Vec<(FeatureName, String)>>,
     outcomes: HashMap<FeatureName, MoveOutcome>,
     /// Per size: by how much each host is better than its room.
     beyond: HashMap<(u8, u8, u8, u8), Vec<f64>>,
@@ -130,7 +130,7 @@ struct Work<'a> {
 /// Plans. The answer is in the order in which it was decided: by priority, then by name.
 pub fn plan_many(view: &View, policy: &Policy, wants: &[Want<'_>]) -> Vec<Step> {
     let hosts: Vec<HostState> = sorted(view).into_iter().cloned().collect();
-    let mut addresses: HashMap<Ipv4Addr, Vec<(FeatureName, String)>> = HashMap::new();
+    let mut addresses: HashMap<IpAddr, Vec<(FeatureName, String)>> = HashMap::new();
     let mut outcomes: HashMap<FeatureName, MoveOutcome> = HashMap::new();
     for h in &hosts {
         for f in h.instances.iter().flat_map(|i| &i.features) {
@@ -139,8 +139,10 @@ pub fn plan_many(view: &View, policy: &Policy, wants: &[Want<'_>]) -> Vec<Step> 
                 .managed()
                 .filter(|_| f.status != FeatureStatus::Disabled)
             {
-                let list = addresses.entry(m.address.address).or_default();
-                list.push((f.spec.name.clone(), h.name.clone()));
+                for a in m.all_addresses() {
+                    let list = addresses.entry(a.address).or_default();
+                    list.push((f.spec.name.clone(), h.name.clone()));
+                }
             }
         }
         for o in &h.outcomes {
@@ -285,10 +287,12 @@ impl Work<'_> {
         };
         let name = &source.feature.spec.name;
         let of_feature = eligible::of_feature(&source, |m| {
-            let others = self.addresses.get(&m.address.address)?;
-            let other = others.iter().find(|(n, _)| n != name)?;
+            let (address, other) = m.all_addresses().find_map(|a| {
+                let others = self.addresses.get(&a.address)?;
+                Some((*a, others.iter().find(|(n, _)| n != name)?))
+            })?;
             Some(Refusal::AddressInUse {
-                address: m.address,
+                address,
                 by: other.0.to_string(),
                 domain: String::from("of it"),
                 host: other.1.clone(),

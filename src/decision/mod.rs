@@ -6,6 +6,7 @@
 //! policy's gain and, on a breach, is less pressed for the breached resource. Both comparisons
 //! are never true both ways round, so that a constant load does not send a feature to and fro.
 
+mod check;
 mod choose;
 mod cost;
 mod eligible;
@@ -23,6 +24,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use crate::affinity::{Demand, Score};
+pub use check::{Check, CheckedTarget, check};
 pub use cost::{Cost, Past, predict};
 pub use eligible::admit;
 pub use history::{Effect, cooldown_ms, judge, latest};

@@ -104,7 +104,10 @@ impl Scorer for Vec<Given> {
 /// A definition without what no decision looks at.
 fn slim_spec(spec: &FeatureSpec) -> FeatureSpec {
     let workload = match &spec.workload {
-        Workload::Managed(m) => Workload::Managed(Managed::new(Vec::new(), m.address)),
+        Workload::Managed(m) => Workload::Managed(Managed {
+            addresses: m.addresses.clone(),
+            ..Managed::new(Vec::new(), m.address)
+        }),
         _ => Workload::Unit {
             unit: String::new(),
         },

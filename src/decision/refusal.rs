@@ -2,6 +2,7 @@
 //! and the logs.
 
 use crate::feature::Cidr;
+use crate::reason::{Code, Reason};
 
 /// A reason that rules a target out.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -172,4 +173,46 @@ pub enum Refusal {
     /// Name there already.
     #[error("guest {0} has a feature of this name already")]
     NameTaken(String),
+}
+
+impl Refusal {
+    /// Its stable name.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NotMovable => Code::NotMovable,
+            Self::MovingAlready => Code::MovingAlready,
+            Self::NotRunning => Code::NotRunning,
+            Self::SourceHelper(_) => Code::SourceHelper,
+            Self::SourceCriu(_) => Code::SourceCriu,
+            Self::AddressInUse { .. } => Code::Address,
+            Self::OwnHost => Code::OwnHost,
+            Self::NotAsked => Code::NotAsked,
+            Self::UnknownHost => Code::UnknownHost,
+            Self::Unreachable => Code::Unreachable,
+            Self::Stale { .. } => Code::Stale,
+            Self::Draining => Code::Draining,
+            Self::Group(_) => Code::Group,
+            Self::Pinned(_) => Code::Pinned,
+            Self::Excluded => Code::Excluded,
+            Self::Label { .. } => Code::Label,
+            Self::Apart(_) => Code::Apart,
+            Self::MovesIn { .. } => Code::MovesIn,
+            Self::NoGuest => Code::NoGuest,
+            Self::HostCpu { .. } => Code::HostCpu,
+            Self::HostMemory { .. } => Code::HostMemory,
+            Self::GuestNotRunning(_) => Code::GuestOff,
+            Self::NoHelper { .. } | Self::NoCapabilities(_) => Code::Helper,
+            Self::NoCriu(_) | Self::CriuProblem { .. } => Code::Criu,
+            Self::OtherKernel { .. } => Code::Kernel,
+            Self::OtherCpuFlags(_) => Code::CpuFlags,
+            Self::GuestCpu { .. } => Code::GuestCpu,
+            Self::GuestMemory { .. } | Self::GuestMemoryUnknown(_) => Code::GuestMemory,
+            Self::NameTaken(_) => Code::NameTaken,
+        }
+    }
+
+    /// Name and sentence.
+    pub fn reason(&self) -> Reason {
+        Reason::new(self.code(), self.to_string())
+    }
 }

@@ -131,6 +131,7 @@ fn manual(host: Option<&str>, domain: Option<&str>) -> Cause {
         to: Destination {
             host: host.map(Into::into),
             domain: domain.map(Into::into),
+            method: None,
         },
     }
 }

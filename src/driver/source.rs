@@ -10,9 +10,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::queue::Turn;
 use super::steps::{self, Progress, Shared};
-use crate::api::{ApiEvent, FreezeParts, Job, RoundRow};
+use crate::api::{ApiEvent, FreezeParts, Job, JobResult, RoundRow};
 use crate::daemon::{Daemon, lock};
 use crate::feature::OverBudget;
+use crate::method::Method;
 use crate::moving::convergence::{Limits, Round};
 use crate::moving::record::SourceRecord;
 use crate::moving::source::{Action, Event, Source, State};
@@ -117,7 +118,7 @@ fn limits(shared: &Shared) -> Limits {
         max_rounds: moves.max_rounds,
         wait_ms: moves.wait_s.saturating_mul(1000),
         over: spec.over_budget,
-        throttle: spec.throttle,
+        throttle: spec.throttle && shared.record.method == Method::Live,
     }
 }
 
@@ -260,7 +261,18 @@ async fn run(
         }
         if ended {
             let ending = machine.ending().cloned();
+            let done = ending.as_ref().is_some_and(|e| e.result == JobResult::Done);
+            let warning = if done {
+                steps::settled(&shared).await
+            } else {
+                None
+            };
+            if let Some(why) = &warning {
+                tracing::error!(id = %record.id, feature = %record.spec.name, host = %record.to_host,
+                    %why, "the feature moved, but is not well there; nothing can be taken back");
+            }
             job.send_modify(|j| {
+                j.detail.warning = warning;
                 j.ended_ms = Some(crate::daemon::clock::now_ms());
                 if let Some(e) = &ending {
                     j.result = Some(e.result);

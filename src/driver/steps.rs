@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use crate::daemon::{Daemon, SHORT, lock};
 use crate::feature::FeatureName;
 use crate::guest::{Guest, GuestError};
+use crate::method::{HookName, Method};
 use crate::moving::convergence::Round;
 use crate::moving::record::SourceRecord;
 use crate::moving::source::{Action, Event, State};
@@ -27,6 +28,8 @@ const TURN: Duration = Duration::from_secs(590);
 const BUSY: Duration = Duration::from_secs(1);
 /// A turn that came later than this asks for another round before the freeze.
 const LATE: Duration = Duration::from_secs(1);
+/// Longest time for a feature to be stopped, or started: the helper itself gives up earlier.
+const STOP: Duration = Duration::from_secs(70);
 /// Longest time of a round whatever its progress.
 const ROUND: Duration = Duration::from_secs(24 * 3600);
 
@@ -152,6 +155,7 @@ async fn offer(shared: &Shared) -> Result<Relay, String> {
         cpus: demand.cpus,
         memory_mib: demand.memory_mib,
         by_hand: record.cause == BY_HAND,
+        method: record.method,
         files: preflight.files.clone(),
         preflight,
     };
@@ -215,10 +219,17 @@ fn guest(shared: &Shared) -> Result<Guest, String> {
 pub(super) async fn perform(shared: &Shared, action: Action) -> Event {
     match action {
         Action::Preflight => {
+            let method = shared.record.method;
             let call = Call::Preflight {
                 feature: name(shared),
+                method,
             };
             match call_guest(shared, call, shared.step_timeout).await {
+                Ok(Reply::Preflight(found)) if found.method != method => Event::Failed(format!(
+                    "the helper in domain '{}' is too old for a {method}; \
+                     install it again with 'drover guest install'",
+                    shared.record.domain
+                )),
                 Ok(Reply::Preflight(found)) => Event::Preflight(found),
                 Ok(other) => unexpected(&other),
                 Err(e) => e,
@@ -276,6 +287,40 @@ pub(super) async fn perform(shared: &Shared, action: Action) -> Event {
     }
 }
 
+/// Longest time that these commands of the feature may take.
+fn hooks(shared: &Shared, names: &[HookName]) -> Duration {
+    Duration::from_secs(shared.record.spec.hooks().seconds(names))
+}
+
+/// What the feature's own commands found at the target after a live move, when it was not good.
+pub(super) async fn settled(shared: &Shared) -> Option<String> {
+    let r = &shared.record;
+    let limit = hooks(shared, &[HookName::Resume, HookName::Health]);
+    if r.method != Method::Live || limit.is_zero() {
+        return None;
+    }
+    let until = Instant::now() + limit + SHORT;
+    loop {
+        match shared.daemon.peers()?.status(&r.to_host, &r.id).await {
+            Ok(TargetStatus::Running {
+                settling: false,
+                warning,
+                ..
+            }) => return warning,
+            Ok(TargetStatus::Running { .. }) | Err(_) if Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            other => {
+                tracing::warn!(id = %r.id, ?other, "the target does not tell how the feature does");
+                return Some(format!(
+                    "host {} does not tell how the feature does there",
+                    r.to_host
+                ));
+            }
+        }
+    }
+}
+
 fn name(shared: &Shared) -> FeatureName {
     shared.record.spec.name.clone()
 }
@@ -311,17 +356,32 @@ async fn send_round(shared: &Shared, round: u16, freeze: bool) -> Event {
             feature,
             stream,
             round,
+            method: r.method,
         }
     };
     let sent = call_guest(shared, call, ROUND);
-    let stats: RoundStats = match shared.progress.within(shared.step_timeout, sent).await {
+    // Commands of the feature and its stop show no progress.
+    let quiet = match (freeze, round) {
+        (true, _) => {
+            let stop = match r.method {
+                Method::Live => Duration::ZERO,
+                Method::Handover => Duration::from_millis(r.spec.drain_ms),
+                Method::Restart => STOP,
+            };
+            stop + hooks(shared, &[HookName::Quiesce])
+        }
+        (false, 1) => hooks(shared, &[HookName::Prepare]),
+        (false, _) => Duration::ZERO,
+    };
+    let patience = shared.step_timeout + quiet;
+    let stats: RoundStats = match shared.progress.within(patience, sent).await {
         Some(Ok(Reply::Round(stats))) => stats,
         Some(Ok(other)) => return unexpected(&other),
         Some(Err(e)) => return e,
         None => {
             return Event::TimedOut(format!(
                 "round {round} made no progress for {} s (moves.step_timeout_s)",
-                shared.step_timeout.as_secs()
+                patience.as_secs()
             ));
         }
     };
@@ -342,10 +402,12 @@ async fn send_round(shared: &Shared, round: u16, freeze: bool) -> Event {
     let Some(peers) = shared.daemon.peers() else {
         return Event::Failed("this host has no peers configured".into());
     };
-    match peers
-        .await_round(&r.to_host, &r.id, round, shared.step_timeout)
-        .await
-    {
+    // The second instance of a handover starts with the first round.
+    let timeout = match (r.method, round) {
+        (Method::Handover, 1) => shared.step_timeout + STOP + hooks(shared, &[HookName::Prepare]),
+        _ => shared.step_timeout,
+    };
+    match peers.await_round(&r.to_host, &r.id, round, timeout).await {
         Ok(()) => sent(stats),
         Err(e) => peer_failed(&e),
     }
@@ -393,10 +455,8 @@ async fn restore(shared: &Shared, round: u16) -> Event {
     let Some(peers) = shared.daemon.peers() else {
         return Event::Failed("this host has no peers configured".into());
     };
-    match peers
-        .restore(&r.to_host, &r.id, round, shared.restore_timeout)
-        .await
-    {
+    let timeout = shared.restore_timeout + hooks(shared, &[HookName::Resume, HookName::Health]);
+    match peers.restore(&r.to_host, &r.id, round, timeout).await {
         Ok(TargetStatus::Ready { restore_ms }) => {
             tracing::debug!(id = %r.id, restore_ms, "target is ready");
             Event::TargetReady
@@ -414,11 +474,9 @@ async fn resume(shared: &Shared) -> Event {
     let Some(peers) = shared.daemon.peers() else {
         return Event::ResumeFailed;
     };
-    match peers
-        .resume(&r.to_host, &r.id, shared.restore_timeout)
-        .await
-    {
-        Ok(TargetStatus::Running { resume_ms }) => {
+    let timeout = shared.restore_timeout + hooks(shared, &[HookName::Resume]);
+    match peers.resume(&r.to_host, &r.id, timeout).await {
+        Ok(TargetStatus::Running { resume_ms, .. }) => {
             tracing::debug!(id = %r.id, resume_ms, "target runs the feature");
             Event::TargetRunning
         }
@@ -451,7 +509,8 @@ async fn release(shared: &Shared, commit: bool) -> Event {
         feature: name(shared),
         commit,
     };
-    match call_guest(shared, call, shared.step_timeout).await {
+    let timeout = shared.step_timeout + STOP + hooks(shared, &[HookName::Abort]);
+    match call_guest(shared, call, timeout).await {
         Ok(Reply::Done) => Event::Released,
         Ok(other) => {
             tracing::error!(id = %r.id, ?other, "unexpected answer to release");

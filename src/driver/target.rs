@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 use super::queue::Turn;
 use crate::daemon::{Daemon, SHORT};
 use crate::guest::{Guest, GuestError};
+use crate::method::{HookName, Method};
 use crate::moving::record::{TargetPhase, TargetRecord};
 use crate::moving::target::{Action, Event, State, Target};
 use crate::peer::{BulkReceiver, PeerError};
@@ -22,6 +23,8 @@ const DOUBT_AFTER: Duration = Duration::from_secs(5);
 const ASK_AFTER: Duration = Duration::from_secs(15);
 /// How long the source of an arrival may take to hand the history over.
 const HISTORY: Duration = Duration::from_secs(600);
+/// Longest time for a second instance to start: the helper itself gives up earlier.
+const START: Duration = Duration::from_secs(65);
 /// Pause between questions, and between attempts that failed.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -33,6 +36,10 @@ pub struct Incoming {
     restore_ms: u64,
     resume_ms: u64,
     failure: Option<String>,
+    /// The feature's own commands are still asked how it does here.
+    settling: bool,
+    /// What they found, when it was not good.
+    warning: Option<String>,
     /// This move's turn to freeze, from its grant to the move's end here.
     freeze: Option<Turn>,
 }
@@ -91,6 +98,8 @@ impl Incoming {
             },
             State::Running => TargetStatus::Running {
                 resume_ms: self.resume_ms,
+                settling: self.settling,
+                warning: self.warning.clone(),
             },
             State::Losing | State::Lost => TargetStatus::Lost {
                 reason: self.failure.clone().unwrap_or_else(|| "lost".into()),
@@ -129,6 +138,8 @@ pub fn enter(daemon: &Daemon, record: &TargetRecord) {
         restore_ms: 0,
         resume_ms: 0,
         failure: None,
+        settling: false,
+        warning: None,
         freeze: None,
     };
     daemon
@@ -159,6 +170,8 @@ pub async fn accept(
         stream: record.stream,
         files: preflight.files,
         state_bytes: preflight.state_bytes,
+        method: record.method,
+        directories: preflight.directories,
     };
     watch_doubt(daemon, id);
     match call(daemon, &record, receive, SHORT).await {
@@ -218,7 +231,10 @@ async fn lose_source(daemon: &Arc<Daemon>, incoming: &mut Incoming, reason: Stri
 pub async fn await_round(daemon: &Daemon, id: &str, round: u16) -> Result<(), String> {
     let slot = daemon.incoming.get(id).ok_or("no such move here")?;
     let record = slot.lock().await.record.clone();
-    let timeout = Duration::from_secs(daemon.config.moves.step_timeout_s);
+    let mut timeout = Duration::from_secs(daemon.config.moves.step_timeout_s);
+    if record.method == Method::Handover && round == 1 {
+        timeout += START + hooks(&record, &[HookName::Prepare]);
+    }
     call(
         daemon,
         &record,
@@ -241,7 +257,8 @@ pub async fn restore(daemon: &Arc<Daemon>, id: &str, round: u16) -> Result<Targe
         .step(Event::RestoreAsked)
         .map_err(|e| e.to_string())?;
     let record = incoming.record.clone();
-    let timeout = Duration::from_secs(daemon.config.moves.restore_timeout_s);
+    let timeout = Duration::from_secs(daemon.config.moves.restore_timeout_s)
+        + hooks(&record, &[HookName::Resume, HookName::Health]);
     let restore = Call::Restore {
         id: id.to_owned(),
         round,
@@ -406,6 +423,8 @@ pub async fn recover(daemon: &Arc<Daemon>, record: TargetRecord) {
         restore_ms: 0,
         resume_ms: 0,
         failure: Some(failure.into()),
+        settling: false,
+        warning: None,
         freeze: None,
     }));
     daemon.incoming.insert(id.clone(), Arc::clone(&slot));
@@ -483,7 +502,7 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
             }
             Action::Adopt => {
                 daemon.adopt(&mut incoming.record).await;
-                close_books(daemon, incoming).await;
+                settle_down(daemon, incoming).await;
                 forget_arrival(daemon, id);
                 if daemon.copy_is_gone(&incoming.record).is_some() {
                     // Its guest was booted anew and looked after already, before it was known here.
@@ -527,9 +546,41 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
     }
 }
 
+/// Longest time that these commands of the feature may take.
+fn hooks(record: &TargetRecord, names: &[HookName]) -> Duration {
+    Duration::from_secs(record.spec.hooks().seconds(names))
+}
+
+/// What follows an arrival: after a live move the feature's own commands are asked how it does,
+/// which nobody waits for.
+async fn settle_down(daemon: &Arc<Daemon>, incoming: &mut Incoming) {
+    let record = incoming.record.clone();
+    let limit = hooks(&record, &[HookName::Resume, HookName::Health]);
+    if record.method != Method::Live || limit.is_zero() {
+        return close_books(daemon, &record).await;
+    }
+    incoming.settling = true;
+    let daemon = Arc::clone(daemon);
+    tokio::spawn(async move {
+        let ask = Call::Settled {
+            id: record.id.clone(),
+        };
+        let end = call(&daemon, &record, ask, limit + SHORT).await;
+        if let Err(reason) = &end {
+            tracing::error!(id = %record.id, feature = %record.spec.name, %reason,
+                "a feature that arrived is not well; nothing can be taken back");
+        }
+        if let Some(slot) = daemon.incoming.get(&record.id) {
+            let mut incoming = slot.lock().await;
+            incoming.settling = false;
+            incoming.warning = end.err();
+        }
+        close_books(&daemon, &record).await;
+    });
+}
+
 /// The guest keeps a note of the move until it is told that its arrival is recorded here.
-async fn close_books(daemon: &Daemon, incoming: &Incoming) {
-    let record = &incoming.record;
+async fn close_books(daemon: &Daemon, record: &TargetRecord) {
     let release = Call::Release {
         id: record.id.clone(),
         feature: record.spec.name.clone(),
@@ -542,7 +593,8 @@ async fn close_books(daemon: &Daemon, incoming: &Incoming) {
 
 async fn try_resume(daemon: &Daemon, incoming: &mut Incoming) -> Result<(), String> {
     let id = incoming.record.id.clone();
-    let timeout = Duration::from_secs(daemon.config.moves.restore_timeout_s);
+    let timeout = Duration::from_secs(daemon.config.moves.restore_timeout_s)
+        + hooks(&incoming.record, &[HookName::Resume]);
     match call(daemon, &incoming.record, Call::Resume { id }, timeout).await? {
         Reply::Running { resume_ms, .. } => {
             incoming.resume_ms = resume_ms;

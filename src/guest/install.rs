@@ -169,6 +169,7 @@ pub async fn remove(
         let script = format!(
             "systemctl stop drover-guest.service\nset -e\nrm -f {}\n\
              rmdir /usr/lib/drover 2>/dev/null || true\n\
+             rm -f /var/lib/drover/init\nrmdir /var/lib/drover 2>/dev/null || true\n\
              systemctl daemon-reload\nudevadm control --reload\n",
             files.join(" ")
         );

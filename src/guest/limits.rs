@@ -72,8 +72,16 @@ pub(super) fn trim(message: &mut Message) {
         Message::Event { event } => match event {
             Event::Meter(MeterFrame { features, .. }) => features.truncate(MAX_FEATURES),
             Event::Exited { status, .. } => words([status]),
+            Event::Hook { text: t, .. } => words([t]),
             Event::Progress { .. } => {}
         },
+    }
+}
+
+fn trim_reasons(reasons: &mut Vec<crate::reason::Reason>) {
+    reasons.truncate(MAX_LIST);
+    for r in reasons {
+        text(&mut r.text, MAX_MESSAGE);
     }
 }
 
@@ -97,15 +105,25 @@ fn trim_reply(reply: &mut Reply) {
             text(criu_problem, MAX_MESSAGE);
         }
         Reply::Preflight(Preflight {
-            problems, files, ..
+            problems,
+            files,
+            directories,
+            ..
         }) => {
-            problems.truncate(MAX_LIST);
-            for p in problems {
-                text(p, MAX_MESSAGE);
+            trim_reasons(problems);
+            directories.truncate(MAX_LIST);
+            for d in directories {
+                text(d, MAX_MESSAGE);
             }
             files.truncate(MAX_LIST);
             for f in files {
                 text(&mut f.path, MAX_MESSAGE);
+            }
+        }
+        Reply::Reasons { reasons } => trim_reasons(reasons),
+        Reply::Rehearsed(r) => {
+            if let Some(problem) = &mut r.problem {
+                text(problem, MAX_MESSAGE);
             }
         }
         Reply::Error { message, .. } => text(message, MAX_MESSAGE),

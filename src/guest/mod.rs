@@ -140,6 +140,15 @@ pub enum GuestEvent {
         /// Bytes in all.
         total: u64,
     },
+    /// A command of a feature was run in a move. Dropped when nobody takes events fast enough.
+    Hook {
+        /// Move.
+        id: MoveId,
+        /// Feature.
+        feature: FeatureName,
+        /// Which, how it ended, what it wrote.
+        text: String,
+    },
 }
 
 /// Handle on a domain's helper. Cheap to clone; the connection is kept up until [`Guest::close`]
@@ -288,6 +297,8 @@ fn call_name(call: &Call) -> &'static str {
         Call::Status => "status",
         Call::Capabilities => "capabilities",
         Call::Preflight { .. } => "preflight",
+        Call::Rehearse { .. } => "rehearsal",
+        Call::Check { .. } => "check",
         Call::PreDump { .. } => "pre-dump",
         Call::Throttle { .. } => "throttle",
         Call::Freeze { .. } => "freeze",
@@ -296,6 +307,7 @@ fn call_name(call: &Call) -> &'static str {
         Call::AwaitRound { .. } => "await round",
         Call::Restore { .. } => "restore",
         Call::Resume { .. } => "resume",
+        Call::Settled { .. } => "settled",
         Call::Discard { .. } => "discard",
     }
 }

@@ -299,7 +299,7 @@ mod tests {
     impl MoveSide for Moves {
         fn handle(&self, call: Call, events: &(dyn Fn(Event) + Sync)) -> Reply {
             match call {
-                Call::Preflight { feature } => {
+                Call::Preflight { feature, .. } => {
                     let status = "seen".to_owned();
                     events(Event::Exited { feature, status });
                     std::thread::sleep(Duration::from_secs(1));

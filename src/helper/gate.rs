@@ -137,13 +137,18 @@ impl Client {
 
 /// Replaces the state, also when the images' tmpfs is full: a spare page, taken when the restore
 /// began, is given up for it then.
-fn write_state(dir: &Path, text: &[u8]) -> io::Result<()> {
+fn write_text(dir: &Path, text: &[u8]) -> io::Result<()> {
     let (tmp, spare) = (dir.join("gate.json.new"), dir.join("gate.spare"));
     if std::fs::write(&tmp, text).is_err() {
         let _ = std::fs::remove_file(&spare);
         std::fs::write(&tmp, text)?;
     }
     std::fs::rename(&tmp, dir.join("gate.json"))
+}
+
+/// Notes a state for a feature that comes without a supervisor at the gate.
+pub fn write_state(dir: &Path, state: &State) -> io::Result<()> {
+    write_text(dir, &serde_json::to_vec(state)?)
 }
 
 struct Server {
@@ -176,7 +181,7 @@ impl Server {
     fn set(&mut self, state: State) -> Result<(), GateError> {
         let err = |e| GateError::Io(self.id.clone(), e);
         let text = serde_json::to_vec(&state).map_err(|e| err(e.into()))?;
-        write_state(&self.dir, &text).map_err(err)?;
+        write_text(&self.dir, &text).map_err(err)?;
         self.state = state;
         self.tell();
         Ok(())
@@ -399,12 +404,12 @@ mod tests {
         let t = tempfile::tempdir().unwrap();
         std::fs::write(t.path().join("gate.spare"), [0; 4096]).unwrap();
         let text = serde_json::to_vec(&State::Ready { ms: 7 }).unwrap();
-        write_state(t.path(), &text).unwrap();
+        write_text(t.path(), &text).unwrap();
         assert_eq!(last_state(t.path()), Some(State::Ready { ms: 7 }));
         assert!(t.path().join("gate.spare").exists());
         // No room for the new file (here: a directory in its place): the spare page goes.
         std::fs::create_dir(t.path().join("gate.json.new")).unwrap();
-        assert!(write_state(t.path(), &text).is_err());
+        assert!(write_text(t.path(), &text).is_err());
         assert!(!t.path().join("gate.spare").exists());
         assert_eq!(last_state(t.path()), Some(State::Ready { ms: 7 }));
     }

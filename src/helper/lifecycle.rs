@@ -93,7 +93,7 @@ pub fn start(name: &FeatureName, moves: &[GuestMove]) -> Result<(), Failure> {
     started
 }
 
-fn wait_for_process(name: &FeatureName) -> Result<(), Failure> {
+pub(super) fn wait_for_process(name: &FeatureName) -> Result<(), Failure> {
     let end = Instant::now() + START_LIMIT;
     while features::pid(name).is_none() {
         let over = Instant::now() > end;

@@ -4,6 +4,8 @@
 //! main process of a managed feature's unit and supervises its workload, started fresh or
 //! restored by criu.
 
+pub mod anew;
+pub mod arrival;
 pub mod bulk;
 pub mod capabilities;
 pub mod cgroup;
@@ -12,7 +14,9 @@ pub mod criu;
 pub mod daemon;
 pub mod features;
 pub mod gate;
+pub mod hooks;
 pub mod images;
+pub mod init;
 pub mod lifecycle;
 pub mod log;
 pub mod meter;
@@ -21,6 +25,7 @@ pub mod netns;
 pub mod paths;
 pub mod port;
 pub mod preflight;
+pub mod rehearsal;
 pub mod run;
 pub mod sockets;
 pub mod source;

@@ -11,13 +11,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::mount::MsFlags;
 use serde::{Deserialize, Serialize};
 
+use super::arrival::{self, Needs};
 use super::daemon::MoveSide;
 use super::source::{self, Source};
 use super::state::StateError;
 use super::state::place::Place;
 use super::target::{self, Target};
-use super::{bulk, criu, features, gate, netns, paths, preflight, unit};
+use super::{bulk, criu, features, gate, netns, paths, preflight, rehearsal, unit};
 use crate::feature::{FeatureName, FeatureSpec};
+use crate::method::Method;
 use crate::wire::bulk::Message;
 use crate::wire::guest::{
     Call, ErrorKind, Event, GuestMove, GuestMoveState, MoveId, Reply, valid_move_id,
@@ -128,6 +130,13 @@ pub struct Record {
     /// Target: where the feature's state arrives.
     #[serde(default)]
     pub places: Vec<Place>,
+    /// How the feature moves.
+    #[serde(default)]
+    pub method: Method,
+    /// Source: commands of the feature have begun to be run, so that its `abort` may have
+    /// something to undo.
+    #[serde(default)]
+    pub hooked: bool,
 }
 
 impl Record {
@@ -276,6 +285,7 @@ impl Moves {
         if let Err(e) = mount_images() {
             tracing::warn!("no tmpfs of its own for images ({e}); they share that of /run");
         }
+        rehearsal::clean();
         // criu's first run in a guest takes long; it is not to be part of a move.
         std::thread::spawn(criu::probed);
         for m in self.status() {
@@ -293,6 +303,7 @@ impl Moves {
             | Call::AwaitRound { id, .. }
             | Call::Restore { id, .. }
             | Call::Resume { id }
+            | Call::Settled { id }
             | Call::Discard { id }
                 if !valid_move_id(id) =>
             {
@@ -307,15 +318,20 @@ impl Moves {
             self.end(id);
         }
         match call {
-            Call::Preflight { feature } => {
+            Call::Preflight { feature, method } => {
                 let spec = features::get(&feature)?;
-                Ok(Reply::Preflight(preflight::check(&spec)))
+                Ok(Reply::Preflight(preflight::check(&spec, method)))
             }
+            Call::Rehearse { feature } => rehearsal::rehearse(&feature).map(Reply::Rehearsed),
+            Call::Check { spec, preflight } => Ok(Reply::Reasons {
+                reasons: arrival::reasons(&spec, &Needs::from(&*preflight)),
+            }),
             Call::PreDump {
                 id,
                 feature,
                 stream,
                 round,
+                method,
             } => {
                 let source = self.source_unless_ended(&id)?;
                 let ask = source::Ask {
@@ -323,6 +339,7 @@ impl Moves {
                     feature: &feature,
                     stream,
                     round,
+                    method,
                 };
                 source.pre_dump(&ask, &*self.send, events).map(Reply::Round)
             }
@@ -347,6 +364,7 @@ impl Moves {
                     feature: &feature,
                     stream,
                     round,
+                    method: Method::Live,
                 };
                 source.freeze(&ask, &*self.send, events).map(Reply::Round)
             }
@@ -361,7 +379,7 @@ impl Moves {
                     // The books of an incoming move are closed; nothing else is left of it.
                     return self.forget_target(&id).map(|()| Reply::Done);
                 }
-                self.source(&id).release(&id, &feature, commit)?;
+                self.source(&id).release(&id, &feature, commit, events)?;
                 lock(&self.sources).remove(&id);
                 Ok(Reply::Done)
             }
@@ -371,27 +389,40 @@ impl Moves {
                 stream,
                 files,
                 state_bytes,
+                method,
+                directories,
             } => {
                 self.drop_arrived(&spec.name);
                 let target = self.target(&id);
                 // In this order, see `source_unless_ended`.
                 self.refuse_late_step(&id)?;
-                target.receive(&id, &spec, stream, &files, state_bytes)?;
+                let needs = Needs {
+                    files: &files,
+                    directories: &directories,
+                    state_bytes,
+                    image_bytes: 0,
+                    method,
+                };
+                target.receive(&id, &spec, stream, &needs)?;
                 lock(&self.streams).insert(stream, id);
                 Ok(Reply::Done)
             }
             Call::AwaitRound { id, round } => {
-                self.target(&id).await_round(&id, round)?;
+                self.target(&id).await_round(&id, round, events)?;
                 Ok(Reply::Done)
             }
             Call::Restore { id, round } => {
-                let restore_ms = self.target(&id).restore(&id, round)?;
+                let restore_ms = self.target(&id).restore(&id, round, events)?;
                 Ok(Reply::Ready { restore_ms })
             }
             Call::Resume { id } => {
-                let (resume_ms, pid) = self.target(&id).resume(&id)?;
+                let (resume_ms, pid) = self.target(&id).resume(&id, events)?;
                 self.drop_stream(&id);
                 Ok(Reply::Running { resume_ms, pid })
+            }
+            Call::Settled { id } => {
+                self.target(&id).settled(&id, events)?;
+                Ok(Reply::Done)
             }
             Call::Discard { id } => {
                 self.drop_stream(&id);
@@ -498,6 +529,7 @@ impl MoveSide for Moves {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::guest::Preflight;
 
     fn ask(call: Call) -> ErrorKind {
         let moves = Moves::new(Arc::new(|_: &Message| Ok(())));
@@ -558,13 +590,16 @@ mod tests {
             feature: &feature,
             stream: 1,
             round: 1,
+            method: Method::Live,
         };
         let send: &bulk::Send = &|_: &Message| Ok(());
         let e = source.pre_dump(&ask, send, &|_| {}).unwrap_err();
         assert!(e.message.contains("released already"), "{e}");
         let spec = r#"{"name":"no-such-feature","workload":{"kind":"unit","unit":"x.service"}}"#;
         let spec: FeatureSpec = serde_json::from_str(spec).unwrap();
-        let e = target.receive(arrived, &spec, 2, &[], 0).unwrap_err();
+        let nothing = Preflight::default();
+        let needs = Needs::from(&nothing);
+        let e = target.receive(arrived, &spec, 2, &needs).unwrap_err();
         assert!(e.message.contains("discarded already"), "{e}");
         // And one that comes whole.
         let round = Call::PreDump {
@@ -572,6 +607,7 @@ mod tests {
             feature,
             stream: 1,
             round: 1,
+            method: Method::Restart,
         };
         assert!(late(round).contains("was ended here"));
         let receive = Call::Receive {
@@ -580,6 +616,8 @@ mod tests {
             stream: 2,
             files: Vec::new(),
             state_bytes: 0,
+            method: Method::Live,
+            directories: Vec::new(),
         };
         assert!(late(receive).contains("was ended here"));
     }

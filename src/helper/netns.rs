@@ -1,26 +1,33 @@
-//! The network namespace of a feature: a macvlan named eth0 with the feature's own MAC address
-//! and IPv4 address. A namespace of a feature that is on its way here is *gated*: no ARP, and an
-//! nftables table that drops everything, so that two guests never answer for one address.
-//! Nothing here emits a packet unasked: IPv6 is off. Everything is idempotent.
+//! The network namespace of a feature: a macvlan or ipvlan named eth0 with the feature's own
+//! addresses, a macvlan with its own MAC address too. A namespace of a feature that is on its way
+//! here is *gated*: no ARP, and an nftables table that drops everything, neighbour discovery
+//! included, so that two guests never answer for one address.
+//! Nothing here emits a packet unasked: IPv6 is off unless the feature has an address of it, and then
+//! without router solicitations, addresses of the kernel's own making and duplicate address
+//! detection, so that no address is ever tentative. Everything is idempotent.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::feature::{FeatureName, Managed};
+use crate::feature::{Cidr, FeatureName, Managed, Network};
 use crate::helper::command::{self, CommandError};
 use crate::helper::paths;
 
 mod packets;
+mod rules;
 
 /// The feature's interface inside its namespace.
 pub const INTERFACE: &str = "eth0";
 /// nftables table (family inet) that closes a namespace.
 pub const GATE: &str = "drover_gate";
+/// nftables table (family inet) that keeps new connections out.
+pub const DOOR: &str = "drover_door";
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Why a namespace could not be made, opened or removed.
@@ -52,8 +59,9 @@ pub fn create(name: &FeatureName, spec: &Managed, announced: bool) -> Result<(),
     if !exists(name) {
         add(name).map_err(|e| NetError::System(name.clone(), "make it", e))?;
     }
-    within(name, silence_ipv6)?
-        .map_err(|e| NetError::System(name.clone(), "switch IPv6 off", e))?;
+    let ipv6 = spec.has_ipv6();
+    within(name, || prepare_ipv6(ipv6))?
+        .map_err(|e| NetError::System(name.clone(), "set IPv6 up", e))?;
     if !announced {
         gate(name)?;
     }
@@ -62,11 +70,15 @@ pub fn create(name: &FeatureName, spec: &Managed, announced: bool) -> Result<(),
         // Not made under its final name, as the guest's uplink may have the same.
         let temporary = format!("dv{:08x}", crc32fast::hash(name.as_str().as_bytes()));
         if !has(name, &temporary)? {
+            let kind = match spec.network {
+                Network::Macvlan => {
+                    format!("address {} type macvlan mode bridge", spec.mac(name))
+                }
+                Network::Ipvlan => "type ipvlan mode l2".to_owned(),
+            };
             let link = format!(
-                "link add link {} name {temporary} netns {namespace} address {} \
-                 type macvlan mode bridge",
-                spec.uplink,
-                spec.mac(name)
+                "link add link {} name {temporary} netns {namespace} {kind}",
+                spec.uplink
             );
             ip(name, &link.split(' ').collect::<Vec<_>>(), "")?;
         }
@@ -75,14 +87,19 @@ pub fn create(name: &FeatureName, spec: &Managed, announced: bool) -> Result<(),
     let arp = if announced { "on" } else { "off" };
     let _ = write!(
         batch,
-        "link set {INTERFACE} addrgenmode none\nlink set {INTERFACE} arp {arp}\n\
-         addr replace {} dev {INTERFACE}\nlink set lo up\nlink set {INTERFACE} up\n",
-        spec.address
+        "link set {INTERFACE} addrgenmode none\nlink set {INTERFACE} arp {arp}\n"
     );
-    if let Some(gateway) = spec.gateway {
+    for a in spec.all_addresses() {
+        let nodad = if a.address.is_ipv6() { " nodad" } else { "" };
+        let _ = writeln!(batch, "addr replace {a} dev {INTERFACE}{nodad}");
+    }
+    let _ = write!(batch, "link set lo up\nlink set {INTERFACE} up\n");
+    let gateways = spec.gateway.into_iter();
+    for gateway in gateways.chain(spec.gateway6.map(IpAddr::V6)) {
+        let all = if gateway.is_ipv6() { "::/0" } else { "default" };
         let _ = writeln!(
             batch,
-            "route replace default via {gateway} dev {INTERFACE} onlink"
+            "route replace {all} via {gateway} dev {INTERFACE} onlink"
         );
     }
     ip(name, &["-n", &namespace, "-batch", "-"], &batch)?;
@@ -107,33 +124,70 @@ pub fn gate(name: &FeatureName) -> Result<(), NetError> {
     })?
 }
 
+/// As [`gate`], but what stays inside the namespace passes: for a feature that runs behind it.
+pub fn gate_outside(name: &FeatureName) -> Result<(), NetError> {
+    within(name, || {
+        rules::close_outside(GATE)
+            .map_err(|e| NetError::System(name.clone(), "close the gate", e))?;
+        match packets::set_arp(INTERFACE, false) {
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
+            other => other.map_err(|e| NetError::System(name.clone(), "switch ARP off", e)),
+        }
+    })?
+}
+
+/// Lets new TCP connections in again.
+pub fn open_door(name: &FeatureName) -> Result<(), NetError> {
+    within(name, || packets::delete_table(DOOR))?
+        .map_err(|e| NetError::System(name.clone(), "let new connections in", e))
+}
+
+/// Keeps new TCP connections out; those that are open go on.
+pub fn close_door(name: &FeatureName) -> Result<(), NetError> {
+    within(name, || rules::close_door(DOOR))?
+        .map_err(|e| NetError::System(name.clone(), "keep new connections out", e))
+}
+
 /// Whether the interface is still without ARP, as [`gate`] leaves it.
 pub fn gated(name: &FeatureName) -> bool {
     within(name, || packets::arp(INTERFACE)).is_ok_and(|arp| arp.is_ok_and(|on| !on))
 }
 
-/// Opens the gate and tells the neighbours where the address is now: three gratuitous ARP
-/// messages, each as request and as reply, the first at once and the others within 0.4 s from a
-/// thread of their own. Runs no command, as it is part of a move's downtime.
+/// Opens the gate and tells the neighbours where the addresses are now: three gratuitous ARP
+/// messages, each as request and as reply, or unsolicited neighbour advertisements, the first at once
+/// and the others within 0.4 s from a thread of their own. Runs no command, as it is part of a move's
+/// downtime.
 pub fn announce(name: &FeatureName, spec: &Managed) -> Result<(), NetError> {
-    let mac = packets::parse_mac(&spec.mac(name));
-    let address = spec.address.address;
+    let addresses: Vec<Cidr> = spec.all_addresses().copied().collect();
     within(name, || {
         let failed = |what| move |e| NetError::System(name.clone(), what, e);
         packets::set_arp(INTERFACE, true).map_err(failed("switch ARP on"))?;
         packets::delete_table(GATE).map_err(failed("open the gate"))?;
-        packets::gratuitous_arp(INTERFACE, mac, address).map_err(failed("announce the address"))
+        tell(&addresses).map_err(failed("announce the addresses"))
     })??;
     let again = name.clone();
     std::thread::spawn(move || {
         for pause in [100, 300] {
             std::thread::sleep(Duration::from_millis(pause));
-            let sent = within(&again, || packets::gratuitous_arp(INTERFACE, mac, address));
+            let sent = within(&again, || tell(&addresses));
             if let Ok(Err(e)) = sent {
                 tracing::warn!("cannot announce the address of '{again}' again: {e}");
             }
         }
     });
+    Ok(())
+}
+
+/// Called inside the namespace: tells the neighbours once.
+fn tell(addresses: &[Cidr]) -> io::Result<()> {
+    // An ipvlan has the uplink's.
+    let mac = packets::mac(INTERFACE)?;
+    for a in addresses {
+        match a.address {
+            IpAddr::V4(a) => packets::gratuitous_arp(INTERFACE, mac, a)?,
+            IpAddr::V6(a) => packets::advertise(INTERFACE, mac, a)?,
+        }
+    }
     Ok(())
 }
 
@@ -225,13 +279,28 @@ fn ip(name: &FeatureName, args: &[&str], stdin: &str) -> Result<String, NetError
     command::run("ip", args, stdin, LIMIT).map_err(|e| NetError::Command(name.clone(), e))
 }
 
-/// Called inside the namespace: no address, no router solicitation, no multicast report.
-fn silence_ipv6() -> io::Result<()> {
+/// Called inside the namespace, before there is an interface. Without an address of IPv6 it is off:
+/// no router solicitation, no multicast report. With one, nothing but that address is there.
+fn prepare_ipv6(on: bool) -> io::Result<()> {
+    let mut set = vec![("disable_ipv6", if on { "0" } else { "1" })];
+    if on {
+        set.extend([
+            ("accept_ra", "0"),
+            ("autoconf", "0"),
+            ("accept_dad", "0"),
+            ("dad_transmits", "0"),
+            ("router_solicitations", "0"),
+        ]);
+    }
     for scope in ["all", "default", "lo"] {
-        let file = format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6");
-        match fs::write(file, "1") {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => {}
+        for (key, value) in &set {
+            let file = format!("/proc/sys/net/ipv6/conf/{scope}/{key}");
+            match fs::write(file, value) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                // A guest without IPv6 cannot have such an address.
+                Err(e) if on && scope == "all" => return Err(e),
+                _ => {}
+            }
         }
     }
     Ok(())

@@ -10,6 +10,8 @@
 //! /run/drover/moves/ID/gate.sock      supervisor <-> daemon during a restore
 //! /run/drover/moves/ID/gate.json      last state of that restore, for a restarted helper
 //! /run/drover/moves/ID/*.log          criu's logs
+//! /run/drover/features/NAME.status    how the workload ended, by its first process, for a moment
+//! /var/lib/drover/init                that first process' program
 //! /sys/fs/cgroup/drover-criu/ID       criu while it dumps, in no unit's cgroup
 //! /run/systemd/system/drover-NAME.service
 //! /run/netns/drover-NAME              network namespace; the interface inside is eth0

@@ -1,13 +1,14 @@
 //! `drover-guest run NAME`: the main process of a managed feature's unit. It starts the workload
 //! in namespaces of its own, or takes it over from criu, and supervises it.
 //!
-//! The workload is the first process of a PID namespace and a session leader, in an IPC namespace of
-//! its own; its network is the feature's namespace; its mounts are the guest's (criu refuses a copy
+//! The workload is a session leader in a PID namespace and an IPC namespace of its own, beside a
+//! small first process that stays root ([`super::init`]); its network is the feature's namespace; its mounts are the guest's (criu refuses a copy
 //! of them). Its output goes
 //! to a FIFO that the supervisor passes on to its own standard error, as criu cannot dump a
 //! connection to journald. It inherits nothing else.
 
-use std::ffi::CString;
+use std::convert::Infallible;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -25,6 +26,7 @@ use nix::unistd::{ForkResult, Pid};
 use crate::feature::{FeatureName, Managed};
 use crate::helper::command::PATH;
 use crate::helper::features::{self, FeatureFileError};
+use crate::helper::init;
 use crate::helper::netns::{self, NetError};
 use crate::helper::paths;
 
@@ -137,10 +139,7 @@ fn start(name: &FeatureName, managed: &Managed) -> Result<Pid, RunError> {
         Ok(ForkResult::Parent { child }) => child,
         Ok(ForkResult::Child) => {
             drop(report);
-            let why = match workload.become_it(&child_report) {
-                Ok(never) => match never {},
-                Err(why) => why,
-            };
+            let Err(why) = workload.first_process(&child_report);
             let _ = File::from(child_report).write_all(why.as_bytes());
             // SAFETY: ends the child without running the parent's exit handlers.
             unsafe { libc::_exit(127) }
@@ -166,8 +165,15 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?)
 }
 
+/// What the first process executes.
+struct First {
+    program: CString,
+    arguments: [CString; 2],
+}
+
 /// What the child needs, prepared before the fork.
 struct Workload {
+    first: Option<First>,
     program: CString,
     arguments: Vec<CString>,
     environment: Vec<CString>,
@@ -175,8 +181,6 @@ struct Workload {
     cgroup: File,
     log: std::path::PathBuf,
 }
-
-enum Never {}
 
 impl Workload {
     fn new(name: &FeatureName, managed: &Managed) -> Result<Self, RunError> {
@@ -204,7 +208,27 @@ impl Workload {
             .write(true)
             .open(paths::workload_cgroup(name).join("cgroup.procs"))
             .map_err(|e| RunError::System(name.clone(), "open its cgroup", e))?;
+        // Without it the workload itself is the first process, and must stay root to be moved.
+        let first = match init::install() {
+            Ok(path) => path.map(|p| p.display().to_string()),
+            Err(e) => {
+                tracing::warn!("{} cannot be written: {e}", init::PROGRAM);
+                None
+            }
+        };
+        let first = match first {
+            Some(path) => {
+                let status = init::status_file(name).display().to_string();
+                let text = |t: String| CString::new(t).map_err(bad);
+                Some(First {
+                    program: text(path)?,
+                    arguments: [text("drover-init".to_owned())?, text(status)?],
+                })
+            }
+            None => None,
+        };
         Ok(Self {
+            first,
             program,
             arguments,
             environment,
@@ -214,19 +238,46 @@ impl Workload {
         })
     }
 
-    /// In the child: becomes the workload, or says why not.
-    fn become_it(&self, report: &OwnedFd) -> Result<Never, String> {
+    /// In the first process of the PID namespace: becomes the workload, or what waits for it; or
+    /// says why not.
+    fn first_process(&self, report: &OwnedFd) -> Result<Infallible, String> {
         let at = |what: &'static str| move |e: Errno| format!("cannot {what}: {}", e.desc());
         let io = |what: &'static str| move |e: io::Error| format!("cannot {what}: {e}");
         (&self.cgroup)
             .write_all(b"0")
             .map_err(io("enter its cgroup"))?;
-        nix::unistd::setsid().map_err(at("start a session"))?;
         setns(&self.network, CloneFlags::CLONE_NEWNET).map_err(at("enter its network"))?;
         // System V shared memory and semaphores: criu carries those of a namespace only.
         unshare(CloneFlags::CLONE_NEWIPC).map_err(at("make an IPC namespace"))?;
         nix::unistd::chdir("/").map_err(at("change to /"))?;
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+        let Some(first) = &self.first else {
+            return self.become_it(report);
+        };
+        // SAFETY: this process has a single thread, so the child may do anything.
+        match unsafe { nix::unistd::fork() }.map_err(at("start a process"))? {
+            ForkResult::Child => self.become_it(report),
+            ForkResult::Parent { .. } => {
+                nix::unistd::setsid().map_err(at("start a session"))?;
+                let null = OpenOptions::new()
+                    .read(true)
+                    .write(true)
+                    .open("/dev/null")
+                    .map_err(io("open /dev/null"))?;
+                nix::unistd::dup2_stdin(&null).map_err(at("set standard input"))?;
+                nix::unistd::dup2_stdout(&null).map_err(at("set standard output"))?;
+                nix::unistd::dup2_stderr(&null).map_err(at("set standard error"))?;
+                let none: [&CStr; 0] = [];
+                execute(report, &first.program, &first.arguments, &none)
+            }
+        }
+    }
+
+    /// Becomes the workload, or says why not.
+    fn become_it(&self, report: &OwnedFd) -> Result<Infallible, String> {
+        let at = |what: &'static str| move |e: Errno| format!("cannot {what}: {}", e.desc());
+        let io = |what: &'static str| move |e: io::Error| format!("cannot {what}: {e}");
+        nix::unistd::setsid().map_err(at("start a session"))?;
         let null = File::open("/dev/null").map_err(io("open /dev/null"))?;
         let log = OpenOptions::new()
             .read(true)
@@ -236,25 +287,36 @@ impl Workload {
         nix::unistd::dup2_stdin(&null).map_err(at("set standard input"))?;
         nix::unistd::dup2_stdout(&log).map_err(at("set standard output"))?;
         nix::unistd::dup2_stderr(&log).map_err(at("set standard error"))?;
-        debug_assert!(report.as_raw_fd() > 2);
-        // SAFETY: marks descriptors close-on-exec, closes nothing that is owned here.
-        let marked = unsafe {
-            libc::syscall(
-                libc::SYS_close_range,
-                3_u32,
-                u32::MAX,
-                libc::CLOSE_RANGE_CLOEXEC,
-            )
-        };
-        Errno::result(marked).map_err(at("close inherited files"))?;
-        default_signals().map_err(io("reset signals"))?;
-        let Err(e) = nix::unistd::execve(&self.program, &self.arguments, &self.environment);
-        Err(format!(
-            "cannot execute {}: {}",
-            self.program.to_string_lossy(),
-            e.desc()
-        ))
+        execute(report, &self.program, &self.arguments, &self.environment)
     }
+}
+
+/// Executes a program with no descriptors but the first three, and no signal blocked or ignored; or
+/// says why not.
+fn execute<A: AsRef<CStr>, E: AsRef<CStr>>(
+    report: &OwnedFd,
+    program: &CString,
+    arguments: &[A],
+    environment: &[E],
+) -> Result<Infallible, String> {
+    debug_assert!(report.as_raw_fd() > 2);
+    // SAFETY: marks descriptors close-on-exec, closes nothing that is owned here.
+    let marked = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3_u32,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    Errno::result(marked).map_err(|e| format!("cannot close inherited files: {}", e.desc()))?;
+    default_signals().map_err(|e| format!("cannot reset signals: {e}"))?;
+    let Err(e) = nix::unistd::execve(program, arguments, environment);
+    Err(format!(
+        "cannot execute {}: {}",
+        program.to_string_lossy(),
+        e.desc()
+    ))
 }
 
 /// Passes signals on and the log along, until the workload ends; returns the exit status.
@@ -263,6 +325,8 @@ fn supervise(name: &FeatureName, child: Pid, signals: &SignalFd, mut log: File) 
     loop {
         if let Some(status) = reap(child)? {
             pass_on(&mut log);
+            // Of the workload itself, when the first process waited for it.
+            let status = init::take_status(name, child).unwrap_or(status);
             let (code, mut word) = describe(status);
             if stopping {
                 return Ok(0);
@@ -289,13 +353,18 @@ fn supervise(name: &FeatureName, child: Pid, signals: &SignalFd, mut log: File) 
                 continue;
             }
             stopping = true;
+            let workload = if init::is(child) {
+                init::workload(name)
+            } else {
+                None
+            };
             // The first process of a PID namespace never dies of a signal it does not handle.
-            let signal = if heeds_termination(child) {
+            let signal = if workload.is_some() || heeds_termination(child) {
                 Signal::SIGTERM
             } else {
                 Signal::SIGKILL
             };
-            match kill(child, signal) {
+            match kill(workload.unwrap_or(child), signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(e) => return Err(e.into()),
             }

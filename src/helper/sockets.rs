@@ -3,13 +3,13 @@
 
 use std::io;
 use std::mem::size_of;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrStorage,
-    getpeername, getsockname, sendto, socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrIn6,
+    SockaddrLike, SockaddrStorage, getpeername, getsockname, sendto, socket,
 };
 
 use super::netns;
@@ -23,14 +23,48 @@ const NUDGES: usize = 6;
 /// A connection's peer that may be waiting for its retransmission timer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
-    local: SocketAddrV4,
-    remote: SocketAddrV4,
+    local: SocketAddr,
+    remote: SocketAddr,
     // What it sends next, as far as the feature knows.
     seq: u32,
 }
 
+/// Connections from outside to the listening sockets of a network namespace that are not over
+/// yet, told by its tables in the form of `/proc/net/tcp`.
+pub fn accepted(tables: &[String]) -> usize {
+    /// Established, half open, and closing with something unacknowledged.
+    const OPEN: [&str; 6] = ["01", "03", "04", "08", "09", "0B"];
+    let rows = || {
+        tables
+            .iter()
+            .flat_map(|t| t.lines().skip(1))
+            .filter_map(|line| {
+                let mut words = line.split_ascii_whitespace().skip(1);
+                let (local, port) = words.next()?.split_once(':')?;
+                let (remote, _) = words.next()?.split_once(':')?;
+                Some((local, port, remote, words.next()?))
+            })
+    };
+    let listening: std::collections::HashSet<&str> = rows()
+        .filter(|(.., state)| *state == "0A")
+        .map(|(_, port, ..)| port)
+        .collect();
+    // 127.0.0.0/8, also as mapped into IPv6, and ::1; the first byte of an address is its last here.
+    let inside = |a: &str| a.ends_with("7F") || a == "00000000000000000000000001000000";
+    rows()
+        .filter(|(local, port, remote, state)| {
+            OPEN.contains(state) && listening.contains(port) && !inside(remote) && local != remote
+        })
+        .count()
+}
+
 /// Calls `f` with a duplicate of every socket of these processes.
 fn each(pids: &[i32], mut f: impl FnMut(BorrowedFd<'_>)) {
+    each_of(pids, |_, s| f(s));
+}
+
+/// The same, with the process whose it is.
+fn each_of(pids: &[i32], mut f: impl FnMut(i32, BorrowedFd<'_>)) {
     for pid in pids {
         let Ok(fds) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
             continue;
@@ -49,7 +83,7 @@ fn each(pids: &[i32], mut f: impl FnMut(BorrowedFd<'_>)) {
             // SAFETY: pidfd_getfd takes numbers and flags, and duplicates a descriptor.
             let copy = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process, number, 0) };
             if let Some(copy) = owned(copy) {
-                f(copy.as_fd());
+                f(*pid, copy.as_fd());
             }
         }
     }
@@ -96,16 +130,74 @@ fn set(socket: BorrowedFd<'_>, option: libc::c_int, value: libc::c_int) -> bool 
     done == 0
 }
 
-/// How many MPTCP sockets these processes have.
-pub fn multipath(pids: &[i32]) -> usize {
-    let mut found = 0;
-    each(pids, |s| {
-        if get(s, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_MPTCP.cast_unsigned())
+/// A socket that criu cannot carry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Odd {
+    /// Multipath TCP.
+    Multipath,
+    /// Of another family, protocol or with kernel TLS, in words.
+    Kind(String),
+}
+
+/// Sockets of these processes that criu cannot carry, one of a kind per process.
+pub fn odd(pids: &[i32]) -> Vec<(i32, Odd)> {
+    let mut found: Vec<(i32, Odd)> = Vec::new();
+    each_of(pids, |pid, s| {
+        let option = |o| get(s, libc::SOL_SOCKET, o).map(u32::cast_signed);
+        let (Some(family), Some(kind), Some(protocol)) = (
+            option(libc::SO_DOMAIN),
+            option(libc::SO_TYPE),
+            option(libc::SO_PROTOCOL),
+        ) else {
+            return;
+        };
+        if let Some(what) = classify(family, kind, protocol, upper(s).as_deref())
+            && !found.iter().any(|(p, w)| *p == pid && *w == what)
         {
-            found += 1;
+            found.push((pid, what));
         }
     });
     found
+}
+
+/// What is odd about a socket of this family, type and protocol; `upper` is the protocol on top of
+/// TCP, if there is one.
+fn classify(family: i32, kind: i32, protocol: i32, upper: Option<&str>) -> Option<Odd> {
+    const LITE: i32 = libc::IPPROTO_UDPLITE;
+    match (family, kind, protocol) {
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) => {
+            Some(Odd::Multipath)
+        }
+        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {
+            upper.map(|u| Odd::Kind(format!("a TCP socket with '{u}' in the kernel")))
+        }
+        (libc::AF_UNIX | libc::AF_NETLINK | libc::AF_PACKET, _, _)
+        | (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP | LITE)
+        | (libc::AF_INET | libc::AF_INET6, libc::SOCK_RAW, _) => None,
+        (family, kind, protocol) => Some(Odd::Kind(format!(
+            "a socket of family {family}, type {kind} and protocol {protocol}"
+        ))),
+    }
+}
+
+/// The protocol on top of a TCP socket, for instance `tls`.
+fn upper(socket: BorrowedFd<'_>) -> Option<String> {
+    let mut name = [0_u8; 16];
+    let mut len = name.len() as libc::socklen_t;
+    // SAFETY: the buffer is a local and its length is told; the kernel writes no more than that.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_ULP,
+            name.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    let name = name.get(..len as usize).filter(|_| done == 0)?;
+    let name = name.split(|b| *b == 0).next().unwrap_or_default();
+    let name = String::from_utf8_lossy(name);
+    (!name.is_empty() && name != "mptcp").then(|| name.into_owned())
 }
 
 /// Takes TCP sockets of these processes out of repair mode; how many were in it.
@@ -119,7 +211,7 @@ pub fn end_repair(pids: &[i32]) -> usize {
     woken
 }
 
-/// Peers of the IPv4 connections of processes that are held. The kernel tells sequence numbers in
+/// Peers of the connections of processes that are held. The kernel tells sequence numbers in
 /// repair mode only: a socket that is not in it is put there for a moment.
 pub fn peers(pids: &[i32]) -> Vec<Peer> {
     const NO_QUEUE: libc::c_int = 0;
@@ -138,7 +230,7 @@ pub fn peers(pids: &[i32]) -> Vec<Peer> {
         ) else {
             return; // it listens
         };
-        let (Some(local), Some(remote)) = (v4(&local), v4(&remote)) else {
+        let (Some(local), Some(remote)) = (plain(&local), plain(&remote)) else {
             return;
         };
         if repair == 0 && !set(s, libc::TCP_REPAIR, 1) {
@@ -156,16 +248,13 @@ pub fn peers(pids: &[i32]) -> Vec<Peer> {
     peers
 }
 
-/// An IPv4 address, also one that an IPv6 socket holds in mapped form.
-fn v4(address: &SockaddrStorage) -> Option<SocketAddrV4> {
+/// An internet address; an IPv4 address as such, also when an IPv6 socket holds it in mapped form.
+fn plain(address: &SockaddrStorage) -> Option<SocketAddr> {
     if let Some(a) = address.as_sockaddr_in() {
-        return Some(SocketAddrV4::new(a.ip(), a.port()));
+        return Some(SocketAddrV4::new(a.ip(), a.port()).into());
     }
     let a = address.as_sockaddr_in6()?;
-    match SocketAddr::new(a.ip().to_ipv4_mapped()?.into(), a.port()) {
-        SocketAddr::V4(v4) => Some(v4),
-        SocketAddr::V6(_) => None,
-    }
+    Some(SocketAddr::new(a.ip().to_canonical(), a.port()))
 }
 
 /// Makes peers retransmit now. A peer that sent into the freeze has doubled its timer several
@@ -178,17 +267,22 @@ pub fn nudge(feature: &FeatureName, peers: &[Peer]) {
         return;
     }
     let sent = netns::within(feature, || -> io::Result<()> {
-        let raw = socket(
-            AddressFamily::Inet,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            SockProtocol::Icmp,
-        )?;
+        let (mut v4, mut v6) = (None, None);
         for peer in peers.iter().filter(|p| !p.remote.ip().is_loopback()) {
-            let message = unreachable(peer);
-            let to = SockaddrIn::from(SocketAddrV4::new(*peer.remote.ip(), 0));
-            for _ in 0..NUDGES {
-                sendto(raw.as_raw_fd(), &message, &to, MsgFlags::empty())?;
+            match (peer.local.ip(), peer.remote.ip()) {
+                (IpAddr::V4(local), IpAddr::V4(remote)) => {
+                    let to = SockaddrIn::from(SocketAddrV4::new(remote, 0));
+                    let message = unreachable(peer, local, remote);
+                    let raw = opened(&mut v4, AddressFamily::Inet, SockProtocol::Icmp)?;
+                    repeat(raw, &message, &to)?;
+                }
+                (IpAddr::V6(local), IpAddr::V6(remote)) => {
+                    let to = SockaddrIn6::from(SocketAddrV6::new(remote, 0, 0, 0));
+                    let message = unreachable6(peer, local, remote);
+                    let raw = opened(&mut v6, AddressFamily::Inet6, SockProtocol::IcmpV6)?;
+                    repeat(raw, &message, &to)?;
+                }
+                _ => {}
             }
         }
         Ok(())
@@ -200,18 +294,48 @@ pub fn nudge(feature: &FeatureName, peers: &[Peer]) {
     }
 }
 
+/// The raw socket of a family, opened when it is needed.
+fn opened(
+    raw: &mut Option<OwnedFd>,
+    family: AddressFamily,
+    protocol: SockProtocol,
+) -> io::Result<&OwnedFd> {
+    let fd = match raw.take() {
+        Some(fd) => fd,
+        None => socket(
+            family,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            protocol,
+        )?,
+    };
+    Ok(raw.insert(fd))
+}
+
+fn repeat(raw: &OwnedFd, message: &[u8], to: &impl SockaddrLike) -> io::Result<()> {
+    for _ in 0..NUDGES {
+        sendto(raw.as_raw_fd(), message, to, MsgFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// The beginning of the segment that the peer waits for.
+fn segment(peer: &Peer, out: &mut Vec<u8>) {
+    out.extend_from_slice(&peer.remote.port().to_be_bytes());
+    out.extend_from_slice(&peer.local.port().to_be_bytes());
+    out.extend_from_slice(&peer.seq.to_be_bytes());
+}
+
+const TCP: u8 = 6;
+
 /// ICMP destination unreachable (host), quoting the segment that the peer waits for.
-fn unreachable(peer: &Peer) -> Vec<u8> {
-    const TCP: u8 = 6;
-    let (from, to): (Ipv4Addr, Ipv4Addr) = (*peer.remote.ip(), *peer.local.ip());
+fn unreachable(peer: &Peer, local: Ipv4Addr, remote: Ipv4Addr) -> Vec<u8> {
     let mut quoted = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, TCP, 0, 0];
-    quoted.extend_from_slice(&from.octets());
-    quoted.extend_from_slice(&to.octets());
+    quoted.extend_from_slice(&remote.octets());
+    quoted.extend_from_slice(&local.octets());
     let sum = checksum(&quoted);
     quoted[10..12].copy_from_slice(&sum.to_be_bytes());
-    quoted.extend_from_slice(&peer.remote.port().to_be_bytes());
-    quoted.extend_from_slice(&peer.local.port().to_be_bytes());
-    quoted.extend_from_slice(&peer.seq.to_be_bytes());
+    segment(peer, &mut quoted);
     let mut message = vec![3, 1, 0, 0, 0, 0, 0, 0];
     message.extend_from_slice(&quoted);
     let sum = checksum(&message);
@@ -219,8 +343,19 @@ fn unreachable(peer: &Peer) -> Vec<u8> {
     message
 }
 
+/// ICMPv6 destination unreachable (no route), which alone Linux takes for the same; the kernel fills
+/// its checksum in.
+fn unreachable6(peer: &Peer, local: Ipv6Addr, remote: Ipv6Addr) -> Vec<u8> {
+    let mut message = vec![1, 0, 0, 0, 0, 0, 0, 0];
+    message.extend_from_slice(&[0x60, 0, 0, 0, 0, 20, TCP, 64]);
+    message.extend_from_slice(&remote.octets());
+    message.extend_from_slice(&local.octets());
+    segment(peer, &mut message);
+    message
+}
+
 /// The Internet checksum (RFC 1071) of an even number of bytes.
-fn checksum(bytes: &[u8]) -> u16 {
+pub fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = bytes
         .chunks(2)
         .map(|c| u32::from(u16::from_be_bytes([c[0], c.get(1).copied().unwrap_or(0)])))
@@ -236,6 +371,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn accepted_connections_count() {
+        let head = "  sl  local_address rem_address   st tx_queue rx_queue\n";
+        let v4 = format!(
+            "{head}0: 00000000:18EB 00000000:0000 0A 0:0 0\n\
+             1: E600580A:18EB 0100580A:9000 01 0:0 0\n\
+             2: 0100007F:18EB 0100007F:9001 01 0:0 0\n\
+             3: E600580A:9002 0100580A:0050 01 0:0 0\n\
+             4: E600580A:18EB 0100580A:9003 06 0:0 0\n"
+        );
+        let v6 = format!(
+            "{head}0: 0000000000000000FFFF0000E600580A:18EB \
+             0000000000000000FFFF00000100580A:9004 08 0:0 0\nshort\n"
+        );
+        assert_eq!(accepted(&[v4.clone(), String::new()]), 1);
+        assert_eq!(accepted(&[v4, v6]), 2);
+    }
+
+    #[test]
     fn sockets_not_in_repair_mode_are_left_alone() {
         let l = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let c = std::net::TcpStream::connect(l.local_addr().unwrap()).unwrap();
@@ -246,30 +399,59 @@ mod tests {
 
     #[test]
     fn the_quoted_segment_is_the_peer_s() {
-        let m = unreachable(&Peer {
+        let peer = Peer {
             local: "10.0.0.1:80".parse().unwrap(),
             remote: "10.0.0.9:4000".parse().unwrap(),
             seq: 0x0102_0304,
-        });
+        };
+        let m = unreachable(
+            &peer,
+            Ipv4Addr::new(10, 0, 0, 1),
+            Ipv4Addr::new(10, 0, 0, 9),
+        );
         assert_eq!(m.len(), 8 + 20 + 8);
         assert_eq!((m[0], m[1]), (3, 1));
         assert_eq!(checksum(&m), 0);
         assert_eq!(checksum(&m[8..28]), 0);
         assert_eq!(m[20..28], [10, 0, 0, 9, 10, 0, 0, 1]);
         assert_eq!(m[28..36], [0x0f, 0xa0, 0, 80, 1, 2, 3, 4]);
+        let (local, remote) = ("fd88::1".parse().unwrap(), "fd88::9".parse().unwrap());
+        let m = unreachable6(&peer, local, remote);
+        assert_eq!((m[0], m[1], m.len()), (1, 0, 8 + 40 + 8));
+        assert_eq!(m[16..32], remote.octets());
+        assert_eq!(m[48..56], [0x0f, 0xa0, 0, 80, 1, 2, 3, 4]);
     }
 
     #[test]
     fn mptcp_is_seen_where_the_kernel_has_it() {
         // SAFETY: socket() takes no pointers.
         let raw = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
-        let here = usize::from(owned(raw.into()).is_some_and(|socket| {
+        if let Some(socket) = owned(raw.into()) {
             let me = [i32::try_from(std::process::id()).unwrap()];
-            assert_eq!(multipath(&me), 1);
+            assert!(odd(&me).iter().any(|(_, o)| *o == Odd::Multipath));
             drop(socket);
-            true
-        }));
-        let me = [i32::try_from(std::process::id()).unwrap()];
-        assert!(multipath(&me) <= here);
+        }
+    }
+
+    #[test]
+    fn what_criu_cannot_carry_is_told_apart() {
+        let tcp = |upper| classify(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_TCP, upper);
+        assert_eq!(tcp(None), None);
+        assert!(matches!(tcp(Some("tls")), Some(Odd::Kind(w)) if w.contains("tls")));
+        for (family, kind, protocol) in [
+            (libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP),
+            (libc::AF_UNIX, libc::SOCK_SEQPACKET, 0),
+            (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP),
+            (libc::AF_NETLINK, libc::SOCK_RAW, 0),
+        ] {
+            assert_eq!(classify(family, kind, protocol, None), None);
+        }
+        for (family, kind, protocol) in [
+            (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP),
+            (libc::AF_VSOCK, libc::SOCK_STREAM, 0),
+            (libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP),
+        ] {
+            assert!(classify(family, kind, protocol, None).is_some());
+        }
     }
 }

@@ -17,11 +17,13 @@ use std::time::{Duration, Instant};
 use super::bulk::{self, Sender};
 use super::criu::rpc::{CGROUPS_IGNORE, Kind, NETWORK_LOCK_SKIP, Opts};
 use super::criu::{self, Criu, CriuError, Incoming, Job, stats};
+use super::hooks::Hooks;
 use super::moves::{self, Failure, Record, Side, lock};
 use super::state::place;
 use super::state::walk::Walk;
-use super::{cgroup, features, netns, paths, sockets, throttle, unit};
+use super::{anew, cgroup, features, netns, paths, rehearsal, sockets, throttle, unit};
 use crate::feature::{FeatureName, FeatureSpec};
+use crate::method::{HookName, Method};
 use crate::wire::guest::{ErrorKind, Event, RoundStats};
 
 /// Longest wait for criu between two steps of a dump.
@@ -29,7 +31,7 @@ const CRIU_STEP: Duration = Duration::from_secs(120);
 /// Longest wait for criu to end after its last answer.
 const CRIU_END: Duration = Duration::from_secs(30);
 /// Largest deleted file that is carried along with the images, bytes.
-const GHOST_LIMIT: u32 = 64 << 20;
+pub const GHOST_LIMIT: u32 = 64 << 20;
 /// Longest wait for the freezer.
 const FREEZER: Duration = Duration::from_secs(10);
 /// Longest wait for the workload to accept the connections that are complete already.
@@ -46,6 +48,8 @@ pub struct Ask<'a> {
     pub stream: u32,
     /// Round.
     pub round: u16,
+    /// How the feature moves; counts for the first round only.
+    pub method: Method,
 }
 
 #[derive(Debug, Default)]
@@ -89,7 +93,21 @@ impl Source {
         events: &dyn Fn(Event),
     ) -> Result<RoundStats, Failure> {
         let mut inner = lock(&self.inner);
-        let (mut record, pid) = self.begin(ask, &mut inner)?;
+        let none = rehearsal::none();
+        let mut record = self.record(ask)?;
+        drop(none);
+        if ask.round == 1 {
+            self.hook(ask.id, &mut record, HookName::Prepare, events)?;
+        }
+        if record.method != Method::Live {
+            let sending = Instant::now();
+            let sent = self.send(ask, &mut record, &mut inner.walk, send, events)?;
+            return Ok(RoundStats {
+                send_ms: sending.elapsed().as_millis() as u64,
+                ..sent
+            });
+        }
+        let pid = Self::first_process(ask, &record, &mut inner)?;
         let begin = Instant::now();
         let mut criu = match inner.prepared.take() {
             Some(c) => c,
@@ -202,7 +220,18 @@ impl Source {
         events: &dyn Fn(Event),
     ) -> Result<RoundStats, Failure> {
         let mut inner = lock(&self.inner);
-        let (mut record, pid) = self.begin(ask, &mut inner)?;
+        let none = rehearsal::none();
+        let mut record = self.record(ask)?;
+        drop(none);
+        // In a handover nobody is to find it quiesced.
+        if record.method != Method::Handover {
+            self.hook(ask.id, &mut record, HookName::Quiesce, events)?;
+        }
+        record.hooked = true;
+        if record.method != Method::Live {
+            return self.hold(&mut inner, ask, &mut record, send, events);
+        }
+        let pid = Self::first_process(ask, &record, &mut inner)?;
         record.decided = true;
         record.save(ask.id)?;
         // criu's code in the feature's tasks is to run at full speed.
@@ -224,6 +253,76 @@ impl Source {
                 Err(e)
             }
         }
+    }
+
+    /// The last round of a move that carries no processes.
+    fn hold(
+        &self,
+        inner: &mut Inner,
+        ask: &Ask<'_>,
+        record: &mut Record,
+        send: &bulk::Send,
+        events: &dyn Fn(Event),
+    ) -> Result<RoundStats, Failure> {
+        record.decided = true;
+        record.save(ask.id)?;
+        let spec = record.definition()?;
+        let begin = Instant::now();
+        let mut held = || {
+            full_speed(ask.feature, record);
+            if record.method == Method::Handover {
+                anew::retire(ask.feature, &spec)?;
+                self.hook(ask.id, record, HookName::Quiesce, events)?;
+                netns::gate_outside(ask.feature)?;
+            } else {
+                anew::stop(ask.feature)?;
+            }
+            let held = begin.elapsed();
+            let sent = self.send(ask, record, &mut inner.walk, send, events)?;
+            Ok(RoundStats {
+                frozen_ms: held.as_millis() as u64,
+                send_ms: begin.elapsed().saturating_sub(held).as_millis() as u64,
+                ..sent
+            })
+        };
+        let end: Result<RoundStats, Failure> = held();
+        if end.is_err() {
+            if let Err(e) = anew::go_on(ask.feature, &spec) {
+                tracing::error!("feature {} does not go on here: {e}", ask.feature);
+                return end;
+            }
+            record.decided = false;
+            record.save(ask.id)?;
+        }
+        end
+    }
+
+    /// Runs a command of the feature. What it did may have to be undone from here on.
+    fn hook(
+        &self,
+        id: &str,
+        record: &mut Record,
+        name: HookName,
+        events: &dyn Fn(Event),
+    ) -> Result<(), Failure> {
+        if record
+            .spec
+            .as_ref()
+            .is_none_or(|s| s.hooks().get(name).is_none())
+        {
+            return Ok(());
+        }
+        if !record.hooked {
+            record.hooked = true;
+            record.save(id)?;
+        }
+        let hooks = Hooks {
+            id,
+            record,
+            cancel: &self.cancel,
+            events,
+        };
+        hooks.run(name)
     }
 
     fn freeze_by(
@@ -300,7 +399,13 @@ impl Source {
     }
 
     /// Ends the move here, see [`crate::wire::guest::Call::Release`].
-    pub fn release(&self, id: &str, feature: &FeatureName, commit: bool) -> Result<(), Failure> {
+    pub fn release(
+        &self,
+        id: &str,
+        feature: &FeatureName,
+        commit: bool,
+        events: &dyn Fn(Event),
+    ) -> Result<(), Failure> {
         // Whoever still sends a round ends at the next piece.
         self.cancel.store(true, Ordering::Relaxed);
         let mut inner = lock(&self.inner);
@@ -320,10 +425,13 @@ impl Source {
                 ),
             ));
         }
-        let frozen = record.is_some_and(|r| r.decided);
+        let frozen = record.as_ref().is_some_and(|r| r.decided);
         match (frozen, commit) {
             (true, true) => bury(&mut inner, id, feature)?,
-            (true, false) => thaw(&mut inner, id, feature)?,
+            (true, false) => match record.as_ref().filter(|r| r.method != Method::Live) {
+                Some(r) => anew::go_on(feature, &r.definition()?)?,
+                None => thaw(&mut inner, id, feature)?,
+            },
             (false, true) if Record::load(id).is_some() => {
                 return Err(Failure::new(
                     ErrorKind::Invalid,
@@ -338,13 +446,24 @@ impl Source {
                 format!("criu of move {id} does not end; it holds feature '{feature}'"),
             ));
         }
+        if let Some(r) = record.filter(|r| !commit && r.hooked) {
+            // The release itself was asked for already; this one is to be run.
+            let hooks = Hooks {
+                id,
+                record: &r,
+                cancel: &AtomicBool::new(false),
+                events,
+            };
+            if let Err(e) = hooks.run(HookName::Abort) {
+                tracing::error!("move {id} was given up, but {e}");
+            }
+        }
         moves::remove_dir(id)?;
         Ok(())
     }
 
-    /// What rounds with memory begin with: the feature's first process, and [`Source::record`].
-    fn begin(&self, ask: &Ask<'_>, inner: &mut Inner) -> Result<(Record, i32), Failure> {
-        let record = self.record(ask)?;
+    /// What rounds with memory need: the feature's first process.
+    fn first_process(ask: &Ask<'_>, record: &Record, inner: &mut Inner) -> Result<i32, Failure> {
         let pid = features::pid(ask.feature)
             .filter(|p| Path::new(&format!("/proc/{p}")).exists())
             .ok_or_else(|| {
@@ -354,7 +473,7 @@ impl Source {
                 )
             })?;
         inner.tracked &= record.round > 0;
-        Ok((record, pid))
+        Ok(pid)
     }
 
     /// What all rounds begin with: checks, the record, the round's directory.
@@ -399,6 +518,8 @@ impl Source {
                 decided: false,
                 spec: Some(spec),
                 places: Vec::new(),
+                method: ask.method,
+                hooked: false,
             },
         };
         if record.round.checked_add(1) != Some(ask.round) || record.stream != ask.stream {
@@ -549,7 +670,9 @@ fn bury(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
         criu.wait_end(CRIU_END);
     }
     let workload = paths::workload_cgroup(feature);
-    if workload.exists() {
+    // The instance that handed over may end in order.
+    let in_order = Record::load(id).is_some_and(|r| r.method == Method::Handover);
+    if workload.exists() && !in_order {
         std::fs::write(workload.join("cgroup.kill"), "1")?;
         let until = Instant::now() + FREEZER;
         while cgroup::populated(&workload) {

@@ -7,17 +7,19 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::arrival::{self, Needs};
 use super::gate::{self, Client, Order, State};
+use super::hooks::Hooks;
 use super::images::Receiver;
 use super::moves::{self, Failure, Record, Side, lock};
-use super::preflight;
 use super::state::place;
 use super::state::store::Store;
 use super::unit::UnitError;
-use super::{criu, features, netns, paths, unit};
+use super::{anew, features, netns, paths, preflight, unit};
 use crate::feature::{FeatureName, FeatureSpec};
+use crate::method::{HookName, Method};
 use crate::wire::bulk::Body;
-use crate::wire::guest::{ErrorKind, FileDigest};
+use crate::wire::guest::{ErrorKind, Event};
 
 /// Longest wait for a round to arrive.
 const ARRIVAL: Duration = Duration::from_secs(120);
@@ -27,8 +29,6 @@ const RESTORE: Duration = Duration::from_secs(180);
 const SUPERVISOR: Duration = Duration::from_secs(60);
 /// Longest wait for a restore to be undone.
 const UNDO: Duration = Duration::from_secs(10);
-/// Memory that must be left beside the images, bytes.
-const RESERVE: u64 = 48 << 20;
 
 /// The target side of one move.
 #[derive(Debug, Default)]
@@ -40,6 +40,8 @@ pub struct Target {
     given_up: AtomicBool,
     // One of restore, resume, discard at a time.
     turn: Mutex<()>,
+    // A live move's `resume` failed: the feature runs, so that it can only be told.
+    after: Mutex<Option<Failure>>,
 }
 
 /// Whether the move's feature has been resumed here.
@@ -81,8 +83,7 @@ impl Target {
         id: &str,
         spec: &FeatureSpec,
         stream: u32,
-        files: &[FileDigest],
-        state_bytes: u64,
+        needs: &Needs<'_>,
     ) -> Result<(), Failure> {
         let _turn = lock(&self.turn);
         let refused = |why: String| Failure::new(ErrorKind::Refused, why);
@@ -92,74 +93,19 @@ impl Target {
         let name = &spec.name;
         spec.validate()
             .map_err(|e| Failure::new(ErrorKind::Invalid, e.to_string()))?;
-        let managed = spec
-            .managed()
-            .ok_or_else(|| refused(format!("feature '{name}' is not run by Drover")))?;
         if let Some(r) = Record::load(id) {
             return Err(Failure::new(
                 ErrorKind::Invalid,
                 format!("move {id} of '{}' is under way here already", r.feature),
             ));
         }
-        if let Some((other, _)) = moves::recorded()
-            .into_iter()
-            .find(|(_, r)| r.feature == *name)
-        {
-            return Err(refused(format!(
-                "feature '{name}' is part of move {other} here; discard or release that first"
-            )));
+        let needs = Needs {
+            image_bytes: 0,
+            ..*needs
+        };
+        if let Some(first) = arrival::reasons(spec, &needs).into_iter().next() {
+            return Err(first.into());
         }
-        if unit::running(name) || netns::exists(name) {
-            return Err(refused(format!(
-                "feature '{name}' is in this guest already; stop it here first"
-            )));
-        }
-        let address = managed.address.address;
-        if let Some(other) = features::all()
-            .into_iter()
-            .find(|f| f.name != *name && f.managed().is_some_and(|m| m.address.address == address))
-        {
-            return Err(refused(format!(
-                "address {address} belongs to feature '{}' of this guest",
-                other.name
-            )));
-        }
-        if preflight::local_addresses().contains(&address) {
-            return Err(refused(format!(
-                "address {address} is one of this guest's own"
-            )));
-        }
-        for dir in &managed.state {
-            place::check(dir, name, state_bytes)?;
-        }
-        for file in files {
-            preflight::compare(file).map_err(refused)?;
-        }
-        let (version, problem) = criu::probed();
-        if !problem.is_empty() {
-            return Err(refused(format!(
-                "criu {version} does not work here: {problem}"
-            )));
-        }
-        let free = preflight::room();
-        let room = free.saturating_sub(RESERVE);
-        if room == 0 {
-            return Err(Failure::new(
-                ErrorKind::NoRoom,
-                format!("only {free} bytes of memory are free for images in this guest"),
-            ));
-        }
-        let made = self.prepare(id, spec, stream, room);
-        if made.is_err()
-            && let Err(e) = self.clean(id, name)
-        {
-            tracing::warn!("move {id}: {e}");
-        }
-        made
-    }
-
-    fn prepare(&self, id: &str, spec: &FeatureSpec, stream: u32, room: u64) -> Result<(), Failure> {
-        let name = &spec.name;
         let mut record = Record {
             feature: name.clone(),
             side: Side::Target,
@@ -169,7 +115,27 @@ impl Target {
             decided: false,
             spec: Some(spec.clone()),
             places: Vec::new(),
+            method: needs.method,
+            hooked: false,
         };
+        let room = preflight::room().saturating_sub(arrival::RESERVE);
+        let made = self.prepare(id, spec, &mut record, room);
+        if made.is_err()
+            && let Err(e) = self.clean(id, name)
+        {
+            tracing::warn!("move {id}: {e}");
+        }
+        made
+    }
+
+    fn prepare(
+        &self,
+        id: &str,
+        spec: &FeatureSpec,
+        record: &mut Record,
+        room: u64,
+    ) -> Result<(), Failure> {
+        let name = &spec.name;
         record.save(id)?;
         features::put(spec)?;
         for dir in spec.managed().iter().flat_map(|m| &m.state) {
@@ -185,6 +151,10 @@ impl Target {
             receiver = receiver.with_store(Store::new(&m.state)?);
         }
         *lock(&self.receiver) = Some(Arc::new(receiver));
+        if record.method != Method::Live {
+            netns::gate_outside(name)?;
+            return Ok(());
+        }
         // The supervisor and its criu wait for the images rather than the images for them.
         let (id, spec) = (id.to_owned(), spec.clone());
         let start = move || {
@@ -216,19 +186,42 @@ impl Target {
         }
     }
 
-    /// Waits for a round.
-    pub fn await_round(&self, id: &str, round: u16) -> Result<(), Failure> {
-        record(id)?;
+    /// Waits for a round. The first of a handover brings the second instance up.
+    pub fn await_round(&self, id: &str, round: u16, events: &dyn Fn(Event)) -> Result<(), Failure> {
+        let r = record(id)?;
         let receiver = lock(&self.receiver).clone();
         let receiver = receiver.ok_or_else(|| restarted(id))?;
         receiver.wait(round, ARRIVAL)?;
+        if r.method == Method::Handover && round == 1 {
+            let _turn = lock(&self.turn);
+            self.not_given_up(id)?;
+            anew::start_gated(&r.feature, &r.definition()?)?;
+            return self.hooks(id, &r, events).run(HookName::Prepare);
+        }
         // Found out before the freeze.
         self.started()
     }
 
+    fn not_given_up(&self, id: &str) -> Result<(), Failure> {
+        if self.given_up.load(Ordering::Relaxed) {
+            let why = format!("move {id} was discarded already");
+            return Err(Failure::new(ErrorKind::Refused, why));
+        }
+        Ok(())
+    }
+
+    fn hooks<'a>(&'a self, id: &'a str, r: &'a Record, events: &'a dyn Fn(Event)) -> Hooks<'a> {
+        Hooks {
+            id,
+            record: r,
+            cancel: &self.given_up,
+            events,
+        }
+    }
+
     /// Restores up to the gate, as soon as the round is here: the host may ask ahead of its
     /// arrival. Milliseconds criu took.
-    pub fn restore(&self, id: &str, round: u16) -> Result<u64, Failure> {
+    pub fn restore(&self, id: &str, round: u16, events: &dyn Fn(Event)) -> Result<u64, Failure> {
         let _turn = lock(&self.turn);
         let mut r = record(id)?;
         if let Some(State::Ready { ms }) = gate::last_state(&paths::move_dir(id)) {
@@ -242,7 +235,59 @@ impl Target {
         receiver.wait(round, ARRIVAL)?;
         r.round = round;
         r.save(id)?;
+        if r.method != Method::Live {
+            return self.start(id, &r, events);
+        }
         self.to_gate(id, &r).map(|(_, ms)| ms)
+    }
+
+    /// Has the feature run behind the gate, as good as its own commands can tell: milliseconds.
+    fn start(&self, id: &str, r: &Record, events: &dyn Fn(Event)) -> Result<u64, Failure> {
+        let begin = Instant::now();
+        self.not_given_up(id)?;
+        if r.method == Method::Restart {
+            anew::start_gated(&r.feature, &r.definition()?)?;
+        }
+        let hooks = self.hooks(id, r, events);
+        hooks.run(HookName::Resume)?;
+        hooks.health()?;
+        anew::running(&r.feature)?;
+        self.not_given_up(id)?;
+        let ms = begin.elapsed().as_millis() as u64;
+        gate::write_state(&paths::move_dir(id), &State::Ready { ms })?;
+        Ok(ms)
+    }
+
+    /// Opens the gate of a feature that runs behind it.
+    fn open(id: &str, r: &Record) -> Result<i32, Failure> {
+        let spec = r.definition()?;
+        let pid = match anew::running(&r.feature) {
+            Ok(pid) => pid,
+            // Committed: only this guest may run it.
+            Err(e) => {
+                tracing::warn!("move {id}: {e}; starting it once more");
+                anew::start_gated(&r.feature, &spec).unwrap_or_else(|e| {
+                    tracing::error!("move {id}: feature {} arrived, but {e}", r.feature);
+                    0
+                })
+            }
+        };
+        if let Some(m) = spec.managed().filter(|_| netns::exists(&r.feature)) {
+            netns::announce(&r.feature, m)?;
+        }
+        gate::write_state(&paths::move_dir(id), &State::Running { pid })?;
+        Ok(pid)
+    }
+
+    /// What follows the resume of a live move: how the feature's own commands find it.
+    pub fn settled(&self, id: &str, events: &dyn Fn(Event)) -> Result<(), Failure> {
+        let r = record(id)?;
+        if r.method != Method::Live {
+            return Ok(());
+        }
+        let resumed = lock(&self.after).take();
+        let health = self.hooks(id, &r, events).health();
+        resumed.map_or(Ok(()), Err).and(health)
     }
 
     /// Connects to the supervisor, started anew if need be, and has it restore up to the gate.
@@ -315,7 +360,7 @@ impl Target {
     }
 
     /// Lets the feature run here: (milliseconds, root task).
-    pub fn resume(&self, id: &str) -> Result<(u64, u32), Failure> {
+    pub fn resume(&self, id: &str, events: &dyn Fn(Event)) -> Result<(u64, u32), Failure> {
         let _turn = lock(&self.turn);
         let begin = Instant::now();
         let mut r = record(id)?;
@@ -334,7 +379,13 @@ impl Target {
                 r.decided = true;
                 r.save(id)?;
             }
-            self.through_gate(id, &r)?
+            if r.method == Method::Live {
+                let pid = self.through_gate(id, &r)?;
+                *lock(&self.after) = self.hooks(id, &r, events).run(HookName::Resume).err();
+                pid
+            } else {
+                Self::open(id, &r)?
+            }
         };
         let ms = begin.elapsed().as_millis() as u64;
         for place in &r.places {

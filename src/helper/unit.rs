@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::feature::{FeatureName, FeatureSpec, Managed};
 use crate::helper::command::{self, CommandError};
 use crate::helper::features;
+use crate::helper::init;
 use crate::helper::netns::{self, NetError};
 use crate::helper::{cgroup, paths};
 
@@ -97,7 +98,11 @@ pub fn remove(name: &FeatureName) -> Result<(), UnitError> {
 /// every end of the unit (ExecStopPost), so that also a killed supervisor leaves nothing.
 pub fn cleanup(name: &FeatureName) -> Result<(), UnitError> {
     netns::delete(name)?;
-    for file in [paths::feature_pid(name), features::log_fifo(name)] {
+    for file in [
+        paths::feature_pid(name),
+        features::log_fifo(name),
+        init::status_file(name),
+    ] {
         features::remove_file(&file)
             .map_err(|e| UnitError::File(name.clone(), file.display().to_string(), e))?;
     }

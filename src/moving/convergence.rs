@@ -95,7 +95,8 @@ pub fn predicted_freeze_ms(rounds: &[Round]) -> Option<f64> {
         None => return None,
     };
     let residual = dirty_per_ms * last.total_ms as f64;
-    let fixed = 2.0 * last.stats.dump_ms as f64;
+    // A pass over the state directories takes its time whatever changed.
+    let fixed = 2.0 * last.stats.dump_ms as f64 + last.stats.state_ms as f64;
     Some(fixed + residual / bandwidth.max(1.0))
 }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::{Job, JobResult, MoveDetail};
 use crate::feature::FeatureSpec;
+use crate::method::Method;
 use crate::wire::guest::MoveId;
 
 /// Source's record. Written durably before anything changes, and once more at the commit.
@@ -31,6 +32,9 @@ pub struct SourceRecord {
     pub started_ms: i64,
     /// The one durable commit record: once true, only the target may run the feature.
     pub committed: bool,
+    /// How it moves.
+    #[serde(default)]
+    pub method: Method,
     /// The commit was taken back, since the target has recorded that it can never resume; then
     /// `committed` is false again and only this host may run the feature.
     #[serde(default)]
@@ -58,6 +62,9 @@ pub struct TargetRecord {
     pub memory_mib: f64,
     /// Where it stands.
     pub phase: TargetPhase,
+    /// How it moves.
+    #[serde(default)]
+    pub method: Method,
     /// Boot id of the guest that holds the restored copy, from READY on. Another boot id later
     /// proves that the copy is gone.
     #[serde(default)]
@@ -124,7 +131,10 @@ impl SourceRecord {
             started_ms: self.started_ms,
             ended_ms: None,
             history: Vec::new(),
-            detail: MoveDetail::default(),
+            detail: MoveDetail {
+                method: self.method,
+                ..MoveDetail::default()
+            },
         }
     }
 }

@@ -308,7 +308,10 @@ impl Source {
                     self.offered = true;
                     vec![Action::Offer]
                 } else {
-                    self.abort(Ending::not(JobResult::Failed, found.problems.join("; ")))
+                    self.abort(Ending::not(
+                        JobResult::Failed,
+                        crate::reason::sentences(&found.problems),
+                    ))
                 }
             }
             (State::Offering, Event::Offered) => self.pre_copy(1, 0),

@@ -17,11 +17,12 @@ use super::socket::MAX_TEXT;
 use super::{MAX_POINTS, PeerError, PeerEvent, PeerService, QUERY_TIMEOUT};
 use crate::config::PeerSection;
 use crate::host::HostState;
+use crate::reason::Reason;
 use crate::transport::pki::server_name;
 use crate::transport::{Listener, Pki, Protocol, Route, Ssh, SshListener, TransportError, dial};
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
-use crate::wire::peer::{Offer, TargetStatus, Verdict};
+use crate::wire::peer::{CheckAsk, Offer, TargetStatus, Verdict};
 
 /// Most calls to one peer under way at once; more wait for their turn within their timeout.
 const CALLS: usize = 24;
@@ -276,6 +277,18 @@ impl Peers {
     ) -> Result<(), PeerError> {
         let text = self.text(host, offer)?;
         self.call(host, "Offer", (text,), timeout).await
+    }
+
+    /// What would keep the host from taking a feature; nothing changes there.
+    pub async fn check(
+        &self,
+        host: &str,
+        ask: &CheckAsk,
+        timeout: Duration,
+    ) -> Result<Vec<Reason>, PeerError> {
+        let text = self.text(host, ask)?;
+        let answer: String = self.call(host, "Check", (text,), timeout).await?;
+        self.slot(host)?.parse("Check", &answer)
     }
 
     /// Waits until the host has received round `round` of move `id` completely.

@@ -19,9 +19,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::host::HostState;
+use crate::reason::Reason;
 use crate::transport::TransportError;
 use crate::usage::Usage;
-use crate::wire::peer::{Offer, TargetStatus, Verdict};
+use crate::wire::peer::{CheckAsk, Offer, TargetStatus, Verdict};
 
 pub use bulk::{BulkReceiver, BulkSender};
 pub use client::Peers;
@@ -46,6 +47,15 @@ pub trait PeerService: Send + Sync + 'static {
     /// Prepares to receive a feature: reservation, namespace, receiving. The form of the offer
     /// and its group (`[[peer.hosts]] groups`) were checked before.
     async fn offer(&self, from: &str, offer: Offer) -> Result<(), PeerRefusal>;
+    /// What would keep this host from taking a feature; changes nothing. The form of the question
+    /// and its group were checked before.
+    async fn check(&self, from: &str, ask: CheckAsk) -> Result<Vec<Reason>, PeerRefusal> {
+        let _ = (from, ask);
+        Err(PeerRefusal::new(
+            RefusalKind::Refused,
+            "nothing is checked here".to_owned(),
+        ))
+    }
     /// Returns once round `round` of move `id` was received completely.
     async fn await_round(&self, from: &str, id: &str, round: u16) -> Result<(), PeerRefusal>;
     /// Returns once move `id` may freeze: no other move to this host is in its freeze, until this

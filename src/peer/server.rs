@@ -14,9 +14,10 @@ use zbus::object_server::SignalEmitter;
 use super::bulk::BulkReceiver;
 use super::socket::{MAX_TEXT, StreamSocket};
 use super::{MAX_POINTS, PATH, PeerRefusal, PeerService, RefusalKind};
+use crate::feature::FeatureSpec;
 use crate::transport::{Incoming, Link, Protocol};
 use crate::wire::guest::valid_move_id;
-use crate::wire::peer::{Offer, PROTOCOL};
+use crate::wire::peer::{CheckAsk, Offer, PROTOCOL};
 
 /// Most calls of one peer that are answered at once; more are refused as busy.
 pub const CALLS_PER_PEER: usize = 32;
@@ -203,34 +204,57 @@ impl PeerObject {
         }
     }
 
-    fn check_offer(&self, text: &str) -> Result<Offer, PeerRefusal> {
+    /// Parses a question about a feature, of this protocol.
+    fn parsed<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T, PeerRefusal> {
         let invalid = |m: String| PeerRefusal::new(RefusalKind::Invalid, m);
-        let refused = |m: String| PeerRefusal::new(RefusalKind::Refused, m);
-        // The protocol first: another version's offer need not parse here.
+        // The protocol first: another version's need not parse here.
         let value: serde_json::Value =
-            serde_json::from_str(text).map_err(|e| invalid(format!("offer: {e}")))?;
+            serde_json::from_str(text).map_err(|e| invalid(format!("{what}: {e}")))?;
         let protocol = value.get("protocol").and_then(serde_json::Value::as_u64);
         if protocol != Some(u64::from(PROTOCOL)) {
-            return Err(refused(format!(
-                "the offer's protocol is not {PROTOCOL}; both hosts need the same version of droverd"
-            )));
-        }
-        let offer: Offer =
-            serde_json::from_value(value).map_err(|e| invalid(format!("offer: {e}")))?;
-        check_id(&offer.id)?;
-        offer.spec.validate().map_err(|e| invalid(e.to_string()))?;
-        let amount = |x: f64| x.is_finite() && x >= 0.0;
-        if !(amount(offer.cpus) && amount(offer.memory_mib)) {
-            return Err(invalid(
-                "offer: cpus and memory_mib must not be negative".into(),
+            return Err(PeerRefusal::new(
+                RefusalKind::Refused,
+                format!(
+                    "the {what}'s protocol is not {PROTOCOL}; both hosts need the same version of \
+                     droverd"
+                ),
             ));
         }
-        if !self.groups.contains(&offer.spec.group) {
-            return Err(refused(format!(
-                "features of group '{}' are not accepted from '{}' here; allow the group in [[peer.hosts]] groups",
-                offer.spec.group, self.peer
+        serde_json::from_value(value).map_err(|e| invalid(format!("{what}: {e}")))
+    }
+
+    /// Checks a feature and what it is expected to use.
+    fn check_spec(
+        &self,
+        spec: &FeatureSpec,
+        (cpus, memory_mib): (f64, f64),
+        what: &str,
+    ) -> Result<(), PeerRefusal> {
+        let invalid = |m: String| PeerRefusal::new(RefusalKind::Invalid, m);
+        spec.validate().map_err(|e| invalid(e.to_string()))?;
+        let amount = |x: f64| x.is_finite() && x >= 0.0;
+        if !(amount(cpus) && amount(memory_mib)) {
+            return Err(invalid(format!(
+                "{what}: cpus and memory_mib must not be negative"
             )));
         }
+        if !self.groups.contains(&spec.group) {
+            return Err(PeerRefusal::new(
+                RefusalKind::Refused,
+                format!(
+                    "features of group '{}' are not accepted from '{}' here; allow the group in \
+                     [[peer.hosts]] groups",
+                    spec.group, self.peer
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_offer(&self, text: &str) -> Result<Offer, PeerRefusal> {
+        let offer: Offer = Self::parsed(text, "offer")?;
+        check_id(&offer.id)?;
+        self.check_spec(&offer.spec, (offer.cpus, offer.memory_mib), "offer")?;
         Ok(offer)
     }
 }
@@ -276,6 +300,15 @@ impl PeerObject {
         self.limited(async {
             let offer = self.check_offer(offer)?;
             self.service.offer(&self.peer, offer).await
+        })
+        .await
+    }
+
+    async fn check(&self, ask: &str) -> Result<String, WireError> {
+        self.limited(async {
+            let ask: CheckAsk = Self::parsed(ask, "question")?;
+            self.check_spec(&ask.spec, (ask.cpus, ask.memory_mib), "question")?;
+            json(&self.service.check(&self.peer, ask).await?)
         })
         .await
     }

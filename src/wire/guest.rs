@@ -14,6 +14,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::feature::{FeatureName, FeatureSpec};
+use crate::method::Method;
+use crate::reason::{Reason, Rehearsal};
 use crate::sample::MeterFrame;
 
 /// Version of this protocol. A side that meets another major number refuses with a reason.
@@ -85,11 +87,29 @@ pub enum Call {
     Preflight {
         /// Feature.
         feature: FeatureName,
+        /// How it shall move.
+        #[serde(default)]
+        method: Method,
+    },
+    /// Dumps the feature into tmpfs while it goes on, and throws the dump away. The feature stands
+    /// still meanwhile; its network is not touched. Answer: `Rehearsed`.
+    Rehearse {
+        /// Feature.
+        feature: FeatureName,
+    },
+    /// Looks for what would keep this guest from taking the feature, without changing anything.
+    /// Answer: `Reasons`.
+    Check {
+        /// Feature as it would run here; its arguments and environment may be left out.
+        spec: Box<FeatureSpec>,
+        /// What the source's preflight found.
+        preflight: Box<Preflight>,
     },
 
     // -- source of a move --
     /// A pre-copy round: `criu pre-dump` into tmpfs, then the round's files on the bulk port.
-    /// The feature runs on. Answer when all bytes are in the port: `Round`.
+    /// The feature runs on. Other methods than `live` send the state directories only. Before the
+    /// first round the feature's `prepare` is run. Answer when all bytes are in the port: `Round`.
     PreDump {
         /// Move.
         id: MoveId,
@@ -99,6 +119,9 @@ pub enum Call {
         stream: u32,
         /// Round, 1 for the first.
         round: u16,
+        /// How the feature moves; that of the first round holds.
+        #[serde(default)]
+        method: Method,
     },
     /// Takes a percentage of its CPU time from the feature, so that its memory changes slower than
     /// it is sent: `cpu.max` of its cgroup. The freeze and the release undo it. Answer: `Done`.
@@ -112,7 +135,9 @@ pub enum Call {
     },
     /// The last round: full dump up to criu's `post-dump` gate, where the feature is held frozen
     /// and its network locked; the cgroup freezer holds it too, should criu or the helper die.
-    /// The files go out on the bulk port. Answer when all bytes are in the port: `Round`.
+    /// The files go out on the bulk port. `restart` stops the feature instead, `handover` cuts it
+    /// off after its connections had time to end. Before all that the feature's `quiesce` is run.
+    /// Answer when all bytes are in the port: `Round`.
     Freeze {
         /// Move.
         id: MoveId,
@@ -124,8 +149,9 @@ pub enum Call {
         round: u16,
     },
     /// Ends the freeze. `commit`: the copy here is killed, its unit, namespace, address and
-    /// images removed. Otherwise it is thawed and goes on. Idempotent; also with no freeze under
-    /// way it removes all that the move left in the guest. Answer: `Done`.
+    /// images removed. Otherwise it is thawed (started again after `restart`), goes on, and its
+    /// `abort` is run. Idempotent; also with no freeze under way it removes all that the move left
+    /// in the guest. Answer: `Done`.
     Release {
         /// Move.
         id: MoveId,
@@ -150,6 +176,12 @@ pub enum Call {
         /// Bytes of the feature's state directories, for which there must be room.
         #[serde(default)]
         state_bytes: u64,
+        /// How it comes.
+        #[serde(default)]
+        method: Method,
+        /// Directories that must be here, as the source's preflight gave them.
+        #[serde(default)]
+        directories: Vec<String>,
     },
     /// Waits until the round has fully arrived and checks it. Answer: `Done`.
     AwaitRound {
@@ -159,7 +191,8 @@ pub enum Call {
         round: u16,
     },
     /// Restores from the given last round up to criu's `post-restore` gate, with the network
-    /// still locked. Answer once the gate is reached: `Ready`.
+    /// still locked. Other methods than `live` start the feature, its network closed, and run its
+    /// `resume` and `health`. Answer once the gate is reached: `Ready`.
     Restore {
         /// Move.
         id: MoveId,
@@ -169,6 +202,12 @@ pub enum Call {
     /// Lets the restored feature run, opens its network, announces its address. Only after the
     /// commit. Idempotent: once running, it answers again. Answer: `Running`.
     Resume {
+        /// Move.
+        id: MoveId,
+    },
+    /// Waits for what follows the resume of a live move: the feature's `resume` and `health`.
+    /// Answer: `Done`, or an error when one of them failed.
+    Settled {
         /// Move.
         id: MoveId,
     },
@@ -241,6 +280,13 @@ pub enum Reply {
     },
     /// To `Preflight`.
     Preflight(Preflight),
+    /// To `Rehearse`.
+    Rehearsed(Rehearsal),
+    /// To `Check`.
+    Reasons {
+        /// Why not; empty when it could.
+        reasons: Vec<Reason>,
+    },
     /// To `PreDump` and `Freeze`.
     Round(RoundStats),
     /// To `Restore`.
@@ -306,6 +352,15 @@ pub enum Event {
         /// Bytes of the round in all.
         total: u64,
     },
+    /// A command of a feature was run.
+    Hook {
+        /// Move.
+        id: MoveId,
+        /// Feature.
+        feature: FeatureName,
+        /// Which, how it ended, and what it wrote, shortened.
+        text: String,
+    },
 }
 
 /// Answer to `Status`.
@@ -358,18 +413,23 @@ pub enum GuestMoveState {
 /// What preflight found.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Preflight {
-    /// Reasons why the feature cannot move; empty when it can. One sentence each, naming the
-    /// resource.
-    pub problems: Vec<String>,
+    /// Reasons why the feature cannot move; empty when it can.
+    pub problems: Vec<Reason>,
     /// Bytes of resident memory that the first round will carry, roughly.
     pub resident_bytes: u64,
     /// Bytes free for images in the guest's tmpfs and memory.
     pub room_bytes: u64,
     /// Files mapped executable, or open and not part of the state: to be compared on the target.
     pub files: Vec<FileDigest>,
+    /// Directories that processes are in or have open: they must be on the target too.
+    #[serde(default)]
+    pub directories: Vec<String>,
     /// Bytes that the state directories take on disk.
     #[serde(default)]
     pub state_bytes: u64,
+    /// The method that this is about; a helper that knows only `live` says nothing.
+    #[serde(default)]
+    pub method: Method,
 }
 
 /// What a round took.

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::feature::FeatureSpec;
+use crate::method::Method;
 use crate::wire::guest::{FileDigest, MoveId, Preflight};
 
 /// Version of the peer protocol. Another major number is refused with a reason.
@@ -32,10 +33,33 @@ pub struct Offer {
     /// A user named the target: lack of CPU does not count.
     #[serde(default)]
     pub by_hand: bool,
+    /// How it moves.
+    #[serde(default)]
+    pub method: Method,
     /// Source's preflight.
     pub preflight: Preflight,
     /// Files that must be the same on the target.
     pub files: Vec<FileDigest>,
+}
+
+/// Source asks whether the target could take a feature; nothing changes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckAsk {
+    /// Protocol of the source.
+    pub protocol: u32,
+    /// Feature, without arguments and environment.
+    pub spec: FeatureSpec,
+    /// Domain that could take it.
+    pub to_domain: String,
+    /// CPUs the feature is expected to use.
+    pub cpus: f64,
+    /// MiB the feature is expected to use.
+    pub memory_mib: f64,
+    /// A user named the target: lack of CPU does not count.
+    #[serde(default)]
+    pub by_hand: bool,
+    /// Source's preflight.
+    pub preflight: Preflight,
 }
 
 /// Where a move stands on the target, as the source learns it.
@@ -55,6 +79,12 @@ pub enum TargetStatus {
     Running {
         /// Milliseconds the resume took.
         resume_ms: u64,
+        /// Its own commands are being asked still how it does.
+        #[serde(default)]
+        settling: bool,
+        /// What they found, when it was not good.
+        #[serde(default)]
+        warning: Option<String>,
     },
     /// The guest that held it was lost before it ran there, and this is durable: it never will.
     Lost {

@@ -13,7 +13,7 @@ use crate::support::{drover, good};
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md");
 
 /// Commands as they are run, and as the page calls them.
-const COMMANDS: [&[&str]; 20] = [
+const COMMANDS: [&[&str]; 21] = [
     &["list"],
     &["stats"],
     &["dumpfile", "web", "cache"],
@@ -24,6 +24,7 @@ const COMMANDS: [&[&str]; 20] = [
     &["history", "web", "cache"],
     &["forecast", "web", "cache"],
     &["plan", "web", "cache"],
+    &["check", "web", "cache", "--rehearse"],
     &["migrate", "web", "same"],
     &["jobs"],
     &["jobinfo", "aaaaaaaa"],

@@ -21,9 +21,12 @@ def main():
     loader = unittest.TestLoader()
     loader.sortTestMethodsUsing = None
     modules = ["test_basics", "test_hook", "test_doctor", "test_metering", "test_ladder",
+               "test_rungs", "test_monitor",
                "test_metrics", "test_prometheus", "test_history", "test_decision",
                "test_drain",
                "test_forecast", "test_dbus", "test_config", "test_moves", "test_queue", "test_state",
+               "test_methods",
+               "test_check", "test_network", "test_root",
                "test_failures",
                "test_ssh", "test_affinity"]
     if names:

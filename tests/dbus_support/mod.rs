@@ -13,14 +13,15 @@ use drover::api::{
 };
 use drover::dbus::{Access, Service, serve_with};
 use drover::decision::{
-    Answer, Ask, ByFn, Cause, Cell, DecisionRecord, DecisionRow, Demand, DrainStatus, Effect,
-    HostScore, Inputs, Left, Policy, Replay, Score, ScoreReport, View,
+    Answer, Ask, ByFn, Cause, Cell, Check, CheckedTarget, Cost, DecisionRecord, DecisionRow,
+    Demand, DrainStatus, Effect, HostScore, Inputs, Left, Policy, Replay, Score, ScoreReport, View,
 };
 use drover::feature::{FeatureName, FeatureSpec, Threshold};
 use drover::host::{
     FeatureState, FeatureStatus, HelperState, HostCapabilities, HostLoad, HostState, InstanceState,
     StorageKind,
 };
+use drover::reason::{Code, Reason, Rehearsal};
 use drover::rules::Mode;
 use drover::usage::Usage;
 use tokio::sync::broadcast;
@@ -93,6 +94,8 @@ pub struct Fake {
     pub features: Mutex<Vec<FeatureRow>>,
     pub jobs: Mutex<VecDeque<Job>>,
     pub draining: Mutex<bool>,
+    /// How emptying the host stands, if not as by default.
+    pub drain: Mutex<Option<DrainStatus>>,
 }
 
 pub fn name(s: &str) -> FeatureName {
@@ -296,6 +299,7 @@ impl Fake {
             ),
             jobs: Mutex::default(),
             draining: Mutex::default(),
+            drain: Mutex::default(),
         })
     }
 
@@ -528,6 +532,7 @@ impl Api for Fake {
         let to = Destination {
             host: Some(host),
             domain: Some(domain),
+            method: None,
         };
         self.migrate(&d.row.domain, &d.row.feature, to).await
     }
@@ -539,6 +544,9 @@ impl Api for Fake {
     }
 
     async fn drain_status(&self) -> DrainStatus {
+        if let Some(status) = self.drain.lock().unwrap().clone() {
+            return status;
+        }
         let draining = *self.draining.lock().unwrap();
         let left = Left {
             domain: "web".into(),
@@ -553,6 +561,48 @@ impl Api for Fake {
             left: if draining { vec![left] } else { vec![] },
             ..DrainStatus::default()
         }
+    }
+
+    async fn check(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Check> {
+        self.find(domain, feature)?;
+        let beta = CheckedTarget {
+            host: "beta".into(),
+            domain: "web2".into(),
+            reasons: vec![],
+        };
+        let gamma = CheckedTarget {
+            host: "gamma".into(),
+            domain: "web3".into(),
+            reasons: vec![Reason::new(Code::Kernel, "guest web3 has another kernel")],
+        };
+        let mut targets = vec![beta, gamma];
+        targets.retain(|t| to.host.as_ref().is_none_or(|h| *h == t.host));
+        Ok(Check {
+            host: "alpha".into(),
+            domain: domain.to_owned(),
+            feature: feature.clone(),
+            reasons: vec![],
+            targets,
+            cost: Some(Cost {
+                bytes: 4e6,
+                seconds: 0.5,
+                freeze_ms: 200.0,
+            }),
+            memory_bytes: 4_000_000,
+            state_bytes: 0,
+            took_ms: 12,
+        })
+    }
+
+    async fn rehearse(&self, domain: &str, feature: &FeatureName) -> Result<Rehearsal> {
+        self.find(domain, feature)?;
+        self.log(format!("rehearse {domain} {feature}"));
+        Ok(Rehearsal {
+            problem: None,
+            bytes: 4_100_000,
+            frozen_ms: 30,
+            dump_ms: 40,
+        })
     }
 
     async fn migrate(&self, domain: &str, feature: &FeatureName, to: Destination) -> Result<Job> {
@@ -629,6 +679,16 @@ impl Api for Fake {
         self.log(format!("guest_install {domain}"));
         match domain {
             "web" => Ok("helper 0.1.0 runs in 'web'".into()),
+            "new" => {
+                for what in ["asking the guest agent", "copied 3 of 5.1 MiB"] {
+                    let _ = self.events.send(ApiEvent::Instance {
+                        domain: "new".into(),
+                        what: format!("installing: {what}"),
+                    });
+                    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+                }
+                Ok("helper 0.1.0 runs in 'new'".into())
+            }
             "hung" => Err(ApiError::Timeout(
                 "the guest agent of 'hung' did not answer within 5 s".into(),
             )),

@@ -26,7 +26,10 @@ async fn every_call_arrives_with_its_sender_and_is_answered() {
     let ready = p.restore(B, MOVE, 2, T).await.unwrap();
     assert_eq!(ready, TargetStatus::Ready { restore_ms: 12 });
     let running = p.resume(B, MOVE, T).await.unwrap();
-    assert_eq!(running, TargetStatus::Running { resume_ms: 3 });
+    assert!(matches!(
+        running,
+        TargetStatus::Running { resume_ms: 3, .. }
+    ));
     p.discard(B, MOVE, "a reason", T).await.unwrap();
     assert_eq!(p.status(B, MOVE).await.unwrap(), TargetStatus::Receiving);
     assert_eq!(

@@ -196,6 +196,7 @@ pub fn offer(id: &str, group: &str) -> Offer {
         stream: 7,
         cpus: 1.5,
         memory_mib: 256.0,
+        method: drover::method::Method::Live,
         by_hand: false,
         preflight: Preflight::default(),
         files: vec![],
@@ -257,7 +258,11 @@ impl PeerService for Fake {
     }
     async fn resume(&self, from: &str, id: &str) -> Result<TargetStatus, PeerRefusal> {
         self.saw(format!("resume {from} {id}"));
-        Ok(TargetStatus::Running { resume_ms: 3 })
+        Ok(TargetStatus::Running {
+            resume_ms: 3,
+            settling: false,
+            warning: None,
+        })
     }
     async fn discard(&self, from: &str, id: &str, reason: &str) -> Result<(), PeerRefusal> {
         self.saw(format!("discard {from} {id} {reason}"));

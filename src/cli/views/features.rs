@@ -43,7 +43,7 @@ pub fn list(out: &mut dyn Write, rows: &[FeatureRow], screen: &Screen) -> io::Re
     ]);
     for r in rows {
         let (workload, address) = match &r.spec.workload {
-            Workload::Managed(m) => (r.spec.workload.label(), m.address.to_string()),
+            Workload::Managed(m) => (r.spec.workload.label(), m.addresses_text()),
             other => (other.label(), NONE.to_owned()),
         };
         t.row(vec![

@@ -1,5 +1,6 @@
 //! Data to text: each function takes data and a writer, none asks anybody.
 
+pub mod check;
 pub mod decisions;
 pub mod features;
 pub mod forecast;

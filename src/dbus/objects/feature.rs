@@ -23,11 +23,11 @@ fn kind(r: &FeatureRow) -> &'static str {
     }
 }
 
-/// The feature's own address, empty for what Drover does not run.
+/// The feature's own addresses, empty for what Drover does not run.
 fn address(r: &FeatureRow) -> String {
     r.spec
         .managed()
-        .map(|m| m.address.to_string())
+        .map(crate::feature::Managed::addresses_text)
         .unwrap_or_default()
 }
 

@@ -37,6 +37,9 @@ pub struct Opts {
     /// Root task to dump.
     #[prost(int32, optional, tag = "2")]
     pub pid: Option<i32>,
+    /// The tasks go on after the dump.
+    #[prost(bool, optional, tag = "3")]
+    pub leave_running: Option<bool>,
     /// Established TCP connections are allowed.
     #[prost(bool, optional, tag = "5")]
     pub tcp_established: Option<bool>,

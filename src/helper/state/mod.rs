@@ -79,7 +79,7 @@ pub enum StateError {
 }
 
 impl StateError {
-    fn io(what: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Self {
+    fn io(what: &'static str, path: &[u8]) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = shown(path);
         move |source| {
             if source.raw_os_error() == Some(nix::libc::ENOSPC)
@@ -135,24 +135,17 @@ fn entry_sum(dir: u8, path: &[u8], meta: &Meta, what: &What, content: u64) -> u6
     sum::of(&bytes)
 }
 
-/// Sum of a file's content that does not depend on what is a hole and what is zeroes: of each
-/// page that is not all zero, its number and its bytes.
-#[derive(Debug, Default)]
-struct Content(Sum);
-
-impl Content {
-    /// Adds bytes at `offset`, a multiple of the page size.
-    fn update(&mut self, offset: u64, bytes: &[u8]) {
-        for (n, page) in bytes.chunks(PAGE).enumerate() {
-            if !super::bulk::zero(page) {
-                let number = offset / PAGE as u64 + n as u64;
-                self.0.update(&number.to_le_bytes());
-                self.0.update(page);
-            }
-        }
-    }
-
-    fn finish(&self) -> u64 {
-        self.0.finish()
-    }
+/// Sum of a stretch of a file that begins at `offset`, a multiple of the page size. Those of all
+/// stretches add up to that of the file, so that for what is changed its old part can be taken off
+/// and its new one added. What is a hole and what is zeroes makes no difference.
+fn content_sum(offset: u64, bytes: &[u8]) -> u64 {
+    let first = offset / PAGE as u64;
+    let pages = bytes.chunks(PAGE).zip(first..);
+    pages
+        .filter(|(page, _)| !super::bulk::zero(page))
+        .fold(0, |all, (page, number)| {
+            // Two pages that change places must not cancel out.
+            let h = sum::of(page) ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            all.wrapping_add((h ^ (h >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93))
+        })
 }

@@ -10,7 +10,7 @@ use nix::libc;
 
 use super::beneath;
 use super::walk::open_root;
-use super::{Content, MAX_ENTRIES, StateError, entry_sum, key, meta, shown};
+use super::{MAX_ENTRIES, PAGE, StateError, content_sum, entry_sum, key, meta, shown};
 use crate::wire::state::{MAX_PATH, Meta, State, What};
 
 /// Bytes read at a time when a file is checked.
@@ -25,6 +25,17 @@ struct Open {
     what: What,
     size: u64,
     file: File,
+    /// Sum of its content as it stands; `None` when that must be read.
+    content: Option<u64>,
+}
+
+/// What is remembered of an entry.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    /// See [`entry_sum`].
+    entry: u64,
+    /// Size of a file and sum of its content.
+    content: Option<(u64, u64)>,
 }
 
 /// Names of a directory so far.
@@ -39,7 +50,7 @@ struct Listing {
 #[derive(Debug)]
 pub struct Store {
     roots: Vec<(PathBuf, OwnedFd)>,
-    known: HashMap<u64, u64>,
+    known: HashMap<u64, Known>,
     open: Option<Open>,
     listing: Option<Listing>,
     complete: bool,
@@ -100,14 +111,17 @@ impl Store {
             } => self.entry(dir, path, meta, what),
             State::Data { offset, bytes } => {
                 let o = self.at(offset, bytes.len() as u64)?;
-                o.file
-                    .write_all_at(&bytes, offset)
-                    .map_err(StateError::io("cannot write", &o.path))
+                let failed = StateError::io("cannot write", &o.path);
+                o.exchange(offset, bytes.len() as u64, |file| {
+                    file.write_all_at(&bytes, offset)
+                })
+                .map_err(failed)
             }
             State::Hole { offset, length } => {
                 let o = self.at(offset, length)?;
-                beneath::punch(&o.file, offset, length)
-                    .map_err(StateError::io("cannot make a hole in", &o.path))
+                let failed = StateError::io("cannot make a hole in", &o.path);
+                o.exchange(offset, length, |file| beneath::punch(file, offset, length))
+                    .map_err(failed)
             }
             State::End { sum } => self.end(sum),
             State::Names {
@@ -120,10 +134,10 @@ impl Store {
         }
     }
 
-    fn at(&self, offset: u64, length: u64) -> Result<&Open, StateError> {
+    fn at(&mut self, offset: u64, length: u64) -> Result<&mut Open, StateError> {
         let end = offset.checked_add(length);
         self.open
-            .as_ref()
+            .as_mut()
             .filter(|o| end.is_some_and(|e| e <= o.size))
             .ok_or(StateError::Order("content beyond the end of a file"))
     }
@@ -174,8 +188,8 @@ impl Store {
         beneath::make_dir(above.as_fd(), name).map_err(failed)
     }
 
-    fn remember(&mut self, dir: u8, path: &[u8], entry: u64) -> Result<(), StateError> {
-        self.known.insert(key(dir, path), entry);
+    fn remember(&mut self, dir: u8, path: &[u8], known: Known) -> Result<(), StateError> {
+        self.known.insert(key(dir, path), known);
         if self.known.len() > MAX_ENTRIES {
             return Err(StateError::TooMany);
         }
@@ -209,6 +223,12 @@ impl Store {
                 };
                 let fd = beneath::open(self.root(dir)?, &path, flags, 0o600).map_err(failed)?;
                 let file = File::from(fd);
+                let known = self.known.get(&key(dir, &path)).and_then(|k| k.content);
+                let content = match known {
+                    _ if fresh => Some(0),
+                    Some((was, sum)) if was == size => Some(sum),
+                    _ => None,
+                };
                 file.set_len(size).map_err(failed)?;
                 self.open = Some(Open {
                     dir,
@@ -217,6 +237,7 @@ impl Store {
                     what,
                     size,
                     file,
+                    content,
                 });
                 return Ok(());
             }
@@ -240,7 +261,8 @@ impl Store {
             } => self.same(dir, &path, other, first)?,
         }
         let entry = entry_sum(dir, &path, &meta, &what, 0);
-        self.remember(dir, &path, entry)
+        let content = None;
+        self.remember(dir, &path, Known { entry, content })
     }
 
     /// Makes `path` another name of the file at `first`.
@@ -268,15 +290,18 @@ impl Store {
         let Some(o) = self.open.take() else {
             return Err(StateError::Order("the end of no file"));
         };
-        let content =
-            content_of(&o.file, o.size).map_err(StateError::io("cannot read", &o.path))?;
+        let content = match o.content {
+            Some(sum) => sum,
+            None => stretch(&o.file, 0, o.size).map_err(StateError::io("cannot read", &o.path))?,
+        };
         if content != sum {
             return Err(StateError::Damaged(shown(&o.path)));
         }
         meta::apply(o.file.as_fd(), &o.meta)
             .map_err(StateError::io("cannot set owner and mode of", &o.path))?;
         let entry = entry_sum(o.dir, &o.path, &o.meta, &o.what, content);
-        self.remember(o.dir, &o.path, entry)
+        let content = Some((o.size, content));
+        self.remember(o.dir, &o.path, Known { entry, content })
     }
 
     fn names(
@@ -324,7 +349,10 @@ impl Store {
         if self.listing.is_some() {
             return Err(StateError::Order("a pass that ends within a listing"));
         }
-        let here = self.known.values().fold(0, |s: u64, e| s.wrapping_add(*e));
+        let here = self
+            .known
+            .values()
+            .fold(0, |s: u64, k| s.wrapping_add(k.entry));
         if (self.known.len() as u64, here) != (entries, sum) {
             let (path, _) = self
                 .roots
@@ -350,25 +378,48 @@ impl Store {
     }
 }
 
-/// Sum of what is in a file, read back.
-fn content_of(file: &File, size: u64) -> std::io::Result<u64> {
-    let mut content = Content::default();
-    let mut buffer = vec![0; READ];
-    let mut at = 0;
-    while let Some(start) = beneath::next_data(file, at)?.filter(|s| *s < size) {
+impl Open {
+    /// Changes a stretch of the file, and its sum with it: what is there afterwards is read back.
+    fn exchange(
+        &mut self,
+        offset: u64,
+        length: u64,
+        change: impl FnOnce(&File) -> std::io::Result<()>,
+    ) -> std::io::Result<()> {
+        let page = PAGE as u64;
+        let from = offset - offset % page;
+        let to = (offset + length).next_multiple_of(page).min(self.size);
+        let before = match self.content {
+            Some(sum) => Some(sum.wrapping_sub(stretch(&self.file, from, to)?)),
+            None => None,
+        };
+        change(&self.file)?;
+        if let Some(rest) = before {
+            self.content = Some(rest.wrapping_add(stretch(&self.file, from, to)?));
+        }
+        Ok(())
+    }
+}
+
+/// Sum of a stretch of a file, from a multiple of the page size; holes are passed over.
+fn stretch(file: &File, from: u64, to: u64) -> std::io::Result<u64> {
+    let mut content = 0_u64;
+    let mut buffer = vec![0; READ.min((to - from) as usize)];
+    let mut at = from;
+    while let Some(start) = beneath::next_data(file, at)?.filter(|s| *s < to) {
         // In whole pages, as the other end counts them.
-        at = start - start % super::PAGE as u64;
-        let end = beneath::next_hole(file, start)?.unwrap_or(size).min(size);
+        at = start - start % PAGE as u64;
+        let end = beneath::next_hole(file, start)?.unwrap_or(to).min(to);
         while at < end {
-            let n = (size - at).min(READ as u64) as usize;
+            let n = (to - at).min(READ as u64) as usize;
             file.read_exact_at(&mut buffer[..n], at)?;
-            content.update(at, &buffer[..n]);
+            content = content.wrapping_add(content_sum(at, &buffer[..n]));
             at += n as u64;
         }
         // `at` may have run into a hole and beyond: its zeroes count nothing.
-        if at >= size {
+        if at >= to {
             break;
         }
     }
-    Ok(content.finish())
+    Ok(content)
 }

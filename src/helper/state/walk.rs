@@ -11,10 +11,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use nix::libc;
 
 use super::beneath::{self, join};
-use super::{Content, MAX_ENTRIES, PAGE, StateError, entry_sum, key, meta, shown};
+use super::{MAX_ENTRIES, PAGE, StateError, content_sum, entry_sum, key, meta, shown};
 use crate::helper::bulk::filled;
 use crate::wire::state::{MAX_DEPTH, Meta, NAMES, State, What};
-use crate::wire::sum::{self, Sum};
+use crate::wire::sum::Sum;
 
 /// Smallest block whose sum is kept, bytes.
 const BLOCK: u64 = 16 << 10;
@@ -76,6 +76,8 @@ struct Pass<'a> {
     /// Files with several names: where the first one was.
     linked: HashMap<u64, (u8, Vec<u8>)>,
     device: u64,
+    /// When the pass began, nanoseconds since the epoch.
+    now: i128,
     passed: Passed,
 }
 
@@ -86,7 +88,7 @@ impl Known {
 }
 
 /// Status of an entry in a number; 0 is none.
-fn stamp(s: &libc::stat) -> u64 {
+fn stamp(s: &libc::stat, now: i128) -> u64 {
     let mut sum = Sum::new();
     for word in [
         s.st_dev,
@@ -102,9 +104,6 @@ fn stamp(s: &libc::stat) -> u64 {
     ] {
         sum.update(&word.to_le_bytes());
     }
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_nanos().cast_signed());
     let changed = i128::from(s.st_ctime) * 1_000_000_000 + i128::from(s.st_ctime_nsec);
     if now - changed < RACY_NS {
         return 0;
@@ -143,6 +142,9 @@ impl Walk {
             mapped,
             linked: HashMap::new(),
             device: 0,
+            now: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |d| d.as_nanos().cast_signed()),
             passed: Passed::default(),
         };
         for (n, root) in roots.iter().enumerate() {
@@ -255,7 +257,7 @@ impl Pass<'_> {
         if depth >= MAX_DEPTH {
             return Err(StateError::Kind(shown(path), "is nested too deep"));
         }
-        let (key, mut stamp) = (key(dir, path), stamp(&status));
+        let (key, mut stamp) = (key(dir, path), stamp(&status, self.now));
         let was_known = self.walk.known.contains_key(&key);
         let mut changed = !self.same(key, stamp);
         if changed {
@@ -374,6 +376,8 @@ impl Pass<'_> {
                     Err(e) => Err(failed("cannot open")(e)),
                 }
             }
+            // Most are as they were, and then need not be opened.
+            libc::S_IFREG if self.unchanged(dir, &path, &status) => Ok(true),
             libc::S_IFREG => self.file(fd, dir, &path, name),
             libc::S_IFLNK => {
                 let to = match beneath::read_link(fd, name) {
@@ -393,6 +397,20 @@ impl Pass<'_> {
         }
     }
 
+    /// Whether a file with one name is known to be as before, by its status alone.
+    fn unchanged(&mut self, dir: u8, path: &[u8], status: &libc::stat) -> bool {
+        let stamp = stamp(status, self.now);
+        if stamp == 0 || status.st_nlink > 1 || self.mapped.contains(&status.st_ino) {
+            return false;
+        }
+        let known = self.walk.known.get_mut(&key(dir, path));
+        let Some(known) = known.filter(|k| k.stamp == stamp) else {
+            return false;
+        };
+        known.pass = self.walk.pass;
+        true
+    }
+
     fn plain(
         &mut self,
         dir: u8,
@@ -400,7 +418,7 @@ impl Pass<'_> {
         status: &libc::stat,
         what: What,
     ) -> Result<bool, StateError> {
-        let (key, stamp) = (key(dir, path), stamp(status));
+        let (key, stamp) = (key(dir, path), stamp(status, self.now));
         if self.same(key, stamp) {
             return Ok(true);
         }
@@ -440,7 +458,7 @@ impl Pass<'_> {
         }
         let key = key(dir, path);
         let mapped = self.mapped.contains(&inode);
-        let stamp = if mapped { 0 } else { stamp(&status) };
+        let stamp = if mapped { 0 } else { stamp(&status, self.now) };
         if self.same(key, stamp) {
             return Ok(true);
         }
@@ -494,7 +512,7 @@ impl Pass<'_> {
         let failed = |e| StateError::io("cannot read", path)(e);
         let block = block_of(size);
         let count = size.div_ceil(block);
-        let mut content = Content::default();
+        let mut content = 0_u64;
         let mut sums = vec![0; count as usize];
         let mut piece: (u64, Vec<u8>) = (0, Vec::new());
         let mut buffer = vec![0_u8; block as usize];
@@ -525,8 +543,8 @@ impl Pass<'_> {
             }
             let bytes = &mut buffer[..length as usize];
             fill(file, bytes, at).map_err(failed)?;
-            content.update(at, bytes);
-            let sum = sum::of(bytes).max(1);
+            let sum = content_sum(at, bytes);
+            content = content.wrapping_add(sum);
             sums[n as usize] = sum;
             if old == Some(sum) {
                 continue;
@@ -542,7 +560,7 @@ impl Pass<'_> {
             }
         }
         self.flush(&mut piece)?;
-        Ok((content.finish(), sums))
+        Ok((content, sums))
     }
 
     /// Adds bytes to the piece that is gathered, sending it when they do not fit.

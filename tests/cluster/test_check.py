@@ -1,0 +1,114 @@
+"""`drover check`: what stands in a move's way has a name, and nothing changes by looking."""
+
+import json
+import unittest
+
+from cluster_api import wait_until
+from shared import CLUSTER, FeatureCase
+
+# Programs that hold one thing that cannot move, and the name of it.
+HOLDERS = {
+    "terminal": "import pty; keep = pty.openpty()",
+    "unix-stream": "import socket; s = socket.socket(socket.AF_UNIX); "
+                   "s.connect('/run/systemd/journal/stdout')",
+    "unix-datagram": "import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); "
+                     "s.connect('/run/systemd/journal/socket')",
+    "io-uring": "import ctypes; c = ctypes.CDLL(None); b = ctypes.create_string_buffer(256); "
+                "assert c.syscall(425, 4, b) >= 0",
+    "mptcp": "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)",
+    "device": "f = open('/dev/vda', 'rb')",
+    "hugetlb": "import mmap; m = mmap.mmap(-1, 2 << 20, flags=mmap.MAP_SHARED | 0x40000); m[0] = 1",
+    "open-file": "f = open('/var/log/holder.log', 'w')",
+    "proc-file": "import os; f = open(f'/proc/{1}/status')",
+    "shared-memory": "import mmap; f = open('/dev/shm/holder', 'w+b'); f.truncate(4096); "
+                     "m = mmap.mmap(f.fileno(), 4096)",
+    "directory-absent": "import os; os.makedirs('/srv/only-here', exist_ok=True); "
+                        "os.chdir('/srv/only-here')",
+    "namespace": "import ctypes; assert ctypes.CDLL(None).unshare(0x04000000) == 0",
+    "kernel-object": "import ctypes; assert ctypes.CDLL(None).syscall(323, 0) >= 0",
+}
+
+
+class Reasons(unittest.TestCase):
+    FEATURE = "holder"
+
+    def define(self, program):
+        CLUSTER.define("h1", "g1", {"name": self.FEATURE, "automatic": False, "workload": {
+            "kind": "managed", "address": "10.88.0.236/24",
+            "exec": ["/usr/bin/python3", "-c",
+                     f"{program}\nimport time\nprint('holds', flush=True)\ntime.sleep(100000)"]}})
+        CLUSTER.drover("h1", "enable", "g1", self.FEATURE)
+
+    def undefine(self):
+        CLUSTER.drover("h1", "disable", "g1", self.FEATURE, check=False)
+        CLUSTER.drover("h1", "undefine", "g1", self.FEATURE, check=False)
+
+    def check(self, *args):
+        code, out, err = CLUSTER.drover("h1", "--format", "json", "check", "g1", self.FEATURE,
+                                        *args, check=False)
+        return code, json.loads(out) if out else err
+
+    def codes(self, found):
+        here = {r["code"] for r in found["reasons"]}
+        return here | {r["code"] for t in found["targets"] for r in t["reasons"]}
+
+    def test_each_has_its_name(self):
+        CLUSTER.guest("g1", "sh", "-c", "sysctl -w vm.nr_hugepages=4 kernel.io_uring_disabled=0")
+        self.addCleanup(CLUSTER.guest, "g1", "sysctl", "-w", "vm.nr_hugepages=0")
+        for name, program in HOLDERS.items():
+            with self.subTest(name):
+                try:
+                    self.define(program)
+                    found = wait_until(
+                        lambda: (f := self.check("h2/g2")[1]) and name in self.codes(f) and f, 30,
+                        f"{name} is named: {self.check('h2/g2')}", pause=1)
+                    self.assertFalse(found["movable"])
+                    self.assertEqual(self.check("h2")[0], 4)
+                    code, _, err = CLUSTER.drover("h1", "migrate", "g1", self.FEATURE,
+                                                  "--to", "h2/g2", check=False)
+                    self.assertNotEqual(code, 0, f"{name}: moved all the same")
+                finally:
+                    self.undefine()
+
+
+class Check(FeatureCase):
+    FEATURE, ADDRESS = "looked", "10.88.0.237"
+
+    def check(self, *args):
+        return CLUSTER.drover_json("h1", "check", "g1", self.FEATURE, *args)
+
+    def test_every_host_is_looked_at_and_nothing_changes(self):
+        counter = self.client()
+        found = self.check()
+        self.assertTrue(found["movable"], found)
+        places = [(t["host"], t["domain"], t["reasons"]) for t in found["targets"]]
+        self.assertEqual(places, [("h2", "g2", []), ("h3", "g3", [])])
+        self.assertGreater(found["memory_bytes"], 20_000_000)
+        self.assertGreater(found["cost"]["bytes"], 20_000_000)
+        # Another version of a program there, and a group that may not go.
+        CLUSTER.guest("g2", "sh", "-c", "cp -p /usr/bin/redis-server /root/kept; "
+                                        "printf x >> /usr/bin/redis-server")
+        try:
+            target = self.check("h2")["targets"][0]
+            self.assertEqual([r["code"] for r in target["reasons"]], ["file-differs"], target)
+        finally:
+            CLUSTER.guest("g2", "mv", "/root/kept", "/usr/bin/redis-server")
+        for to, code in (("h1", "own-host"),):
+            found = json.loads(CLUSTER.drover("h1", "--format", "json", "check", "g1", self.FEATURE,
+                                              to, check=False)[1])
+            self.assertEqual(found["targets"][0]["reasons"][0]["code"], code)
+        self.assertIn("could move here", CLUSTER.drover("h1", "check", "g1", self.FEATURE, "h3/g3"))
+        self.only_at("h1")
+        self.good(counter)
+
+    def test_a_rehearsal_leaves_nothing_and_loses_nothing(self):
+        counter = self.client()
+        for _ in range(3):
+            found = self.check("h2", "--rehearse")
+            self.assertIsNone(found["rehearsal"]["problem"], found)
+            self.assertGreater(found["rehearsal"]["bytes"], 20_000_000)
+        self.only_at("h1")
+        self.good(counter)
+        # And it can move after it.
+        CLUSTER.drover("h1", "migrate", "g1", self.FEATURE, "--to", "h2/g2", timeout=180)
+        self.only_at("h2")
