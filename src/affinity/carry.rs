@@ -147,7 +147,7 @@ mod tests {
     use super::super::schema::{N, valid};
     use super::*;
 
-    fn row(host: &str, i: usize, disk: f32, cpu: f32, y: f32) -> Row {
+    fn row(host: &str, i: i16, disk: f32, cpu: f32, y: f32) -> Row {
         let mut x = [0.0; N];
         x[column("own_disk_mean")] = disk;
         x[column("own_cpu_mean")] = cpu;
@@ -159,7 +159,7 @@ mod tests {
         x[column("host_net_after")] = MISSING;
         x[column("host_disk_after")] = disk;
         Row {
-            at_ms: 1000 * i as i64,
+            at_ms: 1000 * i64::from(i),
             host: host.into(),
             feature: "f".into(),
             group: "default".into(),
@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_feature_of_one_host_stays_as_it_is() {
-        let rows: Vec<Row> = (0..9).map(|i| row("a", i, i as f32, 0.5, 0.9)).collect();
+        let rows: Vec<Row> = (0..9).map(|i| row("a", i, f32::from(i), 0.5, 0.9)).collect();
         assert_eq!(carried(&rows.iter().collect::<Vec<_>>()), rows);
     }
 
@@ -199,9 +199,9 @@ mod tests {
     fn use_is_that_of_another_host_and_load_goes_along() {
         // On b the feature gets a quarter of the CPU and hardly any disk.
         let mut rows: Vec<Row> = (0..10)
-            .map(|i| row("a", i, 12.0 + i as f32, 0.8, 0.9))
+            .map(|i| row("a", i, 12.0 + f32::from(i), 0.8, 0.9))
             .collect();
-        rows.extend((0..10).map(|i| row("b", i, 0.1 * i as f32, 0.2, 0.2)));
+        rows.extend((0..10).map(|i| row("b", i, 0.1 * f32::from(i), 0.2, 0.2)));
         let out = carried(&rows.iter().collect::<Vec<_>>());
         let (disk, cpu) = (column("own_disk_mean"), column("own_cpu_mean"));
         let mut exchanged = 0;
