@@ -13,7 +13,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-history bench-decision bench-model bench-workloads bench-move chaos \
+.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster test-virtqemud bench-forecast bench-history bench-decision bench-model bench-workloads bench-move chaos \
 	lint fmt-check vagrant-validate deny clean
 
 all: build
@@ -53,6 +53,10 @@ test-unit:
 test-cluster: stage
 	vagrant/test-cluster.sh
 	tests/cluster/run.py
+
+# The hook, moves and doctor on hosts with virtqemud, built from Debian's source of libvirt.
+test-virtqemud: setup stage
+	tests/virtqemud/run.sh
 
 # Forecasts on traces of real machines; the directory is in DROVER_TRACES, without it it skips.
 bench-forecast:
@@ -97,7 +101,11 @@ fmt-check:
 vagrant-validate:
 	cd vagrant && VAGRANT_DEFAULT_PROVIDER=libvirt vagrant validate
 
-lint: fmt-check vagrant-validate
+# Licences, bans, sources and advisories of the dependencies, by cargo-deny.
+deny:
+	tests/deny.sh
+
+lint: fmt-check vagrant-validate deny
 	$(CARGO) clippy --locked --workspace --all-targets --features guest -- -D warnings
 
 clean:

@@ -12,6 +12,7 @@ import unittest
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "vagrant" / "scenarios")]
 
+import modular  # noqa: E402
 from shared import CLUSTER, prepare  # noqa: E402
 
 
@@ -37,6 +38,8 @@ def main():
     CLUSTER.down()
     try:
         CLUSTER.up()
+        if modular.PROGRAMS:
+            modular.switch(CLUSTER)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             list(pool.map(prepare, (1, 2, 3)))
         result = unittest.TextTestRunner(verbosity=2).run(suite)
