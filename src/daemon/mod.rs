@@ -35,6 +35,7 @@ mod outcome;
 mod placement;
 mod serve_api;
 mod serve_peer;
+mod skipped;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
