@@ -76,7 +76,9 @@ class Connect(FeatureCase):
         self.assertNotIn("geheim", out)
         code, _, err = self.there("edit", "g1", self.FEATURE, user=USER, check=False, editor=changes)
         self.assertEqual(code, 4, err)
-        self.assertIn("error: ", err)
+        self.assertIn("hidden from you", err)
+        code, _, err = self.there("threshold", "g1", self.FEATURE, "cpu > 77 %", user=USER, check=False)
+        self.assertEqual(code, 4, err)
         self.assertEqual(json.loads(self.there("--format", "json", "threshold", "g1", self.FEATURE)[1]), [])
         self.assertIn("geheim", self.there("dumpfile", "g1", self.FEATURE)[1])
         out = self.there("edit", "g1", self.FEATURE, editor=changes)[1]
