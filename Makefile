@@ -13,7 +13,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage packages packages-build demo scenario-drain scenario-chaos test test-unit test-cluster test-virtqemud bench-forecast bench-history bench-decision bench-model bench-workloads bench-move chaos \
+.PHONY: all setup build stage packages packages-build demo picture scenario-drain scenario-chaos test test-unit test-cluster test-virtqemud bench-forecast bench-history bench-decision bench-model bench-workloads bench-move chaos \
 	lint fmt-check vagrant-validate deny clean
 
 all: build
@@ -44,6 +44,10 @@ packages: packages-build
 
 demo: setup stage
 	vagrant/scenarios/demo.py
+
+# The README's picture of a move, docs/move.svg, from what a real run of the demo printed.
+picture: demo
+	vagrant/scenarios/picture.py
 
 # The other scenarios; BACKEND=vagrant runs them, and the demo, on Vagrant's machines.
 BACKEND ?= namespaces

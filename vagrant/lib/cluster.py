@@ -56,7 +56,7 @@ class Cluster:
         # Instead of libvirtd, where they are installed: tests/virtqemud.
         "virtqemud": (["virtqemud"], "/var/log/libvirt/virtqemud.log",
                       "/run/libvirt/virtqemud-sock"),
-        "virtproxyd": (["virtproxyd", "--listen"], "/var/log/libvirt/virtproxyd.log",
+        "virtproxyd": (["virtproxyd"], "/var/log/libvirt/virtproxyd.log",
                        "/run/libvirt/libvirt-sock"),
         "droverd": (["/usr/sbin/droverd", "--config", "/etc/drover/drover.toml"],
                     "/var/log/drover/droverd.log", None),

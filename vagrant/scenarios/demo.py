@@ -34,6 +34,21 @@ def mib(n):
     return f"{n / 1048576:.1f} MiB"
 
 
+class Tee:
+    """What is printed, into a file as well: the picture of the README is made from it."""
+
+    def __init__(self, path):
+        self.file, self.out = path.open("w"), sys.stdout
+
+    def write(self, text):
+        self.file.write(text)
+        self.file.flush()
+        return self.out.write(text)
+
+    def flush(self):
+        self.out.flush()
+
+
 class Story:
     """Prints what droverd signals, each thing once."""
 
@@ -89,6 +104,7 @@ def main():
     out = ROOT / "target" / "demo"
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").unlink(missing_ok=True)
+    sys.stdout = Tee(out / "output.txt")
     clients, events = [], None
     try:
         say("three hosts, each with libvirtd, system bus, droverd and a guest", "#")
