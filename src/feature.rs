@@ -461,8 +461,12 @@ impl FeatureSpec {
 
     /// Whether it was read by somebody who may not see arguments or environment.
     pub fn hides(&self) -> bool {
-        self.managed()
-            .is_some_and(|m| m.exec.iter().chain(m.environment.values()).any(|a| a == HIDDEN))
+        self.managed().is_some_and(|m| {
+            m.exec
+                .iter()
+                .chain(m.environment.values())
+                .any(|a| a == HIDDEN)
+        })
     }
 
     /// What other hosts need to decide about the feature: neither program nor environment. Both

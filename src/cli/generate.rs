@@ -186,7 +186,10 @@ mod tests {
         for page in pages.map(|p| p.unwrap().file_name().into_string().unwrap()) {
             let name = page.trim_end_matches(".1").trim_start_matches("drover");
             let name = name.trim_start_matches('-');
-            assert!(name.is_empty() || all.iter().any(|(n, _)| n == name), "{page}");
+            assert!(
+                name.is_empty() || all.iter().any(|(n, _)| n == name),
+                "{page}"
+            );
         }
     }
 

@@ -198,7 +198,7 @@ async fn each_end_is_told_once_by_the_moves_own_signal() {
         let end = soon(ended.next()).await.unwrap();
         let end = end.args().unwrap();
         assert_eq!((end.result, end.reason), (result, reason), "{feature}");
-        let object = MoveProxy::builder(&c).path(path).unwrap();
+        let object = MoveProxy::builder(&c).path(path);
         let object = object
             .cache_properties(zbus::proxy::CacheProperties::No)
             .build()
