@@ -6,6 +6,7 @@ Writes target/demo/report.json. `--keep` leaves the cluster up."""
 
 import concurrent.futures
 import json
+import os
 import sys
 import time
 
@@ -100,7 +101,7 @@ def stats(cluster, host):
 
 def main():
     keep = "--keep" in sys.argv
-    cluster = Cluster("demo", extra_toml=TUNING)
+    cluster = Cluster(os.environ.get("DROVER_CLUSTER", "demo"), extra_toml=TUNING)
     out = ROOT / "target" / "demo"
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").unlink(missing_ok=True)
@@ -186,7 +187,7 @@ def main():
         if events:
             events.stop()
         if keep:
-            say("the cluster stays up: DROVER_CLUSTER=demo vagrant/cluster status")
+            say(f"the cluster stays up: DROVER_CLUSTER={cluster.name} vagrant/cluster status")
         else:
             cluster.down()
 
