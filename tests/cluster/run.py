@@ -12,6 +12,7 @@ import unittest
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "vagrant" / "scenarios")]
 
+import modular  # noqa: E402
 from shared import CLUSTER, prepare  # noqa: E402
 
 
@@ -28,7 +29,7 @@ def main():
                "test_methods",
                "test_check", "test_network", "test_root",
                "test_failures",
-               "test_ssh", "test_affinity"]
+               "test_ssh", "test_connect", "test_attackers", "test_backend", "test_affinity"]
     if names:
         suite = unittest.TestSuite(
             loader.loadTestsFromName(f"{m}.{n}") for n in names for m in modules
@@ -38,6 +39,8 @@ def main():
     CLUSTER.down()
     try:
         CLUSTER.up()
+        if modular.PROGRAMS:
+            modular.switch(CLUSTER)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             list(pool.map(prepare, (1, 2, 3)))
         result = unittest.TextTestRunner(verbosity=2).run(suite)
