@@ -42,6 +42,8 @@ pub mod moving;
 #[cfg(feature = "daemon")]
 pub mod rollup;
 #[cfg(feature = "daemon")]
+pub mod simulate;
+#[cfg(feature = "daemon")]
 pub mod threshold;
 #[cfg(feature = "daemon")]
 pub mod usage;

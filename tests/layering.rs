@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 16] = [
+const PURE: [&str; 17] = [
     "attribution.rs",
     "counters",
     "feature.rs",
@@ -20,6 +20,7 @@ const PURE: [&str; 16] = [
     "decision",
     "forecast",
     "moving",
+    "simulate",
     "wire",
 ];
 

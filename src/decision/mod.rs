@@ -15,6 +15,7 @@ mod matrix;
 mod plan;
 mod record;
 mod refusal;
+mod relief;
 mod shown;
 mod simulate;
 
@@ -31,6 +32,7 @@ pub use matrix::{Cell, matrix};
 pub use plan::{decide, decide_by};
 pub use record::{Inputs, Replay};
 pub use refusal::Refusal;
+pub use relief::{Relief, Resident, relieve, with, without};
 pub use shown::{Answer, DecisionRecord, DecisionRow, DrainStatus, HostScore, Left, ScoreReport};
 pub use simulate::GUEST_CPU_TOLERANCE;
 

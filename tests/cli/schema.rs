@@ -13,7 +13,7 @@ use crate::support::{drover, good};
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md");
 
 /// Commands as they are run, and as the page calls them.
-const COMMANDS: [&[&str]; 20] = [
+const COMMANDS: [&[&str]; 21] = [
     &["list"],
     &["stats"],
     &["dumpfile", "web", "cache"],
@@ -33,6 +33,7 @@ const COMMANDS: [&[&str]; 20] = [
     &["guest", "install", "web"],
     &["reload"],
     &["config", "check", "CONFIG"],
+    &["simulate", "--traces", "TRACE"],
     &["version"],
 ];
 
@@ -108,6 +109,10 @@ async fn output_is_as_documented() {
     let spec = serde_json::to_string(&managed("mail", "x")).unwrap();
     std::fs::write(&file, spec).unwrap();
     std::fs::write(&config, "[host]\nname = 'a'\n").unwrap();
+    let trace = dir.path().join("trace.csv");
+    let heading: String = (0..20).map(|t| format!(",t{t}")).collect();
+    let row = ",50".repeat(20);
+    std::fs::write(&trace, format!("vm{heading}\na{row}\nb{row}\n")).unwrap();
     // The objects follow the events.
     while drover(&bus, &["jobabort", "bbbbbbbb"]).await.code != 0 {}
     fake.calls.lock().unwrap().clear();
@@ -117,6 +122,7 @@ async fn output_is_as_documented() {
         let replace = |a: &&str| match *a {
             "FILE" => file.to_str().unwrap().to_owned(),
             "CONFIG" => config.to_str().unwrap().to_owned(),
+            "TRACE" => trace.to_str().unwrap().to_owned(),
             "bbbbbbbb" => "bbbbbbbb-2".to_owned(),
             a => a.to_owned(),
         };
