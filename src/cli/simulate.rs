@@ -10,6 +10,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::error::CliError;
+use super::progress::{Progress, Shown};
 use super::screen::Screen;
 use super::table::{Cell, Table};
 use super::{time, views};
@@ -144,16 +145,16 @@ pub fn simulate(
     let begun = Instant::now();
     let mut clock = || begun.elapsed().as_nanos() as u64;
     let mut results = Vec::new();
+    let mut progress = Progress::new();
     for (n, choice) in choices.iter().enumerate() {
-        // Not with the output, which may go to a file.
-        if screen.terminal && !json {
-            eprint!("\r\x1b[K{choice} ({} of {})", n + 1, choices.len());
-        }
+        progress.show(&Shown {
+            what: "simulating".to_owned(),
+            part: Some((n as u64, choices.len() as u64)),
+            how: choice.to_string(),
+        });
         results.extend(compare(&world, &[*choice], &mut clock));
     }
-    if screen.terminal && !json {
-        eprint!("\r\x1b[K");
-    }
+    progress.end();
     if let Some(path) = &what.picture {
         let picture = svg(&title(&trace, world.setup()), trace.step_s, &results);
         std::fs::write(path, picture)
