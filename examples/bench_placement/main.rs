@@ -158,7 +158,7 @@ fn forecast(out: &Path) -> Value {
     for (name, set) in all["sets"].as_object().unwrap() {
         // The quantile that the daemon uses unless it is told otherwise.
         let levels = set["breaches"].as_array().unwrap();
-        let used = drover::config::Config::default().forecast.confidence;
+        let used = drover::config::ForecastSection::default().confidence;
         let near = levels.iter().min_by(|a, b| {
             let off = |v: &Value| (v["quantile"].as_f64().unwrap() - used).abs();
             off(a).total_cmp(&off(b))

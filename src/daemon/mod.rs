@@ -33,6 +33,7 @@ mod metering;
 mod moves;
 mod outcome;
 mod placement;
+mod relief;
 mod serve_api;
 mod serve_peer;
 
@@ -339,6 +340,7 @@ pub async fn run(
     tasks.spawn(agent_meter::run(Arc::clone(&daemon)));
     tasks.spawn(metadata::follow(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
+    tasks.spawn(relief::relieving(Arc::clone(&daemon)));
     tasks.spawn(affinity::training(Arc::clone(&daemon)));
     tasks.spawn(drain::draining(Arc::clone(&daemon)));
     tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));

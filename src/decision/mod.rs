@@ -155,6 +155,15 @@ pub enum Cause {
         /// Where to.
         to: Destination,
     },
+    /// Its host is expected to be short of CPU, and [`relieve`] chose this feature and target:
+    /// cooldown and the automatic flags count, gain does not, since both were chosen for what the
+    /// host gains.
+    Crowded {
+        /// Where to.
+        to: Destination,
+        /// In words, with what is expected.
+        text: String,
+    },
     /// Its host is being emptied: neither gain nor cooldown nor the automatic flags count.
     Drain,
     /// A user wants to see what would happen: as on the breach if there is one, otherwise the

@@ -33,6 +33,8 @@ pub struct Relief {
     pub caution: f64,
     /// Standard deviation that is assumed at least, as a fraction of capacity.
     pub least_sd: f64,
+    /// Seconds for which a feature that moved stays, at least; the policy's cooldown counts too.
+    pub stay_s: f64,
     /// Features that are looked at, those that relieve most.
     pub most_features: usize,
     /// Among targets that gain nearly as much as the best (this fraction of it), the one with the
@@ -47,6 +49,7 @@ impl Default for Relief {
             least_gain_s: 200.0,
             caution: 1.5,
             least_sd: 0.02,
+            stay_s: 1800.0,
             most_features: 8,
             near_best: 0.9,
         }
@@ -156,9 +159,10 @@ pub fn relieve(
     if shortage < relief.least_gain_s || !policy.automatic {
         return None;
     }
+    let stay_ms = policy.cooldown_ms.max((relief.stay_s * 1000.0) as i64);
     let cooled = |r: &Resident| {
         r.last_moved_ms
-            .is_none_or(|at| view.now_ms.saturating_sub(at) >= policy.cooldown_ms)
+            .is_none_or(|at| view.now_ms.saturating_sub(at) >= stay_ms)
     };
     let automatic = |r: &Resident| {
         here.feature(&r.domain, &r.feature)
@@ -258,4 +262,194 @@ fn chosen(
     "move".clone_into(&mut plan.outcome);
     plan.chosen = Some(index);
     plan
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::tests::{feature, guest, host, name};
+    use super::*;
+    use crate::affinity::Demand;
+    use crate::api::ModelInfo;
+
+    const CPUS: f64 = 16.0;
+
+    /// Hosts with features of these sizes; those of `h0` are residents too.
+    fn cluster(loads: &[Vec<f64>], sd: f64) -> (View, Vec<Resident>) {
+        let mut hosts = Vec::new();
+        for (n, load) in loads.iter().enumerate() {
+            let total: f64 = load.iter().sum();
+            let mut h = host(&format!("h{n}"), total);
+            h.capabilities.cpus = CPUS;
+            h.capabilities.memory_mib = 65_536.0;
+            h.outlook = Some(Outlook {
+                cpus: total,
+                cpus_sd: sd * (load.len() as f64).sqrt(),
+            });
+            let mut g = guest(&format!("g{n}"));
+            g.vcpus = CPUS;
+            g.cpus_used = total;
+            g.memory_mib = 32_768.0;
+            g.memory_available_mib = Some(16_384.0);
+            g.features = (0..load.len())
+                .map(|f| feature(&format!("f{n}-{f}"), &format!("10.0.{n}.{}/8", f + 1)))
+                .collect();
+            h.instances = vec![g];
+            hosts.push(h);
+        }
+        let view = View {
+            me: "h0".into(),
+            now_ms: 1_001_000,
+            groups: hosts
+                .iter()
+                .map(|h| (h.name.clone(), vec!["default".to_owned()]))
+                .collect(),
+            hosts,
+            stale_after_ms: 10_000,
+            model: ModelInfo::default(),
+        };
+        let residents = residents(0, &loads[0], sd);
+        (view, residents)
+    }
+
+    fn residents(host: usize, load: &[f64], sd: f64) -> Vec<Resident> {
+        let of = load.iter().enumerate().map(|(f, cpus)| Resident {
+            domain: format!("g{host}"),
+            feature: name(&format!("f{host}-{f}")),
+            demand: Demand {
+                cpus: *cpus,
+                memory_mib: 64.0,
+                ..Demand::default()
+            },
+            outlook: Outlook {
+                cpus: *cpus,
+                cpus_sd: sd,
+            },
+            covariance: sd * sd,
+            move_s: 5.0,
+            last_moved_ms: None,
+            past: Past::default(),
+        });
+        of.collect()
+    }
+
+    fn run(view: &View, residents: &[Resident]) -> Option<Plan> {
+        let score = |_: &Resident, h: &HostState, _: &InstanceState| Score {
+            value: (1.0 - h.load.cpus_used / h.capabilities.cpus).clamp(0.0, 1.0),
+            ..Score::default()
+        };
+        relieve(
+            view,
+            &Policy::default(),
+            &Relief::default(),
+            residents,
+            &score,
+        )
+    }
+
+    fn loads() -> impl Strategy<Value = Vec<Vec<f64>>> {
+        let crowded = proptest::collection::vec(0.2f64..2.0, 8..20);
+        let other = proptest::collection::vec(0.1f64..2.0, 1..12);
+        (crowded, proptest::collection::vec(other, 1..5)).prop_map(|(first, rest)| {
+            let mut all = vec![first];
+            all.extend(rest);
+            all
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn goes_where_it_may_and_fits(loads in loads(), sd in 0.01f64..0.3, closed in 0usize..5) {
+            let (mut view, residents) = cluster(&loads, sd);
+            if let Some(h) = view.hosts.get_mut(closed).filter(|h| h.name != "h0") {
+                h.accepts = false;
+            }
+            if let Some(p) = run(&view, &residents) {
+                let c = p.target().unwrap();
+                prop_assert!(c.refusals.is_empty() && c.score.is_some());
+                let h = view.hosts.iter().find(|h| h.name == c.host).unwrap();
+                prop_assert!(h.accepts && h.name != "h0");
+                let r = residents.iter().find(|r| r.feature == p.feature).unwrap();
+                let keep = CPUS * (1.0 - Policy::default().reserve);
+                prop_assert!(h.load.cpus_used + r.demand.cpus <= keep + 1e-6);
+            }
+        }
+
+        #[test]
+        fn same_whatever_the_order(loads in loads(), sd in 0.01f64..0.3, turn in 0usize..5) {
+            let (view, mut residents) = cluster(&loads, sd);
+            let first = run(&view, &residents);
+            prop_assert_eq!(&first, &run(&view, &residents));
+            let mut other = view.clone();
+            let n = other.hosts.len();
+            other.hosts.rotate_left(turn % n);
+            residents.reverse();
+            prop_assert_eq!(&first, &run(&other, &residents));
+        }
+
+        /// Under constant load relief comes to an end, and nothing that left comes back.
+        #[test]
+        fn never_back_and_forth(loads in loads(), sd in 0.01f64..0.3) {
+            let mut loads: Vec<Vec<(usize, usize, f64)>> = loads
+                .iter()
+                .enumerate()
+                .map(|(h, l)| l.iter().enumerate().map(|(f, c)| (h, f, *c)).collect())
+                .collect();
+            let mut visited = std::collections::BTreeSet::new();
+            let mut moves = 0;
+            // Each host relieves itself until none does.
+            loop {
+                let mut any = false;
+                for me in 0..loads.len() {
+                    let sizes: Vec<Vec<f64>> =
+                        loads.iter().map(|l| l.iter().map(|f| f.2).collect()).collect();
+                    let (mut view, _) = cluster(&sizes, sd);
+                    view.me = format!("h{me}");
+                    let Some(p) = run(&view, &residents(me, &sizes[me], sd)) else { continue };
+                    let index: usize = p.feature.as_str().split('-').nth(1).unwrap().parse().unwrap();
+                    let to: usize = p.target().unwrap().host[1..].parse().unwrap();
+                    let f = loads[me].remove(index);
+                    prop_assert!(visited.insert((f.0, f.1, me)), "{:?} left h{} twice", f, me);
+                    loads[to].push(f);
+                    any = true;
+                    moves += 1;
+                    prop_assert!(moves < 200);
+                }
+                if !any {
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_crowded_host_is_relieved_and_says_why() {
+        let (mut view, residents) = cluster(&[vec![1.6; 10], vec![0.5; 4], vec![1.2; 10]], 0.2);
+        let p = run(&view, &residents).unwrap();
+        assert_eq!(p.outcome, "move");
+        assert_eq!(p.target().unwrap().host, "h1", "the emptiest");
+        assert!(
+            p.reason.contains("16.0 ± 0.6 of 16.0 CPUs are expected"),
+            "{}",
+            p.reason
+        );
+        // Without an outlook, or with room, nothing is done.
+        let (calm, few) = cluster(&[vec![1.0; 8], vec![0.5; 4]], 0.1);
+        assert_eq!(run(&calm, &few), None);
+        view.hosts[0].outlook = None;
+        assert_eq!(run(&view, &residents), None);
+    }
+
+    #[test]
+    fn tail_of_the_normal_distribution() {
+        for (z, p) in [
+            (0.0, 0.5),
+            (1.0, 0.158_655),
+            (-2.0, 0.977_250),
+            (3.0, 0.001_350),
+        ] {
+            assert!((upper_tail(z) - p).abs() < 1e-5, "{z}");
+        }
+    }
 }

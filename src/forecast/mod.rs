@@ -81,6 +81,11 @@ pub enum Method {
     Damped,
     /// Back from the smoothed level to the mean, as fast as the series did so far.
     Reversion,
+    /// The weighted mean of the best methods.
+    Mean {
+        /// How many.
+        of: usize,
+    },
 }
 
 impl fmt::Display for Method {
@@ -98,6 +103,7 @@ impl fmt::Display for Method {
             }
             Self::Damped => f.write_str("damped smoothing"),
             Self::Reversion => f.write_str("mean reversion"),
+            Self::Mean { of } => write!(f, "mean of {of} methods"),
         }
     }
 }

@@ -37,12 +37,7 @@ impl Default for Parts {
         Self {
             model: true,
             forecast: true,
-            rules: Rules {
-                // The relief weighs risk itself; the reserve only keeps a target from being full.
-                reserve: 0.05,
-                cooldown_ms: 1_800_000,
-                ..Rules::default()
-            },
+            rules: Rules::default(),
             relief: Relief::default(),
             stale_steps: 0,
             admission: true,
