@@ -112,7 +112,7 @@ impl Residuals {
     /// For steps of `step_s` seconds.
     pub fn new(step_s: f64) -> Self {
         let by = 0.5f64.powf(step_s.max(1e-3) / RESIDUAL_S);
-        let raw: Vec<f64> = (0..MOST).map(|age| by.powi(age as i32)).collect();
+        let raw: Vec<f64> = (0..MOST).map(|age| by.powf(age as f64)).collect();
         Self { weights: raw }
     }
 

@@ -164,7 +164,7 @@ impl Drover {
                 place(
                     &mut hosts[*h],
                     spec.clone(),
-                    usage,
+                    &usage,
                     seen.last(f),
                     seen.memory_mib[f],
                 );
@@ -330,7 +330,7 @@ fn usage(seen: &Seen<'_>, f: usize, at_ms: i64) -> Usage {
 }
 
 /// Puts a feature into the first guest of a host.
-fn place(h: &mut HostState, spec: FeatureSpec, usage: Usage, cpus: f64, memory_mib: f64) {
+fn place(h: &mut HostState, spec: FeatureSpec, usage: &Usage, cpus: f64, memory_mib: f64) {
     h.load.cpus_used += cpus;
     h.load.memory_used_mib += memory_mib;
     if let Some(i) = h.instances.first_mut() {
@@ -341,7 +341,7 @@ fn place(h: &mut HostState, spec: FeatureSpec, usage: Usage, cpus: f64, memory_m
         i.features.push(FeatureState {
             spec,
             status: FeatureStatus::Running,
-            usage: Some(usage),
+            usage: Some(*usage),
         });
     }
 }
@@ -439,7 +439,7 @@ impl Drover {
             place(
                 h,
                 spec.clone(),
-                usage(seen, feature, now_ms(seen)),
+                &usage(seen, feature, now_ms(seen)),
                 cpus,
                 memory_mib,
             );

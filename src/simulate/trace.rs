@@ -238,7 +238,7 @@ impl Reader<'_> {
             return Ok(raw);
         };
         // A clock that jumped must not make a series of billions of steps.
-        let last = last.min(first.saturating_add(MOST_STEPS as i64));
+        let last = last.min(first.saturating_add(MOST_STEPS.cast_signed() as i64));
         for i in first..=last {
             let mean = |which: usize| {
                 let (sum, n) = sums.get(&i)?[which];
