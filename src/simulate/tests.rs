@@ -21,13 +21,13 @@ fn busy(seed: u64) -> Trace {
     let n = 60;
     let base: Vec<f64> = (0..n).map(|_| 0.1 + 0.6 * random.unit()).collect();
     let mut level = base.clone();
-    let mut values = vec![vec![0.0; 200]; n];
-    for step in 0..200 {
+    let mut values = vec![Vec::new(); n];
+    for _ in 0..200 {
         for f in 0..n {
             if random.unit() < 0.02 {
                 level[f] = (base[f] * 3.0 * random.unit()).min(1.0);
             }
-            values[f][step] = (level[f] + 0.05 * random.normal()).clamp(0.0, 1.0);
+            values[f].push((level[f] + 0.05 * random.normal()).clamp(0.0, 1.0));
         }
     }
     trace(n, 200, |f, s| values[f][s])

@@ -365,6 +365,8 @@ impl Trace {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write;
+
     use super::*;
 
     fn parse(text: &str, step_s: i64) -> Result<Trace, TraceError> {
@@ -394,7 +396,7 @@ mod tests {
         assert_eq!(t.features[0].memory_mib, Some(2048.0));
         let mut text = String::from("cpu_util_percent,mem_util_percent,net_in\n");
         for i in 0..65 {
-            text += &format!("{},50,1\n", i / 30);
+            writeln!(text, "{},50,1", i / 30).unwrap();
         }
         let t = parse(&text, 300).unwrap();
         assert_eq!(

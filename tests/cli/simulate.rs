@@ -1,5 +1,6 @@
 //! `drover simulate`: needs no bus.
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -17,7 +18,7 @@ fn trace(dir: &Path) -> PathBuf {
     for vm in 0..12 {
         let cell = |t| if vm < 3 && t >= 20 { ",95" } else { ",20" };
         let row: String = (0..40).map(cell).collect();
-        text += &format!("vm{vm}{row}\n");
+        writeln!(text, "vm{vm}{row}").unwrap();
     }
     let path = dir.join("trace.csv");
     std::fs::write(&path, text).unwrap();
