@@ -110,7 +110,8 @@ async fn output_is_as_documented() {
     std::fs::write(&file, spec).unwrap();
     std::fs::write(&config, "[host]\nname = 'a'\n").unwrap();
     let trace = dir.path().join("trace.csv");
-    let heading: String = (0..20).map(|t| format!(",t{t}")).collect();
+    let heading: Vec<String> = (0..20).map(|t| format!(",t{t}")).collect();
+    let heading = heading.concat();
     let row = ",50".repeat(20);
     std::fs::write(&trace, format!("vm{heading}\na{row}\nb{row}\n")).unwrap();
     // The objects follow the events.

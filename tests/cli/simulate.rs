@@ -13,7 +13,8 @@ async fn drover(args: &[&str]) -> Ran {
 
 /// Twelve VMs over 40 steps; from step 20 on three of them are busy.
 fn trace(dir: &Path) -> PathBuf {
-    let heading: String = (0..40).map(|t| format!(",t{t}")).collect();
+    let heading: Vec<String> = (0..40).map(|t| format!(",t{t}")).collect();
+    let heading = heading.concat();
     let mut text = format!("vm{heading}\n");
     for vm in 0..12 {
         let cell = |t| if vm < 3 && t >= 20 { ",95" } else { ",20" };
