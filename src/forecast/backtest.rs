@@ -13,6 +13,8 @@ const LEAST: usize = 12;
 const GAIN: f64 = 0.98;
 /// How many of the best methods are tried together.
 const MEANS: [usize; 2] = [3, 5];
+/// How much better than the best method several together must have been.
+const BETTER: f64 = 0.99;
 /// Age of the last known step, in steps, after which the present is not known.
 const STALE: i64 = 3;
 
@@ -63,6 +65,8 @@ pub fn forecast(series: &Series, settings: &Settings, now_ms: i64) -> Result<For
         .iter()
         .filter_map(|n| methods::mean(judged_models.get(..*n)?))
         .map(|m| (error(&m, &x, &seen, &origins, judged), m))
+        // A single method says more to a reader.
+        .filter(|m| judged_models.first().is_some_and(|b| m.0 < b.0 * BETTER))
         .collect::<Vec<_>>();
     judged_models.extend(means);
     let best = judged_models
