@@ -11,10 +11,6 @@ const ORIGINS: usize = 120;
 const LEAST: usize = 12;
 /// How much better than the last value a method must have been to be taken instead of it.
 const GAIN: f64 = 0.98;
-/// How many of the best methods are tried together.
-const MEANS: [usize; 2] = [3, 5];
-/// How much better than the best method several together must have been.
-const BETTER: f64 = 0.99;
 /// Age of the last known step, in steps, after which the present is not known.
 const STALE: i64 = 3;
 
@@ -53,26 +49,21 @@ pub fn forecast(series: &Series, settings: &Settings, now_ms: i64) -> Result<For
         (first..n).rev().step_by(stride).collect()
     };
 
-    let mut judged_models: Vec<(f64, Model)> = models
-        .into_iter()
-        .map(|m| (error(&m, &x, &seen, &origins, judged), m))
-        .collect();
-    // The naive one is the first.
-    let naive = judged_models.first().map_or(f64::INFINITY, |m| m.0);
-    judged_models.retain(|m| m.0.is_finite());
-    judged_models.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let means = MEANS
-        .iter()
-        .filter_map(|n| methods::mean(judged_models.get(..*n)?))
-        .map(|m| (error(&m, &x, &seen, &origins, judged), m))
-        // A single method says more to a reader.
-        .filter(|m| judged_models.first().is_some_and(|b| m.0 < b.0 * BETTER))
-        .collect::<Vec<_>>();
-    judged_models.extend(means);
-    let best = judged_models
-        .into_iter()
-        .filter(|(e, _)| *e < naive * GAIN)
-        .min_by(|a, b| a.0.total_cmp(&b.0));
+    let mut best: Option<(f64, Model)> = None;
+    let mut naive = 0.0;
+    for model in models {
+        let e = error(&model, &x, &seen, &origins, judged);
+        let needs = match &model {
+            Model::Naive => {
+                naive = e;
+                f64::INFINITY
+            }
+            _ => naive * GAIN,
+        };
+        if e < needs && best.as_ref().is_none_or(|(b, _)| e < *b) {
+            best = Some((e, model));
+        }
+    }
     let (mae, model) = best.unwrap_or((naive, Model::Naive));
     if !mae.is_finite() {
         // Never two known steps at the right distance: too full of gaps to judge anything.

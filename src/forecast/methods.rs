@@ -25,8 +25,6 @@ pub(super) enum Model {
         states: Vec<(f64, f64)>,
         left: Vec<f64>,
     },
-    /// Weighted mean of others; the weights add up to 1.
-    Mean(Vec<(f64, Model)>),
 }
 
 impl Model {
@@ -56,7 +54,6 @@ impl Model {
                 let (level, mean) = states[t - 1];
                 mean + left[h - 1] * (level - mean)
             }
-            Self::Mean(of) => of.iter().map(|(w, m)| w * m.predict(x, t, h)).sum(),
         }
     }
 
@@ -70,21 +67,8 @@ impl Model {
             },
             Self::Damped { .. } => Method::Damped,
             Self::Reversion { .. } => Method::Reversion,
-            Self::Mean(of) => Method::Mean { of: of.len() },
         }
     }
-}
-
-/// Several methods in one, those that were wrong less counting more: their errors differ, so that
-/// the mean is often better than the best. `of` has errors and models, the best first.
-pub(super) fn mean(of: &[(f64, Model)]) -> Option<Model> {
-    let weight = |e: f64| 1.0 / (e * e).max(1e-300);
-    let all: f64 = of.iter().map(|(e, _)| weight(*e)).sum();
-    if of.len() < 2 || !all.is_finite() {
-        return None;
-    }
-    let weighted = of.iter().map(|(e, m)| (weight(*e) / all, m.clone()));
-    Some(Model::Mean(weighted.collect()))
 }
 
 /// Level and trend after each step.

@@ -81,11 +81,6 @@ pub enum Method {
     Damped,
     /// Back from the smoothed level to the mean, as fast as the series did so far.
     Reversion,
-    /// The weighted mean of the best methods.
-    Mean {
-        /// How many.
-        of: usize,
-    },
 }
 
 impl fmt::Display for Method {
@@ -103,7 +98,6 @@ impl fmt::Display for Method {
             }
             Self::Damped => f.write_str("damped smoothing"),
             Self::Reversion => f.write_str("mean reversion"),
-            Self::Mean { of } => write!(f, "mean of {of} methods"),
         }
     }
 }
