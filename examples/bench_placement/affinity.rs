@@ -154,9 +154,13 @@ fn hosts(loads: &[Load], at: &[usize], other: &[f64], at_ms: i64) -> Vec<HostSta
 pub fn run(seed: u64) -> Value {
     let mut random = Random(seed);
     let loads: Vec<Load> = (0..SEEN + UNSEEN).map(|n| load(n, &mut random)).collect();
-    let part = |random: &mut Random| match random.below(3) {
-        0 => 0.35 + 0.25 * random.unit(),
-        _ => 0.8 + 0.2 * random.unit(),
+    // A third of all is badly served.
+    let part = |random: &mut Random| {
+        if random.below(3) == 0 {
+            0.35 + 0.25 * random.unit()
+        } else {
+            0.8 + 0.2 * random.unit()
+        }
     };
     let hidden: Vec<Hidden> = (0..HOSTS)
         .map(|_| std::array::from_fn(|_| part(&mut random)))

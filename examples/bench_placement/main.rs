@@ -113,10 +113,10 @@ fn trace(name: &str, path: &Path, totals: &mut [(Choice, Total)]) -> Value {
     let mut policies = Map::new();
     let mut own: Vec<(Choice, Total)> = Vec::new();
     for ((c, o), sum) in all.iter().zip(&outcomes).zip(totals) {
+        let label = c.to_string();
         println!(
-            "  {:<20} violation {:>9.0} s  SLATAH {:.3} %  PDM {:.5} %  moves {:>6.1} ({:>6.1} without help)  \
+            "  {label:<20} violation {:>9.0} s  SLATAH {:.3} %  PDM {:.5} %  moves {:>6.1} ({:>6.1} without help)  \
              spread {:.1} %  {:.2} ms",
-            c.to_string(),
             o.violation_s,
             100.0 * o.slatah,
             100.0 * o.pdm,
