@@ -13,7 +13,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-placement bench-history bench-decision bench-model bench-workloads bench-move chaos \
+.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-history bench-decision bench-model bench-workloads bench-move chaos \
 	lint fmt-check vagrant-validate deny clean
 
 all: build
@@ -59,6 +59,7 @@ bench-forecast:
 	$(CARGO) run --locked --release --example bench_forecast
 
 # Drover beside other policies on the same traces; target/bench/placement.json.
+.PHONY: bench-placement
 bench-placement: bench-forecast
 	$(CARGO) run --locked --release --example bench_placement
 
