@@ -109,15 +109,15 @@ impl Daemon {
         let mut steps = Vec::new();
         for (domain, i) in lock(&self.instances).iter() {
             for (name, f) in &i.features {
-                let points = || f.recent.iter().filter(|u| u.at_ms > since_ms);
-                let Some(used) = mean_cpus(points()) else {
+                let points = f.recent.after(since_ms);
+                let Some(used) = mean_cpus(points.iter()) else {
                     continue;
                 };
                 if f.status() == FeatureStatus::Running {
                     steps.push(Step {
                         key: (domain.clone(), name.clone()),
                         used,
-                        window: UsageWindow::of(points()),
+                        window: UsageWindow::of(&points),
                         moved_ms: f.record.moved_at_ms,
                         downtime_ms: f.record.spec.downtime_ms,
                     });
