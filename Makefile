@@ -76,6 +76,11 @@ test-virtqemud: setup stage
 bench-forecast:
 	$(CARGO) run --locked --release --example bench_forecast
 
+# Drover beside other policies on the same traces; target/bench/placement.json.
+.PHONY: bench-placement
+bench-placement: bench-forecast
+	$(CARGO) run --locked --release --example bench_placement
+
 # One decision over 1,000 hosts, a plan for 10,000 features; target/bench/decision.json.
 bench-decision:
 	$(CARGO) run --locked --release --example bench_decision

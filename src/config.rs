@@ -249,6 +249,9 @@ impl Default for ModelSection {
 pub struct DecisionSection {
     /// Move on a breach by itself?
     pub automatic: bool,
+    /// Move features away by itself, too, when this host is expected to be short of CPU, whether
+    /// or not a threshold is crossed?
+    pub relieve: bool,
     /// Fraction of a target's capacity kept free after a move.
     pub reserve: f64,
     /// Score by which a target must beat staying.
@@ -296,6 +299,7 @@ impl Default for DecisionSection {
     fn default() -> Self {
         Self {
             automatic: true,
+            relieve: false,
             reserve: 0.1,
             min_gain: 0.05,
             cooldown_s: 60.0,

@@ -55,6 +55,15 @@ pub struct HostLoad {
     pub stall_percent: f64,
 }
 
+/// What a host is expected to be asked for over the next minutes, moves under way left out.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Outlook {
+    /// Mean of the CPUs that its guests will want; more than it has when it will be crowded.
+    pub cpus: f64,
+    /// Standard deviation around that mean, in CPUs: what the forecast cannot tell.
+    pub cpus_sd: f64,
+}
+
 /// State of the helper in a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
@@ -243,6 +252,9 @@ pub struct HostState {
     pub hardware: Box<Hardware>,
     /// Load.
     pub load: HostLoad,
+    /// Load that is expected; `None` while nothing is forecast.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlook: Option<Outlook>,
     /// Accepts moves? Not while draining.
     pub accepts: bool,
     /// Labels that the administrator gave it.
@@ -331,6 +343,7 @@ impl HostState {
             },
             hardware: Box::default(),
             load: HostLoad::default(),
+            outlook: None,
             accepts: true,
             labels: BTreeMap::new(),
             moves_in: 0,

@@ -48,6 +48,8 @@ pub mod recent;
 #[cfg(feature = "daemon")]
 pub mod rollup;
 #[cfg(feature = "daemon")]
+pub mod simulate;
+#[cfg(feature = "daemon")]
 pub mod threshold;
 #[cfg(feature = "daemon")]
 pub mod usage;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 20] = [
+const PURE: [&str; 21] = [
     "attribution.rs",
     "reason.rs",
     "counters",
@@ -24,6 +24,7 @@ const PURE: [&str; 20] = [
     "decision",
     "forecast",
     "moving",
+    "simulate",
     "wire",
 ];
 

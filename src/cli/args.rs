@@ -274,6 +274,8 @@ pub enum Command {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Show what Drover and other policies would do with recorded loads, without any host
+    Simulate(Box<super::simulate::Simulate>),
     /// List moves, newest first
     Jobs,
     /// Show a move

@@ -29,6 +29,7 @@ pub mod run;
 pub mod screen;
 mod shell;
 mod show;
+pub mod simulate;
 pub mod spec;
 pub mod table;
 pub mod time;

@@ -62,7 +62,7 @@ pub(super) async fn run_kept(
     let timeout = cli.timeout.filter(|_| !whole).unwrap_or(usual);
     let json = cli.format == Format::Json;
 
-    if let (Command::Config { .. } | Command::Generate { .. }, Some(_)) =
+    if let (Command::Config { .. } | Command::Generate { .. } | Command::Simulate(_), Some(_)) =
         (&cli.command, &cli.connect)
     {
         return Err(CliError::Usage(
@@ -81,6 +81,9 @@ pub(super) async fn run_kept(
         Command::Threshold { thresholds, .. } => parse_thresholds(thresholds)?,
         _ => Vec::new(),
     };
+    if let Command::Simulate(what) = &cli.command {
+        return super::simulate::simulate(what, out, json, screen);
+    }
     if let Command::Generate { what, dir } = &cli.command {
         return generate::generate(*what, dir);
     }
@@ -315,6 +318,7 @@ pub(super) async fn run_kept(
         // Answered before, without droverd.
         Command::Doctor { .. }
         | Command::Generate { .. }
+        | Command::Simulate(_)
         | Command::Config { .. }
         | Command::Bridge
         | Command::PeerStdio { .. } => {}

@@ -57,7 +57,8 @@ impl Daemon {
         let mut demand = self.demand(domain, feature);
         let mut view = self.view();
         // Hosts are compared as they will be when the expected breach begins.
-        if !matches!(cause, Cause::Manual { .. } | Cause::Drain)
+        let by_breach = matches!(cause, Cause::Breach(_) | Cause::Preview { .. });
+        if by_breach
             && self.measured(domain, feature).is_none()
             && let Some(expected) = self.expected_of(domain, feature)
         {
@@ -105,7 +106,7 @@ impl Daemon {
             limit: q.limit,
             ..Effect::default()
         };
-        let for_breach = matches!(cause, Cause::Breach(_));
+        let for_breach = matches!(cause, Cause::Breach(_) | Cause::Crowded { .. });
         let ask = q.ask(domain, feature, cause);
         let scorer = lock(&self.affinity).for_feature(feature, &q.window, q.demand);
         let (mut plan, inputs) = Inputs::record(q.view, q.policy, &ask, &scorer);

@@ -36,6 +36,7 @@ mod moves;
 mod outcome;
 mod placement;
 mod qemu_meter;
+mod relief;
 mod serve_api;
 mod serve_peer;
 mod skipped;
@@ -347,6 +348,7 @@ pub async fn run(
     tasks.spawn(qemu_meter::run(Arc::clone(&daemon)));
     tasks.spawn(metadata::follow(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
+    tasks.spawn(relief::relieving(Arc::clone(&daemon)));
     tasks.spawn(affinity::training(Arc::clone(&daemon)));
     tasks.spawn(drain::draining(Arc::clone(&daemon)));
     tasks.spawn(forecast::forecasting(Arc::clone(&daemon)));

@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::api::ApiEvent;
+use crate::api::{ApiEvent, Plan};
 use crate::config::Config;
 use crate::decision::{self, BreachCause, Cause, Policy, View};
 use crate::driver::target;
 use crate::feature::FeatureName;
 use crate::history::SeriesKey;
-use crate::host::{FeatureStatus, Hardware, HostCapabilities, HostLoad, HostState, StorageKind};
+use crate::host::{
+    FeatureStatus, Hardware, HostCapabilities, HostLoad, HostState, Outlook, StorageKind,
+};
 use crate::hypervisor::{Hypervisor, network_speed, storage_kind};
 use crate::moving::record::TargetRecord;
 use crate::peer::PeerEvent;
@@ -36,6 +38,8 @@ pub(super) struct HostRuntime {
     hardware: Hardware,
     loads: VecDeque<HostLoad>,
     reserved: BTreeMap<MoveId, Reservation>,
+    /// What it is expected to be asked for.
+    pub(super) outlook: Option<Outlook>,
 }
 
 /// What is kept free for a move to this host.
@@ -109,6 +113,7 @@ impl HostRuntime {
             hardware,
             loads: VecDeque::new(),
             reserved: BTreeMap::new(),
+            outlook: None,
         }
     }
 
@@ -158,6 +163,7 @@ impl Daemon {
             capabilities: host.capabilities.clone(),
             hardware: Box::new(host.hardware.clone()),
             load: host.load(),
+            outlook: host.outlook,
             labels: self.config.host.labels.clone(),
             accepts: !draining,
             outcomes: self.outcomes_now(),
@@ -315,6 +321,17 @@ impl Daemon {
                 return;
             }
         };
+        self.act(domain, feature, plan, what);
+    }
+
+    /// Tells of a decision, and does what it says when its mode is to act.
+    pub(super) fn act(
+        self: &Arc<Self>,
+        domain: &str,
+        feature: &FeatureName,
+        plan: Plan,
+        what: String,
+    ) {
         let chosen = plan.chosen.and_then(|i| plan.candidates.get(i)).cloned();
         let why: Vec<String> = plan
             .candidates

@@ -42,6 +42,7 @@ pub(super) fn choose(
     };
     let why = match (&ask.cause, c.breach) {
         (Cause::Manual { .. }, _) => "asked for by hand".to_owned(),
+        (Cause::Crowded { text, .. }, _) => text.clone(),
         (Cause::Drain, _) => format!("host {} is drained", c.source.host.name),
         (_, Some(b)) => b.text.clone(),
         _ => "no threshold is breached".to_owned(),
@@ -92,7 +93,8 @@ pub(super) fn choose(
     if c.named() || matches!(ask.cause, Cause::Drain) {
         return ("move", Some(0), with_notes(0));
     }
-    if c.breach.is_some()
+    let crowded = matches!(ask.cause, Cause::Crowded { .. });
+    if (c.breach.is_some() || crowded)
         && let Some((left, fruitless)) = c.cooling(ask)
     {
         let since = match fruitless {
@@ -104,6 +106,12 @@ pub(super) fn choose(
             "it has just moved and stays for another {:.0} s (decision.cooldown_s{since})",
             left as f64 / 1000.0
         ));
+    }
+    if crowded {
+        return match c.off() {
+            Some(off) => none(format!("it would go to {}, but {off}", place(first))),
+            None => ("move", Some(0), with_notes(0)),
+        };
     }
     let Some(index) = beneficial(c, ask, stay, open) else {
         let hint = if matches!(ask.cause, Cause::Breach(_)) {

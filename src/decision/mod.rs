@@ -16,6 +16,7 @@ mod matrix;
 mod plan;
 mod record;
 mod refusal;
+mod relief;
 mod shown;
 mod simulate;
 
@@ -33,6 +34,7 @@ pub use matrix::{Cell, matrix};
 pub use plan::{decide, decide_by};
 pub use record::{Inputs, Replay};
 pub use refusal::Refusal;
+pub use relief::{Relief, Resident, relieve, with, without};
 pub use shown::{Answer, DecisionRecord, DecisionRow, DrainStatus, HostScore, Left, ScoreReport};
 pub use simulate::GUEST_CPU_TOLERANCE;
 
@@ -154,6 +156,15 @@ pub enum Cause {
     Manual {
         /// Where to.
         to: Destination,
+    },
+    /// Its host is expected to be short of CPU, and [`relieve`] chose this feature and target:
+    /// cooldown and the automatic flags count, gain does not, since both were chosen for what the
+    /// host gains.
+    Crowded {
+        /// Where to.
+        to: Destination,
+        /// In words, with what is expected.
+        text: String,
     },
     /// Its host is being emptied: neither gain nor cooldown nor the automatic flags count.
     Drain,

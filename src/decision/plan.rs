@@ -39,6 +39,8 @@ pub(super) struct Context<'a> {
     balance: Balance,
     pub demand: Demand,
     asked: Option<&'a Destination>,
+    /// A user asked for it.
+    insisted: bool,
     pub breach: Option<&'a BreachCause>,
     here: After,
     pub cost: Cost,
@@ -212,7 +214,7 @@ impl<'a> Context<'a> {
             ),
             demand,
             asked: match &ask.cause {
-                Cause::Manual { to } => Some(to),
+                Cause::Manual { to } | Cause::Crowded { to, .. } => Some(to),
                 _ => None,
             },
             breach: match &ask.cause {
@@ -220,6 +222,7 @@ impl<'a> Context<'a> {
                 _ => None,
             },
             outcome,
+            insisted: matches!(ask.cause, Cause::Manual { .. }),
             scorer,
             source,
             guests: 2,
@@ -227,7 +230,7 @@ impl<'a> Context<'a> {
     }
 
     pub(super) fn named(&self) -> bool {
-        self.asked.is_some_and(|d| d.host.is_some())
+        self.insisted && self.asked.is_some_and(|d| d.host.is_some())
     }
 
     fn combine(&self, affinity: f64, balance: f64, near: Option<f64>) -> f64 {

@@ -17,6 +17,7 @@
 mod backtest;
 mod breach;
 mod methods;
+mod outlook;
 mod season;
 mod series;
 
@@ -25,6 +26,7 @@ mod tests;
 
 pub use backtest::forecast;
 pub use breach::{Expected, Watch, forecast_breach};
+pub use outlook::{Levels, Residuals};
 pub use series::Series;
 
 use std::fmt;

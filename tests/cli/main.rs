@@ -11,5 +11,6 @@ mod interactive;
 mod moves;
 mod progress;
 mod schema;
+mod simulate;
 mod support;
 mod surroundings;

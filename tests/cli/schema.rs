@@ -34,6 +34,7 @@ const COMMANDS: [&[&str]; 21] = [
     &["guest", "install", "web"],
     &["reload"],
     &["config", "check", "CONFIG"],
+    &["simulate", "--traces", "TRACE"],
     &["version"],
 ];
 
@@ -109,6 +110,11 @@ async fn output_is_as_documented() {
     let spec = serde_json::to_string(&managed("mail", "x")).unwrap();
     std::fs::write(&file, spec).unwrap();
     std::fs::write(&config, "[host]\nname = 'a'\n").unwrap();
+    let trace = dir.path().join("trace.csv");
+    let heading: Vec<String> = (0..20).map(|t| format!(",t{t}")).collect();
+    let heading = heading.concat();
+    let row = ",50".repeat(20);
+    std::fs::write(&trace, format!("vm{heading}\na{row}\nb{row}\n")).unwrap();
     // The objects follow the events.
     while drover(&bus, &["jobabort", "bbbbbbbb"]).await.code != 0 {}
     fake.calls.lock().unwrap().clear();
@@ -118,6 +124,7 @@ async fn output_is_as_documented() {
         let replace = |a: &&str| match *a {
             "FILE" => file.to_str().unwrap().to_owned(),
             "CONFIG" => config.to_str().unwrap().to_owned(),
+            "TRACE" => trace.to_str().unwrap().to_owned(),
             "bbbbbbbb" => "bbbbbbbb-2".to_owned(),
             a => a.to_owned(),
         };
