@@ -286,6 +286,9 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
+    /// The helper has just been started: it knows no session and no call of before. The only
+    /// event that comes outside of a session, in frames of session 0, which is none.
+    Started,
     /// A meter tick.
     Meter(MeterFrame),
     /// A managed feature's process ended by itself.
