@@ -216,10 +216,7 @@ async fn a_helper_that_was_started_anew_ends_the_session_at_once() {
     let (session, hello) = control.request().await;
     control.say(0, &started).await;
     control.answer(session, hello.id, hello_reply("1.0")).await;
-    assert!(matches!(
-        stage.event().await,
-        GuestEvent::Connected { .. }
-    ));
+    assert!(matches!(stage.event().await, GuestEvent::Connected { .. }));
     let guest = stage.guest.clone();
     let call = tokio::spawn(async move { guest.call(Call::Status, LONG).await });
     control.request().await;

@@ -371,12 +371,13 @@ impl Moves {
                 stream,
                 files,
                 state_bytes,
+                memory_bytes,
             } => {
                 self.drop_arrived(&spec.name);
                 let target = self.target(&id);
                 // In this order, see `source_unless_ended`.
                 self.refuse_late_step(&id)?;
-                target.receive(&id, &spec, stream, &files, state_bytes)?;
+                target.receive(&id, &spec, stream, &files, [state_bytes, memory_bytes])?;
                 lock(&self.streams).insert(stream, id);
                 Ok(Reply::Done)
             }
@@ -433,8 +434,11 @@ impl Moves {
                 format!("move {id} arrives here and does not run yet; discard or resume it"),
             ));
         }
-        lock(&self.targets).remove(id);
+        let target = lock(&self.targets).remove(id);
         self.drop_stream(id);
+        if let Some(target) = target {
+            target.wiped();
+        }
         remove_dir(id)?;
         Ok(())
     }

@@ -150,6 +150,9 @@ pub enum Call {
         /// Bytes of the feature's state directories, for which there must be room.
         #[serde(default)]
         state_bytes: u64,
+        /// Bytes of the feature's memory, for which there must be room; 0: not known.
+        #[serde(default)]
+        memory_bytes: u64,
     },
     /// Waits until the round has fully arrived and checks it. Answer: `Done`.
     AwaitRound {
