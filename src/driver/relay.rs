@@ -78,7 +78,7 @@ impl Relay {
     ) -> Self
     where
         E: FnOnce(String) -> F + Send + 'static,
-        F: Future<Output = ()> + Send,
+        F: Future<Output = ()> + Send + 'static,
     {
         let bytes = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&bytes);

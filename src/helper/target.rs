@@ -381,13 +381,13 @@ impl Target {
         let spec = r.definition()?;
         // The talk of the restore goes on, unless the helper or the supervisor was restarted.
         let held = lock(&self.gate).take();
-        let mut client = match held.and_then(|mut c| c.order(&Order::Resume).ok().map(|()| c)) {
-            Some(client) => client,
-            None => {
-                let (mut client, _) = self.to_gate(id, r)?;
-                client.order(&Order::Resume)?;
-                client
-            }
+        let told = held.and_then(|mut c| c.order(&Order::Resume).ok().map(|()| c));
+        let mut client = if let Some(client) = told {
+            client
+        } else {
+            let (mut client, _) = self.to_gate(id, r)?;
+            client.order(&Order::Resume)?;
+            client
         };
         let pid = Self::await_running(&mut client, id, r)?;
         // The supervisor opened it before the feature ran, unless that failed.

@@ -31,8 +31,14 @@ impl Limit {
         self.fill(now_s);
         let rate = mib_s.max(0.0) * 1_048_576.0;
         if rate != self.rate {
+            // Without a limit nothing is owed.
+            let owed = self.rate > 0.0 && rate > 0.0;
             self.rate = rate;
-            self.tokens = self.tokens.min(rate * BURST_S);
+            self.tokens = if owed {
+                self.tokens.min(rate * BURST_S)
+            } else {
+                0.0
+            };
         }
     }
 

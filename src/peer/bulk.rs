@@ -308,7 +308,7 @@ impl BulkReceiver {
         let payload = if self.packed {
             packed::unpack(&self.frame[4..], MAX_LENGTH, &mut self.unpacked)
                 .map_err(|e| e.to_string())?;
-            &self.unpacked
+            &self.unpacked[..]
         } else {
             &self.frame[4..]
         };
