@@ -29,4 +29,3 @@ pub mod state;
 pub mod target;
 pub mod throttle;
 pub mod unit;
-pub mod urgent;

@@ -434,11 +434,8 @@ impl Moves {
                 format!("move {id} arrives here and does not run yet; discard or resume it"),
             ));
         }
-        let target = lock(&self.targets).remove(id);
+        lock(&self.targets).remove(id);
         self.drop_stream(id);
-        if let Some(target) = target {
-            target.wiped();
-        }
         remove_dir(id)?;
         Ok(())
     }
