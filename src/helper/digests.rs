@@ -42,7 +42,7 @@ impl Mark {
     /// Whether the last change is long enough ago.
     fn settled(&self) -> bool {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        now.is_ok_and(|now| now.saturating_sub(SETTLED).as_secs() as i64 > self.changed.0)
+        now.is_ok_and(|now| now.saturating_sub(SETTLED).as_secs().cast_signed() > self.changed.0)
     }
 }
 

@@ -565,7 +565,7 @@ mod tests {
         assert!(e.message.contains("released already"), "{e}");
         let spec = r#"{"name":"no-such-feature","workload":{"kind":"unit","unit":"x.service"}}"#;
         let spec: FeatureSpec = serde_json::from_str(spec).unwrap();
-        let e = target.receive(arrived, &spec, 2, &[], 0).unwrap_err();
+        let e = target.receive(arrived, &spec, 2, &[], [0, 0]).unwrap_err();
         assert!(e.message.contains("discarded already"), "{e}");
         // And one that comes whole.
         let round = Call::PreDump {
@@ -581,6 +581,7 @@ mod tests {
             stream: 2,
             files: Vec::new(),
             state_bytes: 0,
+            memory_bytes: 0,
         };
         assert!(late(receive).contains("was ended here"));
     }
