@@ -191,7 +191,9 @@ mod tests {
 
     #[test]
     fn a_feature_of_one_host_stays_as_it_is() {
-        let rows: Vec<Row> = (0..9).map(|i| row("a", i, f32::from(i), 0.5, 0.9)).collect();
+        let rows: Vec<Row> = (0..9)
+            .map(|i| row("a", i, f32::from(i), 0.5, 0.9))
+            .collect();
         assert_eq!(carried(&rows.iter().collect::<Vec<_>>()), rows);
     }
 

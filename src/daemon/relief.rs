@@ -182,6 +182,7 @@ impl Daemon {
         let to = Destination {
             host: Some(to.host.clone()),
             domain: Some(to.domain.clone()),
+            method: None,
         };
         let key = (plan.domain.clone(), plan.feature.clone());
         let text = plan.reason.clone();

@@ -81,6 +81,7 @@ mod tests {
         let to = |host: Option<&str>, domain: Option<&str>| Destination {
             host: host.map(str::to_owned),
             domain: domain.map(str::to_owned),
+            method: None,
         };
         assert!(is_here(&to(Some("h1"), None), "h1", "g1"));
         assert!(is_here(&to(Some("h1"), Some("g1")), "h1", "g1"));

@@ -172,6 +172,7 @@ pub async fn accept(
         state_bytes: preflight.state_bytes,
         method: record.method,
         directories: preflight.directories,
+        memory_bytes: preflight.resident_bytes,
     };
     watch_doubt(daemon, id);
     match call(daemon, &record, receive, SHORT).await {

@@ -73,7 +73,7 @@ pub(super) fn trim(message: &mut Message) {
             Event::Meter(MeterFrame { features, .. }) => features.truncate(MAX_FEATURES),
             Event::Exited { status, .. } => words([status]),
             Event::Hook { text: t, .. } => words([t]),
-            Event::Progress { .. } => {}
+            Event::Started | Event::Progress { .. } => {}
         },
     }
 }

@@ -110,17 +110,18 @@ pub fn reasons(spec: &FeatureSpec, needs: &Needs<'_>) -> Vec<Reason> {
         let why = format!("criu {version} does not work here: {problem}");
         out.push(Reason::new(Code::Criu, why));
     }
-    let room = preflight::room().saturating_sub(RESERVE);
-    if room < needs.image_bytes.max(1) {
+    if preflight::room() <= RESERVE {
         out.push(Reason::new(
             Code::Room,
             format!(
-                "{} MiB of memory are free for images in this guest, {} MiB are needed; give it \
-                 more memory",
-                room >> 20,
-                needs.image_bytes >> 20
+                "{} MiB of memory are free for images in this guest, and {} MiB must be left; give \
+                 it more memory",
+                preflight::room() >> 20,
+                RESERVE >> 20
             ),
         ));
+    } else if let Some(why) = preflight::too_large(needs.image_bytes) {
+        out.push(Reason::new(Code::Room, why));
     }
     out.truncate(MOST);
     out

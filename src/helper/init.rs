@@ -73,7 +73,10 @@ const CODE: [u8; 121] = [
 
 /// The program as an ELF file; `None` on processors for which there is none: a feature does
 /// without it there.
-#[cfg_attr(target_arch = "x86_64", expect(clippy::unnecessary_wraps, reason = "none elsewhere"))]
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(clippy::unnecessary_wraps, reason = "none elsewhere")
+)]
 fn elf() -> Option<Vec<u8>> {
     #[cfg(target_arch = "x86_64")]
     {

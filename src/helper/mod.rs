@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod command;
 pub mod criu;
 pub mod daemon;
+pub mod digests;
 pub mod features;
 pub mod gate;
 pub mod hooks;

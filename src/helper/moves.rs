@@ -391,6 +391,7 @@ impl Moves {
                 state_bytes,
                 method,
                 directories,
+                memory_bytes,
             } => {
                 self.drop_arrived(&spec.name);
                 let target = self.target(&id);
@@ -400,7 +401,7 @@ impl Moves {
                     files: &files,
                     directories: &directories,
                     state_bytes,
-                    image_bytes: 0,
+                    image_bytes: memory_bytes,
                     method,
                 };
                 target.receive(&id, &spec, stream, &needs)?;
@@ -618,6 +619,7 @@ mod tests {
             state_bytes: 0,
             method: Method::Live,
             directories: Vec::new(),
+            memory_bytes: 0,
         };
         assert!(late(receive).contains("was ended here"));
     }

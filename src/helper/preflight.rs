@@ -1,19 +1,16 @@
 //! Looks, without touching anything, for what would keep a feature from being moved: a walk
 //! through /proc over the processes of its cgroup, and what the guest has room for.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
-use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
-use super::{anew, cgroup, criu, features, moves, netns, paths, sockets};
+use super::{anew, cgroup, criu, digests, features, moves, netns, paths, sockets};
 use crate::feature::{FeatureSpec, Managed};
 use crate::method::Method;
 use crate::reason::{Code, Reason};
 use crate::wire::guest::{FileDigest, Preflight};
-use crate::wire::sum::Sum;
 
 mod process;
 mod unix;
@@ -26,8 +23,6 @@ const MAX_THREADS: usize = 2000;
 const MAX_PROBLEMS: usize = 20;
 /// Most files and directories that are listed.
 const MAX_FILES: usize = 1000;
-/// Sums of files that are kept.
-const SUMS: usize = 1024;
 /// Most entries of state directories that are counted.
 const MAX_ENTRIES: usize = 1_000_000;
 
@@ -171,7 +166,7 @@ fn scan(
     }
     unix::external(&all.sockets, peers, &mut all.problems);
     for (path, owner) in all.files.into_iter().take(MAX_FILES) {
-        match digest(&path) {
+        match digests::of(&path) {
             Ok(d) => found.files.push(d),
             Err(e) => {
                 all.problems.insert(Reason::new(
@@ -223,10 +218,39 @@ fn state_bytes(managed: &Managed) -> u64 {
     bytes
 }
 
+/// Why a feature whose memory takes `bytes` cannot be received here, if so: it is here twice when
+/// criu has restored it, as images and as memory.
+pub fn too_large(bytes: u64) -> Option<String> {
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = field(&memory, "MemAvailable:").unwrap_or(0) * 1024;
+    larger_than(bytes, room(), memory)
+}
+
+fn larger_than(bytes: u64, room: u64, memory: u64) -> Option<String> {
+    let mib = |n: u64| n.div_ceil(1 << 20);
+    if bytes > room {
+        return Some(format!(
+            "the feature's memory takes {} MiB as images, and there is room for {} MiB in this \
+             guest's tmpfs and memory; give the guest more memory",
+            mib(bytes),
+            room >> 20
+        ));
+    }
+    let need = bytes.saturating_mul(2);
+    (need > memory).then(|| {
+        format!(
+            "the feature's memory takes {} MiB here while it is restored, as images and as \
+             memory, and {} MiB are free; give the guest more memory",
+            mib(need),
+            memory >> 20
+        )
+    })
+}
+
 /// Checks that the file is here and the same.
 pub fn compare(want: &FileDigest) -> Result<(), Reason> {
     let path = &want.path;
-    match digest(Path::new(path)) {
+    match digests::of(Path::new(path)) {
         Ok(here) if (here.size, here.sum) == (want.size, want.sum) => Ok(()),
         Ok(here) => Err(Reason::new(
             Code::FileDiffers,
@@ -243,60 +267,6 @@ pub fn compare(want: &FileDigest) -> Result<(), Reason> {
     }
 }
 
-/// What identifies a file that was not changed: device, inode, size, time of its last change.
-type Stamp = (u64, u64, u64, i64, i64);
-
-/// Size and sum of a file. Sums of files that did not change are kept.
-fn digest(path: &Path) -> io::Result<FileDigest> {
-    static KNOWN: Mutex<Option<HashMap<Stamp, u64>>> = Mutex::new(None);
-    let mut file = fs::File::open(path)?;
-    let status = file.metadata()?;
-    if !status.is_file() {
-        return Err(io::Error::other("it is not a plain file"));
-    }
-    let stamp = (
-        status.dev(),
-        status.ino(),
-        status.size(),
-        status.ctime(),
-        status.ctime_nsec(),
-    );
-    let of = |size, sum| FileDigest {
-        path: path.display().to_string(),
-        size,
-        sum,
-    };
-    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(sum) = known().as_ref().and_then(|k| k.get(&stamp)) {
-        return Ok(of(status.size(), *sum));
-    }
-    let (mut sum, mut size) = (Sum::new(), 0);
-    let mut buf = vec![0; 256 << 10];
-    loop {
-        let n = file.read(&mut buf)?;
-        if n == 0 {
-            break;
-        }
-        sum.update(&buf[..n]);
-        size += n as u64;
-    }
-    let sum = sum.finish();
-    // A change within the clock's step would go unnoticed: what changed just now is not kept.
-    let old = status
-        .modified()?
-        .elapsed()
-        .is_ok_and(|age| age.as_secs() > 2);
-    if old && size == status.size() {
-        let mut known = known();
-        let known = known.get_or_insert_default();
-        if known.len() >= SUMS {
-            known.clear();
-        }
-        known.insert(stamp, sum);
-    }
-    Ok(of(size, sum))
-}
-
 /// The number behind `key` in a text of `key: number` lines.
 fn field(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|l| l.strip_prefix(key))?;
@@ -306,6 +276,23 @@ fn field(text: &str, key: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_figures() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(larger_than(0, 0, 0), None, "an older host does not tell");
+        assert_eq!(larger_than(100 * MIB, 100 * MIB, 200 * MIB), None);
+        let images = larger_than(101 * MIB, 100 * MIB, 900 * MIB).unwrap();
+        assert!(
+            images.contains("101 MiB") && images.contains("for 100 MiB"),
+            "{images}"
+        );
+        let both = larger_than(100 * MIB, 150 * MIB, 199 * MIB).unwrap();
+        assert!(
+            both.contains("200 MiB") && both.contains("199 MiB"),
+            "{both}"
+        );
+    }
     use std::os::unix::fs::symlink;
 
     /// A made-up /proc with the guest's first process, and one of the feature, number 7.

@@ -99,11 +99,7 @@ impl Target {
                 format!("move {id} of '{}' is under way here already", r.feature),
             ));
         }
-        let needs = Needs {
-            image_bytes: 0,
-            ..*needs
-        };
-        if let Some(first) = arrival::reasons(spec, &needs).into_iter().next() {
+        if let Some(first) = arrival::reasons(spec, needs).into_iter().next() {
             return Err(first.into());
         }
         let mut record = Record {

@@ -182,6 +182,9 @@ pub enum Call {
         /// Directories that must be here, as the source's preflight gave them.
         #[serde(default)]
         directories: Vec<String>,
+        /// Bytes of the feature's memory, for which there must be room; 0: not known.
+        #[serde(default)]
+        memory_bytes: u64,
     },
     /// Waits until the round has fully arrived and checks it. Answer: `Done`.
     AwaitRound {
@@ -332,6 +335,9 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
+    /// The helper has just been started: it knows no session and no call of before. The only
+    /// event that comes outside of a session, in frames of session 0, which is none.
+    Started,
     /// A meter tick.
     Meter(MeterFrame),
     /// A managed feature's process ended by itself.
