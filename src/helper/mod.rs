@@ -11,6 +11,8 @@ pub mod command;
 pub mod criu;
 pub mod daemon;
 pub mod features;
+#[cfg(all(feature = "daemon", any(test, fuzzing)))]
+pub(crate) mod fuzz;
 pub mod gate;
 pub mod images;
 pub mod lifecycle;

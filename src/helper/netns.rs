@@ -15,7 +15,7 @@ use crate::feature::{FeatureName, Managed};
 use crate::helper::command::{self, CommandError};
 use crate::helper::paths;
 
-mod packets;
+pub(super) mod packets;
 
 /// The feature's interface inside its namespace.
 pub const INTERFACE: &str = "eth0";

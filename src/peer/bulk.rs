@@ -248,7 +248,7 @@ impl BulkReceiver {
     }
 }
 
-fn check_hello(line: &str) -> Result<String, String> {
+pub(super) fn check_hello(line: &str) -> Result<String, String> {
     let hello: BulkHello =
         serde_json::from_str(line).map_err(|e| format!("the bulk header is invalid: {e}"))?;
     if hello.protocol != PROTOCOL {

@@ -202,37 +202,42 @@ impl PeerObject {
             ))),
         }
     }
+}
 
-    fn check_offer(&self, text: &str) -> Result<Offer, PeerRefusal> {
-        let invalid = |m: String| PeerRefusal::new(RefusalKind::Invalid, m);
-        let refused = |m: String| PeerRefusal::new(RefusalKind::Refused, m);
-        // The protocol first: another version's offer need not parse here.
-        let value: serde_json::Value =
-            serde_json::from_str(text).map_err(|e| invalid(format!("offer: {e}")))?;
-        let protocol = value.get("protocol").and_then(serde_json::Value::as_u64);
-        if protocol != Some(u64::from(PROTOCOL)) {
-            return Err(refused(format!(
-                "the offer's protocol is not {PROTOCOL}; both hosts need the same version of droverd"
-            )));
-        }
-        let offer: Offer =
-            serde_json::from_value(value).map_err(|e| invalid(format!("offer: {e}")))?;
-        check_id(&offer.id)?;
-        offer.spec.validate().map_err(|e| invalid(e.to_string()))?;
-        let amount = |x: f64| x.is_finite() && x >= 0.0;
-        if !(amount(offer.cpus) && amount(offer.memory_mib)) {
-            return Err(invalid(
-                "offer: cpus and memory_mib must not be negative".into(),
-            ));
-        }
-        if !self.groups.contains(&offer.spec.group) {
-            return Err(refused(format!(
-                "features of group '{}' are not accepted from '{}' here; allow the group in [[peer.hosts]] groups",
-                offer.spec.group, self.peer
-            )));
-        }
-        Ok(offer)
+/// Checks an offer of `peer`, of whom features of `groups` are taken.
+pub(super) fn check_offer(
+    text: &str,
+    peer: &str,
+    groups: &[String],
+) -> Result<Offer, PeerRefusal> {
+    let invalid = |m: String| PeerRefusal::new(RefusalKind::Invalid, m);
+    let refused = |m: String| PeerRefusal::new(RefusalKind::Refused, m);
+    // The protocol first: another version's offer need not parse here.
+    let value: serde_json::Value =
+        serde_json::from_str(text).map_err(|e| invalid(format!("offer: {e}")))?;
+    let protocol = value.get("protocol").and_then(serde_json::Value::as_u64);
+    if protocol != Some(u64::from(PROTOCOL)) {
+        return Err(refused(format!(
+            "the offer's protocol is not {PROTOCOL}; both hosts need the same version of droverd"
+        )));
     }
+    let offer: Offer =
+        serde_json::from_value(value).map_err(|e| invalid(format!("offer: {e}")))?;
+    check_id(&offer.id)?;
+    offer.spec.validate().map_err(|e| invalid(e.to_string()))?;
+    let amount = |x: f64| x.is_finite() && x >= 0.0;
+    if !(amount(offer.cpus) && amount(offer.memory_mib)) {
+        return Err(invalid(
+            "offer: cpus and memory_mib must not be negative".into(),
+        ));
+    }
+    if !groups.contains(&offer.spec.group) {
+        return Err(refused(format!(
+            "features of group '{}' are not accepted from '{}' here; allow the group in [[peer.hosts]] groups",
+            offer.spec.group, peer
+        )));
+    }
+    Ok(offer)
 }
 
 fn check_id(id: &str) -> Result<(), PeerRefusal> {
@@ -274,7 +279,7 @@ impl PeerObject {
 
     async fn offer(&self, offer: &str) -> Result<(), WireError> {
         self.limited(async {
-            let offer = self.check_offer(offer)?;
+            let offer = check_offer(offer, &self.peer, &self.groups)?;
             self.service.offer(&self.peer, offer).await
         })
         .await

@@ -1,0 +1,30 @@
+//! Makes programs for libFuzzer of the targets in `drover::fuzz`.
+
+pub use drover::fuzz::{MOST, run};
+pub use libfuzzer_sys;
+
+use drover::fuzz::mutate::{Rng, mutate};
+
+/// A program that runs one target.
+#[macro_export]
+macro_rules! target {
+    ($name:ident) => {
+        use $crate::libfuzzer_sys;
+        libfuzzer_sys::fuzz_target!(|input: &[u8]| $crate::run(stringify!($name), input));
+        libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max: usize, seed: u32| {
+            $crate::change(data, size, max, seed)
+        });
+    };
+}
+
+/// Changes an input in place, by libFuzzer's own mutations or by Drover's; its new size.
+pub fn change(data: &mut [u8], size: usize, max: usize, seed: u32) -> usize {
+    let mut rng = Rng(seed.into());
+    if size == 0 || rng.one_in(2) {
+        return libfuzzer_sys::fuzzer_mutate(data, size, max);
+    }
+    let input = data[..size].to_vec();
+    let changed = mutate(&input, &input, &mut rng, max.min(MOST));
+    data[..changed.len()].copy_from_slice(&changed);
+    changed.len()
+}
