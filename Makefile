@@ -13,7 +13,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-history bench-decision bench-model bench-workloads bench-move chaos \
+.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-history bench-decision bench-model bench-workloads bench-move chaos fuzz \
 	lint fmt-check vagrant-validate deny clean
 
 all: build
@@ -72,7 +72,7 @@ bench-history:
 	$(CARGO) run --locked --release --example bench_history
 
 # Each workload moved there and back 20 times under load; target/bench/workloads.json.
-# BENCH_ARGS="--moves 4 --only redis" for less.
+# BENCH_ARGS="--moves 4 --only redis" for less, "--minutes 60" for a bound.
 bench-workloads: setup stage
 	tests/bench/bench_workloads.py $(BENCH_ARGS)
 
@@ -81,7 +81,7 @@ bench-move: setup stage
 	tests/bench/bench_move.py $(BENCH_ARGS)
 
 # Faults at every state of a move, on each side; target/chaos/report.json.
-# CHAOS_ARGS="--faults 10 --seed 7" for less.
+# CHAOS_ARGS="--faults 10 --seed 7" for less, "--minutes 60" for a bound.
 chaos: setup stage
 	tests/bench/chaos.py $(CHAOS_ARGS)
 
@@ -89,6 +89,11 @@ chaos: setup stage
 bench-meter: setup stage
 	vagrant/provision/below.sh
 	vagrant/scenarios/bench_meter.py
+
+# Every decoder of what guests, peers and users send, FUZZ_SECONDS each, under libFuzzer (nightly).
+FUZZ_SECONDS ?= 60
+fuzz:
+	fuzz/run.sh $(FUZZ_SECONDS)
 
 fmt-check:
 	$(CARGO) fmt --all --check

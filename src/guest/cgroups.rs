@@ -234,7 +234,10 @@ pub(super) fn cpustats(answer: &Value) -> MeterFrame {
     let n = cpus.len() as u64;
     MeterFrame {
         // All of a CPU's time is the time since boot.
-        at_ns: sum(&all).checked_div(n).unwrap_or(0) * 1_000_000,
+        at_ns: sum(&all)
+            .checked_div(n)
+            .unwrap_or(0)
+            .saturating_mul(1_000_000),
         guest: GuestTotals {
             cpus: n as u32,
             cpu_busy_usec: sum(&busy).saturating_mul(1000),
