@@ -134,8 +134,14 @@ fn a_power_cut_loses_no_record() {
         assert_eq!(s.problems(), Vec::<String>::new(), "round {round}");
         // And it goes on from there.
         write(&s, journal + 1);
-        assert_eq!(s.moves(Side::Source).unwrap()[0].1, (journal + 1).to_le_bytes());
+        assert_eq!(
+            s.moves(Side::Source).unwrap()[0].1,
+            (journal + 1).to_le_bytes()
+        );
     }
     println!("{ROUNDS} power cuts, the last after {last} transactions");
-    assert!(last > 20, "only {last} transactions: too few to show anything");
+    assert!(
+        last > 20,
+        "only {last} transactions: too few to show anything"
+    );
 }

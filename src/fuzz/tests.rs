@@ -143,5 +143,9 @@ fn the_same_seed_makes_the_same_inputs() {
     };
     assert_eq!(made(3), made(3));
     assert_ne!(made(3), made(4));
-    assert!(made(3).iter().any(|m| serde_json::from_slice::<serde_json::Value>(m).is_ok()));
+    assert!(
+        made(3)
+            .iter()
+            .any(|m| serde_json::from_slice::<serde_json::Value>(m).is_ok())
+    );
 }

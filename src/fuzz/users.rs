@@ -64,5 +64,7 @@ pub(super) const CONFIG: Target = Target {
             let _ = config::Config::parse(text, "drover.toml".as_ref());
         }
     },
-    seeds: || vec![b"[host]\nname = \"h1\"\n[meter]\ninterval_s = 2.0\n[moves]\nstep_timeout_s = 30\n[[peer.hosts]]\nname = \"h2\"\naddress = \"10.0.0.2\"\ngroups = [\"default\"]\n".to_vec()],
+    seeds: || {
+        vec![b"[host]\nname = \"h1\"\n[meter]\ninterval_s = 2.0\n[moves]\nstep_timeout_s = 30\n[[peer.hosts]]\nname = \"h2\"\naddress = \"10.0.0.2\"\ngroups = [\"default\"]\n".to_vec()]
+    },
 };

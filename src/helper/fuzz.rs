@@ -84,7 +84,11 @@ fn place() -> &'static Path {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
     PLACE.get_or_init(|| {
         let shm = Path::new("/dev/shm");
-        let base = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
+        let base = if shm.is_dir() {
+            shm.to_owned()
+        } else {
+            std::env::temp_dir()
+        };
         base.join(format!("drover-fuzz-{}", std::process::id()))
     })
 }
@@ -98,7 +102,9 @@ fn entries(dir: &Path) -> Vec<String> {
 }
 
 fn size(dir: &Path) -> u64 {
-    let all = fs::read_dir(dir).expect("a directory").filter_map(Result::ok);
+    let all = fs::read_dir(dir)
+        .expect("a directory")
+        .filter_map(Result::ok);
     all.map(|e| match e.metadata() {
         Ok(m) if m.is_dir() => size(&e.path()),
         Ok(m) => m.len(),

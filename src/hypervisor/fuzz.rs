@@ -42,9 +42,7 @@ pub(crate) const HOOK: Target = Target {
             assert!(fields.iter().all(|f| !f.contains(char::is_control)));
         }
     },
-    seeds: || {
-        vec![br#"{"domain":"g1","operation":"started","sub":"begin","extra":"-"}"#.to_vec()]
-    },
+    seeds: || vec![br#"{"domain":"g1","operation":"started","sub":"begin","extra":"-"}"#.to_vec()],
 };
 
 /// What libvirt hands on of the guest agent.
@@ -56,8 +54,12 @@ pub(crate) const ANSWER: Target = Target {
         }
     },
     seeds: || {
-        [r#"{"return":{"pid":5}}"#, r#"{"return":7}"#, r#"{"error":{"class":"x"}}"#]
-            .map(|t| t.as_bytes().to_vec())
-            .to_vec()
+        [
+            r#"{"return":{"pid":5}}"#,
+            r#"{"return":7}"#,
+            r#"{"error":{"class":"x"}}"#,
+        ]
+        .map(|t| t.as_bytes().to_vec())
+        .to_vec()
     },
 };

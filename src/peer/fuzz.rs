@@ -48,7 +48,13 @@ pub(crate) const OFFER: Target = Target {
             ..Demand::default()
         };
         let h = host("h1", true);
-        let room = admit(&h, &offer.to_domain, &need, &Policy::default(), offer.by_hand);
+        let room = admit(
+            &h,
+            &offer.to_domain,
+            &need,
+            &Policy::default(),
+            offer.by_hand,
+        );
         assert!(room.is_err() || offer.memory_mib <= h.capabilities.memory_mib);
     },
     seeds: || {

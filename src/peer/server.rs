@@ -205,11 +205,7 @@ impl PeerObject {
 }
 
 /// Checks an offer of `peer`, of whom features of `groups` are taken.
-pub(super) fn check_offer(
-    text: &str,
-    peer: &str,
-    groups: &[String],
-) -> Result<Offer, PeerRefusal> {
+pub(super) fn check_offer(text: &str, peer: &str, groups: &[String]) -> Result<Offer, PeerRefusal> {
     let invalid = |m: String| PeerRefusal::new(RefusalKind::Invalid, m);
     let refused = |m: String| PeerRefusal::new(RefusalKind::Refused, m);
     // The protocol first: another version's offer need not parse here.
@@ -217,12 +213,13 @@ pub(super) fn check_offer(
         serde_json::from_str(text).map_err(|e| invalid(format!("offer: {e}")))?;
     let protocol = value.get("protocol").and_then(serde_json::Value::as_u64);
     if protocol != Some(u64::from(PROTOCOL)) {
+        let theirs = protocol.map_or_else(|| "missing".to_owned(), |p| p.to_string());
         return Err(refused(format!(
-            "the offer's protocol is not {PROTOCOL}; both hosts need the same version of droverd"
+            "the offer's protocol is {theirs}, here it is {PROTOCOL}; \
+             both hosts need the same version of droverd"
         )));
     }
-    let offer: Offer =
-        serde_json::from_value(value).map_err(|e| invalid(format!("offer: {e}")))?;
+    let offer: Offer = serde_json::from_value(value).map_err(|e| invalid(format!("offer: {e}")))?;
     check_id(&offer.id)?;
     offer.spec.validate().map_err(|e| invalid(e.to_string()))?;
     let amount = |x: f64| x.is_finite() && x >= 0.0;
@@ -378,4 +375,33 @@ impl PeerObject {
     /// This host's state changed noticeably; the body is what `HostState` returns.
     #[zbus(signal)]
     async fn host_state_changed(emitter: &SignalEmitter<'_>, state: &str) -> zbus::Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As droverd of protocol 1 made it; its digests have other fields.
+    const OLD_OFFER: &str = r#"{"protocol":1,"id":"00000000-0001","spec":{"name":"cache","group":"default","workload":{"kind":"managed","exec":["/usr/bin/redis-server"],"address":"10.0.0.5/24"},"thresholds":[],"automatic":true,"downtime_ms":300},"from_domain":"g1","to_domain":"g2","stream":7,"cpus":0.5,"memory_mib":64.0,"preflight":{"problems":[],"resident_bytes":1,"room_bytes":2,"files":[]},"files":[{"path":"/usr/bin/redis-server","size":5,"crc":6}]}"#;
+
+    #[test]
+    fn offers_of_another_version_are_refused_with_the_reason() {
+        let groups = ["default".to_owned()];
+        let refused = |text: &str| check_offer(text, "h1", &groups).unwrap_err();
+        let newer = OLD_OFFER.replace("\"protocol\":1", "\"protocol\":4000000000000");
+        for (text, theirs) in [(OLD_OFFER, "is 1,"), (&newer, "is 4000000000000,")] {
+            let r = refused(text);
+            assert_eq!(r.kind, RefusalKind::Refused);
+            assert!(r.message.contains(theirs), "{}", r.message);
+            assert!(
+                r.message.contains("same version of droverd"),
+                "{}",
+                r.message
+            );
+        }
+        assert!(refused("{}").message.contains("is missing,"));
+        // Of this version it would be another error: the version is looked at first.
+        let this = OLD_OFFER.replace("\"protocol\":1", &format!("\"protocol\":{PROTOCOL}"));
+        assert_eq!(refused(&this).kind, RefusalKind::Invalid);
+    }
 }
