@@ -8,7 +8,7 @@ pub struct Rng(pub u64);
 
 impl Rng {
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -18,7 +18,7 @@ impl Rng {
 
     /// A number below `n`, 0 when there is none.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % (n as u64).max(1)) as usize
+        (self.draw() % (n as u64).max(1)) as usize
     }
 
     /// True once in `n` times.
@@ -63,7 +63,7 @@ fn bytes(out: &mut Vec<u8>, other: &[u8], rng: &mut Rng) {
     let at = rng.below(out.len());
     match rng.below(8) {
         0 if !out.is_empty() => out[at] ^= 1 << rng.below(8),
-        1 if !out.is_empty() => out[at] = rng.next() as u8,
+        1 if !out.is_empty() => out[at] = rng.draw() as u8,
         2 => {
             let n = 1 << rng.below(4);
             let odd = ODD[rng.below(ODD.len())].to_le_bytes();
@@ -87,7 +87,7 @@ fn bytes(out: &mut Vec<u8>, other: &[u8], rng: &mut Rng) {
             let piece = other.iter().skip(from).take(1 + rng.below(64)).copied();
             out.splice(at..at, piece);
         }
-        _ => out.insert(at.min(out.len()), rng.next() as u8),
+        _ => out.insert(at.min(out.len()), rng.draw() as u8),
     }
 }
 
@@ -104,8 +104,8 @@ fn json_line(out: &mut Vec<u8>, rng: &mut Rng) -> bool {
     let Ok(mut value) = serde_json::from_slice::<Value>(&out[begin..begin + length]) else {
         return false;
     };
-    let target = rng.below(count(&value));
-    change(&mut value, &mut { target }, rng);
+    let mut left = rng.below(count(&value));
+    change(&mut value, &mut left, rng);
     let text = value.to_string();
     out.splice(begin..begin + length, text.into_bytes());
     true
@@ -188,11 +188,11 @@ fn number(rng: &mut Rng) -> Value {
     let float = |f: f64| Number::from_f64(f).map_or(Value::Null, Value::Number);
     match rng.below(6) {
         0 => json!(odd),
-        1 => json!(odd as i64),
+        1 => json!(odd.cast_signed()),
         2 => json!(rng.below(2000)),
         3 => float((rng.below(4000) as f64 - 2000.0) / 7.0),
         4 => float([1e308, -1e308, 1e-308, -0.0, 1e18, -1e-9][rng.below(6)]),
-        _ => float(f64::from_bits(rng.next())),
+        _ => float(f64::from_bits(rng.draw())),
     }
 }
 
@@ -203,7 +203,9 @@ fn text(mut s: String, rng: &mut Rng) -> Value {
         2 => s.insert(0, '-'),
         3 => s.push_str(["\u{0}", "\n", "ä", "/..", "\u{1b}[0m", "'", "%", "]]>"][rng.below(8)]),
         4 => s = ["..", "/", "guest", "0.0.0.0/0", "255.255.255.255/32", "h1"][rng.below(6)].into(),
-        5 => drop(s.pop()),
+        5 => {
+            s.pop();
+        }
         _ => s = "x".repeat(1 << rng.below(12)),
     }
     Value::String(s)

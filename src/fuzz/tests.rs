@@ -60,7 +60,7 @@ fn check(name: &str) {
     let mut rng = Rng(first ^ crc32fast::hash(name.as_bytes()) as u64);
     for _ in 0..number("DROVER_FUZZ_CASES", CASES as u64) {
         let (at, other) = (rng.below(pool.len()), rng.below(pool.len()));
-        let input = mutate(&pool[at], &pool[other].clone(), &mut rng, MOST);
+        let input = mutate(&pool[at], &pool[other], &mut rng, MOST);
         run(target, &input);
         // Some are changed further.
         if rng.one_in(8) && pool.len() < 256 {

@@ -389,7 +389,7 @@ mod tests {
         let groups = ["default".to_owned()];
         let refused = |text: &str| check_offer(text, "h1", &groups).unwrap_err();
         let newer = OLD_OFFER.replace("\"protocol\":1", "\"protocol\":4000000000000");
-        for (text, theirs) in [(OLD_OFFER, "is 1,"), (&newer, "is 4000000000000,")] {
+        for (text, theirs) in [(OLD_OFFER, "is 1,"), (newer.as_str(), "is 4000000000000,")] {
             let r = refused(text);
             assert_eq!(r.kind, RefusalKind::Refused);
             assert!(r.message.contains(theirs), "{}", r.message);
