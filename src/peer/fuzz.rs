@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::bulk::{BulkReceiver, check_hello};
 use super::server::{Accepting, check_offer};
+use super::slot::state_of;
 use super::{INTERFACE, PATH, PeerRefusal, PeerService, RefusalKind};
 use crate::affinity::{Batch, Demand, Reservoir, Row, SCHEMA_HASH, Score, WIDTH};
 use crate::api::ModelInfo;
@@ -90,7 +91,7 @@ fn hosts(input: &[u8]) {
     let Ok(text) = from_utf8(input) else { return };
     let mut hosts = vec![host("h1", true)];
     for line in text.lines() {
-        if let Ok(mut state) = serde_json::from_str::<HostState>(line) {
+        if let Ok(mut state) = state_of(line) {
             same_as_json(&state);
             // A peer's own time is replaced by when it was heard.
             state.at_ms = 1_000_000;
