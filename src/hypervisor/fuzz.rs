@@ -3,7 +3,7 @@
 use std::str::from_utf8;
 
 use super::metadata::DomainFeatures;
-use super::{agent, hook, load, xml};
+use super::{agent, hook, xml};
 use crate::fuzz::{Target, same_as_json};
 
 /// XML of domains and hosts, an administrator's changes to it included.
@@ -18,15 +18,12 @@ pub(crate) const XML: Target = Target {
                 same_as_json(&f.spec);
             }
         }
-        let [stat, meminfo] = [0, 1].map(|n| text.split("\n\n").nth(n).unwrap_or_default());
-        let _ = load::MachineSample::parse(stat, meminfo, Some(meminfo));
     },
     seeds: || {
         [
             "<domain type='kvm'><name>g</name><devices><controller type='virtio-serial'/><channel type='unix'><source mode='bind' path='/run/x'/><target type='virtio' name='org.drover.control.0'/></channel></devices></domain>",
             "<capabilities><host><cpu><arch>x86_64</arch><model>Nehalem</model><feature name='vmx'/></cpu><topology><cells num='1'><cell id='0'/></cells></topology></host><guest><arch name='x86_64'><domain type='qemu'/><domain type='kvm'/></arch></guest></capabilities>",
             "<features serial='3'><feature name='web' enabled='yes'>{\"name\":\"web\",\"workload\":{\"kind\":\"unit\",\"unit\":\"a&amp;b.service\"}}</feature></features>",
-            "cpu  1 2 3 4 5 6 7 8 9 10\ncpu0 1 2 3 4 5 6 7 8 9 10\n\nMemTotal: 10 kB\nMemAvailable: 5 kB\nsome avg10=0.00 avg60=0.00 avg300=0.00 total=9\n",
         ]
         .map(|t| t.as_bytes().to_vec())
         .to_vec()

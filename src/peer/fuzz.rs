@@ -121,7 +121,7 @@ fn hosts(input: &[u8]) {
     let ask = Ask::new("g1", &cache, cause, expected);
     let score = |_: &HostState, _: &InstanceState| Score::default();
     let plan = decide(&view, &policy, &ask, &score);
-    same_as_json(&plan);
+    assert!(serde_json::to_string(&plan).is_ok());
     let score = |_: &HostState, _: &InstanceState| Score::default();
     let _ = matrix(&view, Some(&cache));
     let want = Want {
