@@ -76,7 +76,7 @@ fn images(input: &[u8]) {
     let mine = fs::read(outside.join("mine")).expect("the file is there");
     assert_eq!(mine, b"mine");
     assert_eq!(entries(&outside), ["mine"]);
-    assert_eq!(entries(&place), ["outside", "rounds", "state"]);
+    assert_eq!(entries(place), ["outside", "rounds", "state"]);
     assert!(size(&rounds) <= ROOM);
 }
 
