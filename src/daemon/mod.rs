@@ -37,6 +37,7 @@ mod placement;
 mod qemu_meter;
 mod serve_api;
 mod serve_peer;
+mod skipped;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;

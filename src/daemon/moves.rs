@@ -497,6 +497,9 @@ impl Daemon {
         to: Destination,
     ) -> Result<Job, ApiError> {
         self.check_destination(&to)?;
+        if let Some(job) = self.skipped(domain, feature, &to).await? {
+            return Ok(job);
+        }
         let cause = crate::decision::Cause::Manual { to };
         let plan = self.decided(domain, feature, cause).await?;
         let Some(chosen) = plan.chosen.and_then(|i| plan.candidates.get(i)) else {
