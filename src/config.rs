@@ -353,6 +353,11 @@ pub struct MovesSection {
     pub step_timeout_s: u64,
     /// Longest time of a restore or resume, seconds.
     pub restore_timeout_s: u64,
+    /// Most that all moves from this host together send to other hosts, MiB per second; 0: no
+    /// limit.
+    pub bandwidth_limit_mib_s: f64,
+    /// Most that one move sends, MiB per second; 0: no limit.
+    pub bandwidth_limit_move_mib_s: f64,
 }
 
 impl Default for MovesSection {
@@ -363,6 +368,8 @@ impl Default for MovesSection {
             wait_s: 120,
             step_timeout_s: 120,
             restore_timeout_s: 60,
+            bandwidth_limit_mib_s: 0.0,
+            bandwidth_limit_move_mib_s: 0.0,
         }
     }
 }
@@ -677,6 +684,17 @@ impl Config {
         }
         if !(12..=720).contains(&f.min_points) {
             return value("forecast.min_points", "must be between 12 and 720");
+        }
+        for (key, limit) in [
+            ("moves.bandwidth_limit_mib_s", c.moves.bandwidth_limit_mib_s),
+            (
+                "moves.bandwidth_limit_move_mib_s",
+                c.moves.bandwidth_limit_move_mib_s,
+            ),
+        ] {
+            if limit != 0.0 && !(1.0..=1e6).contains(&limit) {
+                return value(key, "must be 0 (no limit) or 1 to 1000000");
+            }
         }
         if c.moves.max_concurrent == 0 {
             return value("moves.max_concurrent", "must be at least 1");

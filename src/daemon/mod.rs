@@ -139,6 +139,8 @@ pub struct Daemon {
     starting: tokio::sync::RwLock<()>,
     /// No move begins any more.
     stopping: AtomicBool,
+    /// What moves from here have sent lately.
+    pub sending: Arc<crate::driver::relay::Sending>,
     /// Turns of moves from here.
     pub departures: Queue,
     /// The turn to freeze of moves to here.
@@ -308,6 +310,7 @@ pub async fn run(
         offers: Mutex::default(),
         starting: tokio::sync::RwLock::new(()),
         stopping: AtomicBool::new(false),
+        sending: Arc::default(),
         departures: Queue::new(config.moves.max_concurrent),
         freezes: Queue::new(1),
         files: Mutex::default(),

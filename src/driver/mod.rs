@@ -4,6 +4,7 @@
 //! ([`target`]), since every step there answers a request of the source.
 
 pub mod queue;
+pub mod relay;
 pub mod source;
 mod steps;
 pub mod target;

@@ -1,12 +1,12 @@
 //! What the actions of a move on the source do.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 
+use super::relay::{self, Relay};
 use crate::daemon::{Daemon, SHORT, lock};
 use crate::feature::FeatureName;
 use crate::guest::{Guest, GuestError};
@@ -103,17 +103,6 @@ impl Progress {
     }
 }
 
-pub(super) struct Relay {
-    task: JoinHandle<()>,
-    bytes: Arc<AtomicU64>,
-}
-
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 /// What the actions share.
 pub(super) struct Shared {
     pub daemon: Arc<Daemon>,
@@ -130,9 +119,7 @@ pub(super) struct Shared {
 impl Shared {
     /// Bytes relayed to the target so far.
     pub fn sent(&self) -> Option<u64> {
-        lock(&self.relay)
-            .as_ref()
-            .map(|r| r.bytes.load(Ordering::Relaxed))
+        lock(&self.relay).as_ref().map(Relay::bytes)
     }
 }
 
@@ -179,29 +166,23 @@ async fn offer(shared: &Shared) -> Result<Relay, String> {
         }
     }
     shared.progress.waits.store(false, Ordering::Relaxed);
-    let mut sender = peers
+    let sender = peers
         .open_bulk(&record.to_host, &record.id)
         .await
         .map_err(|e| e.to_string())?;
-    let mut incoming = guest.bulk_subscribe(record.stream).await;
-    let bytes = Arc::new(AtomicU64::new(0));
-    let (counter, events) = (Arc::clone(&bytes), shared.events.clone());
-    let host = record.to_host.clone();
-    let task = tokio::spawn(async move {
-        while let Some(message) = incoming.recv().await {
-            counter.fetch_add(message.body.content() as u64, Ordering::Relaxed);
-            if let Err(e) = sender.send(&message).await {
-                let _ = events
-                    .send(Event::Failed(format!("sending to {host}: {e}")))
-                    .await;
-                return;
-            }
-        }
-        let _ = events
-            .send(Event::Failed("the guest's bulk stream ended".into()))
-            .await;
-    });
-    Ok(Relay { task, bytes })
+    let incoming = guest.bulk_subscribe(record.stream).await;
+    let (events, host) = (shared.events.clone(), record.to_host.clone());
+    let ended = |reason: String| async move {
+        let reason = format!("sending to {host}: {reason}");
+        let _ = events.send(Event::Failed(reason)).await;
+    };
+    let configured = Arc::clone(daemon);
+    let limits = move || relay::Limits {
+        host: configured.config.moves.bandwidth_limit_mib_s,
+        each: configured.config.moves.bandwidth_limit_move_mib_s,
+    };
+    let sending = Arc::clone(&daemon.sending);
+    Ok(Relay::start(incoming, sender, sending, limits, ended))
 }
 
 fn guest(shared: &Shared) -> Result<Guest, String> {

@@ -159,6 +159,7 @@ pub async fn accept(
         stream: record.stream,
         files: preflight.files,
         state_bytes: preflight.state_bytes,
+        memory_bytes: preflight.resident_bytes,
     };
     watch_doubt(daemon, id);
     match call(daemon, &record, receive, SHORT).await {

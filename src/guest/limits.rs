@@ -72,7 +72,7 @@ pub(super) fn trim(message: &mut Message) {
         Message::Event { event } => match event {
             Event::Meter(MeterFrame { features, .. }) => features.truncate(MAX_FEATURES),
             Event::Exited { status, .. } => words([status]),
-            Event::Progress { .. } => {}
+            Event::Started | Event::Progress { .. } => {}
         },
     }
 }

@@ -228,7 +228,7 @@ impl Guest {
         self.0.shared.current().is_ok()
     }
 
-    /// Takes the messages of one bulk stream from now on. At most 8 MiB wait here; then the
+    /// Takes the messages of one bulk stream from now on. At most 4 MiB wait here; then the
     /// guest's port fills up. The receiver ends when the connection is lost or the guest sends
     /// something in the stream that is no bulk message. A later subscription to the same stream
     /// replaces an earlier one. While its receiver is full, other streams of this guest wait too.

@@ -75,6 +75,9 @@ pub(super) async fn read_control(
         decoder.push(&buf[..n]);
         fit(&mut buf, n, READ_CONTROL);
         while let Some(f) = decoder.next() {
+            if started_anew(&f, &session) {
+                return End::new("the helper was started anew");
+            }
             let message = (f.kind == Kind::Control && f.session == session.number())
                 .then(|| serde_json::from_slice::<Message>(&f.payload));
             let event = match message {
@@ -119,6 +122,20 @@ pub(super) async fn read_control(
     }
 }
 
+/// Whether the helper says that it was started, which it says in no session. Its life before is
+/// over, and with it the session, if hands were shaken.
+fn started_anew(f: &Frame, session: &Session) -> bool {
+    f.session == 0
+        && f.kind == Kind::Control
+        && session.boot_id().is_some()
+        && matches!(
+            serde_json::from_slice(&f.payload),
+            Ok(Message::Event {
+                event: Event::Started
+            })
+        )
+}
+
 /// Makes a buffer of which `read` bytes were used larger when that was all of it, small when that
 /// was little.
 fn fit(buf: &mut Vec<u8>, read: usize, most: usize) {
@@ -131,6 +148,7 @@ fn fit(buf: &mut Vec<u8>, read: usize, most: usize) {
 
 async fn deliver(event: Event, domain: &str, events: &mpsc::Sender<(String, GuestEvent)>) {
     let event = match event {
+        Event::Started => return,
         Event::Meter(frame) => GuestEvent::Meter(frame),
         Event::Progress {
             id,

@@ -12,8 +12,9 @@ use crate::wire::bulk;
 use crate::wire::frame::{self, Kind};
 use crate::wire::guest::{Call, Reply, Request};
 
-/// Messages that wait per bulk stream: 16 of at most 512 KiB are 8 MiB.
-pub(super) const STREAM_MESSAGES: usize = (8 << 20) / bulk::MAX_DATA;
+/// Messages that wait per bulk stream: 8 of at most 512 KiB are 4 MiB. With what the port's reader
+/// and the sender to the next host hold, a move has less than 8 MiB here.
+pub(super) const STREAM_MESSAGES: usize = (4 << 20) / bulk::MAX_DATA;
 /// Bytes that wait for the guest's bulk port.
 const BULK_BYTES: usize = 2 << 20;
 /// Calls that may be under way at a time.

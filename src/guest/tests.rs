@@ -205,6 +205,33 @@ async fn a_lost_connection_fails_calls_ends_streams_and_comes_back() {
 }
 
 #[tokio::test]
+async fn a_helper_that_was_started_anew_ends_the_session_at_once() {
+    let mut stage = Stage::new();
+    let started = Message::Event {
+        event: Event::Started,
+    };
+    // Before hands are shaken it is no news: the greeting waits in the port for that very helper.
+    let _bulk = Port::accept(&stage.bulk).await;
+    let mut control = Port::accept(&stage.control).await;
+    let (session, hello) = control.request().await;
+    control.say(0, &started).await;
+    control.answer(session, hello.id, hello_reply("1.0")).await;
+    assert!(matches!(stage.event().await, GuestEvent::Connected { .. }));
+    let guest = stage.guest.clone();
+    let call = tokio::spawn(async move { guest.call(Call::Status, LONG).await });
+    control.request().await;
+    // In the session itself it means nothing.
+    control.say(session, &started).await;
+    control.say(0, &started).await;
+    assert!(matches!(call.await.unwrap(), Err(GuestError::Lost { .. })));
+    let GuestEvent::Lost { reason } = stage.event().await else {
+        panic!("not lost")
+    };
+    assert_eq!(reason, "the helper was started anew");
+    stage.connect().await;
+}
+
+#[tokio::test]
 async fn events_of_another_session_are_dropped() {
     let mut stage = Stage::new();
     let (mut control, _bulk, session) = stage.connect().await;

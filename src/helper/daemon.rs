@@ -55,7 +55,11 @@ pub fn run(moves: impl FnOnce(BulkPort) -> Arc<dyn MoveSide>) -> std::io::Result
         features::all().len()
     );
     let writer = (server.outbox.clone(), Arc::clone(&control));
-    thread("control-out", move || writer.0.write_to(&writer.1))?;
+    thread("control-out", move || {
+        // A host that talked to the helper before this one would only see it fall silent.
+        writer.1.say_started();
+        writer.0.write_to(&writer.1)
+    })?;
     let taker = Arc::clone(&server);
     thread("bulk-in", move || taker.take_bulk(FrameReader::new(bulk)))?;
     let metering = Arc::clone(&server);

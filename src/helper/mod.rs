@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod command;
 pub mod criu;
 pub mod daemon;
+pub mod digests;
 pub mod features;
 #[cfg(all(feature = "daemon", any(test, fuzzing)))]
 pub(crate) mod fuzz;

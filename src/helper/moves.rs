@@ -371,12 +371,13 @@ impl Moves {
                 stream,
                 files,
                 state_bytes,
+                memory_bytes,
             } => {
                 self.drop_arrived(&spec.name);
                 let target = self.target(&id);
                 // In this order, see `source_unless_ended`.
                 self.refuse_late_step(&id)?;
-                target.receive(&id, &spec, stream, &files, state_bytes)?;
+                target.receive(&id, &spec, stream, &files, [state_bytes, memory_bytes])?;
                 lock(&self.streams).insert(stream, id);
                 Ok(Reply::Done)
             }
@@ -564,7 +565,7 @@ mod tests {
         assert!(e.message.contains("released already"), "{e}");
         let spec = r#"{"name":"no-such-feature","workload":{"kind":"unit","unit":"x.service"}}"#;
         let spec: FeatureSpec = serde_json::from_str(spec).unwrap();
-        let e = target.receive(arrived, &spec, 2, &[], 0).unwrap_err();
+        let e = target.receive(arrived, &spec, 2, &[], [0, 0]).unwrap_err();
         assert!(e.message.contains("discarded already"), "{e}");
         // And one that comes whole.
         let round = Call::PreDump {
@@ -580,6 +581,7 @@ mod tests {
             stream: 2,
             files: Vec::new(),
             state_bytes: 0,
+            memory_bytes: 0,
         };
         assert!(late(receive).contains("was ended here"));
     }

@@ -107,6 +107,31 @@ impl Device {
         }
     }
 
+    /// Tells the host that the helper was just started. Nothing happens when nobody listens.
+    pub fn say_started(&self) {
+        let message = Message::Event {
+            event: Event::Started,
+        };
+        let mut bytes = Vec::new();
+        let told = serde_json::to_vec(&message)
+            .map_err(io::Error::other)
+            .and_then(|payload| {
+                frame::encode(Kind::Control, 0, &payload, &mut bytes).map_err(io::Error::other)
+            })
+            .and_then(|()| {
+                self.write_all(&bytes, |idle| {
+                    if idle < STALL {
+                        Ok(())
+                    } else {
+                        Err(io::ErrorKind::TimedOut.into())
+                    }
+                })
+            });
+        if let Err(e) = told {
+            tracing::debug!("the host does not listen yet: {e}");
+        }
+    }
+
     /// Writes all of `bytes`, waiting for the host as long as `go_on` allows; `go_on` gets the
     /// time without progress and returns the error to end with.
     fn write_all(

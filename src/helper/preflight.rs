@@ -3,14 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use super::{cgroup, criu, features, moves, netns, paths, sockets};
+use super::{cgroup, criu, digests, features, moves, netns, paths, sockets};
 use crate::feature::FeatureSpec;
 use crate::wire::guest::{FileDigest, Preflight};
-use crate::wire::sum::Sum;
 
 /// Most threads that criu handles in reasonable time.
 const MAX_THREADS: usize = 2000;
@@ -99,6 +98,35 @@ pub fn room() -> u64 {
     tmpfs.min(memory)
 }
 
+/// Why a feature whose memory takes `bytes` cannot be received here, if so: it is here twice when
+/// criu has restored it, as images and as memory.
+pub fn too_large(bytes: u64) -> Option<String> {
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory = field(&memory, "MemAvailable:").unwrap_or(0) * 1024;
+    larger_than(bytes, room(), memory)
+}
+
+fn larger_than(bytes: u64, room: u64, memory: u64) -> Option<String> {
+    let mib = |n: u64| n.div_ceil(1 << 20);
+    if bytes > room {
+        return Some(format!(
+            "the feature's memory takes {} MiB as images, and there is room for {} MiB in this \
+             guest's tmpfs and memory; give the guest more memory",
+            mib(bytes),
+            room >> 20
+        ));
+    }
+    let need = bytes.saturating_mul(2);
+    (need > memory).then(|| {
+        format!(
+            "the feature's memory takes {} MiB here while it is restored, as images and as \
+             memory, and {} MiB are free; give the guest more memory",
+            mib(need),
+            memory >> 20
+        )
+    })
+}
+
 /// IPv4 addresses of the calling thread's network namespace.
 pub fn local_addresses() -> HashSet<Ipv4Addr> {
     let Ok(all) = nix::ifaddrs::getifaddrs() else {
@@ -115,7 +143,7 @@ pub fn local_addresses() -> HashSet<Ipv4Addr> {
 /// Checks that the file is here and the same; else a sentence.
 pub fn compare(want: &FileDigest) -> Result<(), String> {
     let path = &want.path;
-    match digest(Path::new(path)) {
+    match digests::of(Path::new(path)) {
         Ok(here) if (here.size, here.sum) == (want.size, want.sum) => Ok(()),
         Ok(here) => Err(format!(
             "{path} differs from the source guest's ({} bytes there, {} here); install the same version in both guests",
@@ -125,29 +153,6 @@ pub fn compare(want: &FileDigest) -> Result<(), String> {
             "{path} cannot be read here: {e}; install it as in the source guest"
         )),
     }
-}
-
-/// Size and sum of a file.
-fn digest(path: &Path) -> io::Result<FileDigest> {
-    let mut file = fs::File::open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is not a plain file"));
-    }
-    let (mut sum, mut size) = (Sum::new(), 0);
-    let mut buf = vec![0; 256 << 10];
-    loop {
-        let n = file.read(&mut buf)?;
-        if n == 0 {
-            break;
-        }
-        sum.update(&buf[..n]);
-        size += n as u64;
-    }
-    Ok(FileDigest {
-        path: path.display().to_string(),
-        size,
-        sum: sum.finish(),
-    })
 }
 
 /// The number behind `key` in a text of `key: number` lines.
@@ -237,7 +242,7 @@ impl Proc {
         }
         external_sockets(&sockets, peers, &mut problems);
         for (path, owner) in files {
-            match digest(&path) {
+            match digests::of(&path) {
                 Ok(d) => found.files.push(d),
                 Err(e) => {
                     problems.insert(format!(
@@ -523,6 +528,23 @@ fn read_peers(mut bytes: &[u8], peers: &mut Peers) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_the_figures() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(larger_than(0, 0, 0), None, "an older host does not tell");
+        assert_eq!(larger_than(100 * MIB, 100 * MIB, 200 * MIB), None);
+        let images = larger_than(101 * MIB, 100 * MIB, 900 * MIB).unwrap();
+        assert!(
+            images.contains("101 MiB") && images.contains("for 100 MiB"),
+            "{images}"
+        );
+        let both = larger_than(100 * MIB, 150 * MIB, 199 * MIB).unwrap();
+        assert!(
+            both.contains("200 MiB") && both.contains("199 MiB"),
+            "{both}"
+        );
+    }
     use std::os::unix::fs::symlink;
 
     /// A process of a made-up /proc.

@@ -82,7 +82,7 @@ impl Target {
         spec: &FeatureSpec,
         stream: u32,
         files: &[FileDigest],
-        state_bytes: u64,
+        [state_bytes, memory_bytes]: [u64; 2],
     ) -> Result<(), Failure> {
         let _turn = lock(&self.turn);
         let refused = |why: String| Failure::new(ErrorKind::Refused, why);
@@ -148,6 +148,9 @@ impl Target {
                 ErrorKind::NoRoom,
                 format!("only {free} bytes of memory are free for images in this guest"),
             ));
+        }
+        if let Some(why) = preflight::too_large(memory_bytes) {
+            return Err(Failure::new(ErrorKind::NoRoom, why));
         }
         let made = self.prepare(id, spec, stream, room);
         if made.is_err()

@@ -26,7 +26,9 @@
 //! performs them and feeds the outcome back. Events that do not fit the state (late answers of a
 //! step that was given up) change nothing.
 
+pub mod bandwidth;
 pub mod convergence;
 pub mod record;
 pub mod source;
+pub mod squeeze;
 pub mod target;

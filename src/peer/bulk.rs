@@ -1,19 +1,23 @@
 //! Bulk connections: the checkpoint images of one move, beside the control connection.
 //!
 //! After the transport's greeting the sender writes one line ([`BulkHello`] as JSON), the
-//! receiver answers with one line (`ok` or `refused REASON`), and messages follow, each behind a
-//! 4-byte little-endian length of at most [`MAX_LENGTH`].
+//! receiver answers with one line (`ok`, `ok lz4` or `refused REASON`), and messages follow, each
+//! behind a 4-byte little-endian length of at most [`MAX_LENGTH`]. After `ok lz4`, which only a
+//! sender gets that offered it, a length with its highest bit set is that of a packed message
+//! ([`crate::wire::packed`]). Whether packing pays is decided message by message.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::PeerError;
-use crate::transport::stream::{explain, read_answer, read_line, write_answer};
+use crate::moving::squeeze::Squeeze;
+use crate::transport::stream::{explain, read_agreed, read_line, write_agreed, write_answer};
 use crate::transport::{Cut, Link, Stream};
 use crate::wire::bulk::{Body, Message};
 use crate::wire::guest::valid_move_id;
+use crate::wire::packed;
 use crate::wire::peer::{BulkHello, PROTOCOL};
 
 /// Longest encoded message, bytes.
@@ -26,6 +30,33 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_HELLO: usize = 4 << 10;
 /// Bytes gathered before they are written.
 const GATHER: usize = 256 << 10;
+/// In a message's length: it is packed.
+pub(super) const PACKED: u32 = 1 << 31;
+
+/// Packs messages where that pays.
+#[derive(Debug, Default)]
+struct Packer {
+    policy: Squeeze,
+    out: Vec<u8>,
+}
+
+impl Packer {
+    /// The packed form of a message, when it is to be sent so.
+    fn pack(&mut self, message: &[u8]) -> Option<&[u8]> {
+        if !self.policy.attempt(message.len()) {
+            return None;
+        }
+        let room = packed::room(message.len());
+        if self.out.len() < room {
+            self.out.resize(room, 0);
+        }
+        let begun = Instant::now();
+        let n = packed::pack(message, &mut self.out)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let worth = self.policy.attempted(message.len(), n, seconds);
+        worth.then(|| &self.out[..n])
+    }
+}
 
 /// The sending end. Dropping it without [`BulkSender::finish`] cuts the connection, which the
 /// receiver sees as an error. It is cut as well when the peer is found to be down.
@@ -35,13 +66,15 @@ pub struct BulkSender {
     stream: Stream,
     cut: Arc<Cut>,
     gathered: Vec<u8>,
+    /// When both sides agreed on it.
+    packer: Option<Packer>,
     /// Set while a write is under way: one that was given up midway leaves a torn stream.
     torn: bool,
 }
 
 impl BulkSender {
     /// Names the move on a fresh bulk connection to `host` and waits for the answer.
-    pub(super) async fn open(host: &str, id: &str, link: Link) -> Result<Self, PeerError> {
+    pub(crate) async fn open(host: &str, id: &str, link: Link) -> Result<Self, PeerError> {
         let unreachable = |reason: String| PeerError::Unreachable {
             host: host.to_owned(),
             reason,
@@ -55,6 +88,7 @@ impl BulkSender {
         let hello = BulkHello {
             protocol: PROTOCOL,
             id: id.to_owned(),
+            pack: vec![packed::LZ4.to_owned()],
         };
         let mut line = serde_json::to_vec(&hello).map_err(|e| unreachable(e.to_string()))?;
         line.push(b'\n');
@@ -62,17 +96,18 @@ impl BulkSender {
         let talk = async {
             stream.write_all(&line).await.map_err(|e| e.to_string())?;
             stream.flush().await.map_err(|e| e.to_string())?;
-            read_answer(&mut stream).await
+            read_agreed(&mut stream).await
         };
         // A receiver may rest for longer than an idle link may stay silent: its guest is slow.
         cut.set_patience(Some(SEND_TIMEOUT))
             .map_err(|e| unreachable(e.to_string()))?;
         match tokio::time::timeout(HELLO_TIMEOUT, talk).await {
-            Ok(Ok(())) => Ok(Self {
+            Ok(Ok(agreed)) => Ok(Self {
                 host: host.to_owned(),
                 stream,
                 cut: Arc::new(cut),
                 gathered: Vec::with_capacity(GATHER * 2),
+                packer: (agreed == packed::LZ4).then(Packer::default),
                 torn: false,
             }),
             Ok(Err(reason)) => Err(unreachable(format!("no bulk connection: {reason}"))),
@@ -90,8 +125,9 @@ impl BulkSender {
     }
 
     /// Sends one message. Small ones are gathered; the end of a round goes out with everything
-    /// before it. Fails within [`SEND_TIMEOUT`]; after a failure every further call fails.
-    pub async fn send(&mut self, message: &Message) -> Result<(), PeerError> {
+    /// before it. Fails within [`SEND_TIMEOUT`]; after a failure every further call fails. Bytes
+    /// that the message takes on the way, before encryption.
+    pub async fn send(&mut self, message: &Message) -> Result<usize, PeerError> {
         let start = self.gathered.len();
         self.gathered.extend_from_slice(&[0; 4]);
         message.encode(&mut self.gathered);
@@ -105,12 +141,21 @@ impl BulkSender {
                 ),
             });
         }
-        self.gathered[start..start + 4].copy_from_slice(&(length as u32).to_le_bytes());
+        let mut word = length as u32;
+        if let Some(packer) = &mut self.packer
+            && let Some(packed) = packer.pack(&self.gathered[start + 4..])
+        {
+            word = packed.len() as u32 | PACKED;
+            self.gathered.truncate(start + 4);
+            self.gathered.extend_from_slice(packed);
+        }
+        self.gathered[start..start + 4].copy_from_slice(&word.to_le_bytes());
+        let taken = self.gathered.len() - start;
         let end = matches!(message.body, Body::RoundEnd { .. });
         if end || self.gathered.len() >= GATHER {
             self.write(end, false).await?;
         }
-        Ok(())
+        Ok(taken)
     }
 
     /// Sends what is gathered and ends the stream, so that the receiver can tell its end from a
@@ -138,8 +183,13 @@ impl BulkSender {
             }
             Ok::<_, std::io::Error>(())
         };
+        let begun = Instant::now();
         match tokio::time::timeout(SEND_TIMEOUT, work).await {
             Ok(Ok(())) => {
+                if let Some(packer) = &mut self.packer {
+                    let seconds = begun.elapsed().as_secs_f64();
+                    packer.policy.sent(self.gathered.len(), seconds);
+                }
                 self.gathered.clear();
                 self.torn = false;
                 Ok(())
@@ -166,27 +216,35 @@ pub struct BulkReceiver {
     /// Length and payload of the message under way; filled up to `have`.
     frame: Vec<u8>,
     have: usize,
+    /// The length of the message under way, once it is known, says that it is packed.
+    packed: bool,
+    /// Packing was agreed on.
+    may_pack: bool,
+    unpacked: Vec<u8>,
 }
 
 impl BulkReceiver {
     /// Reads and checks the header of an incoming connection, and answers it. Returns the move
     /// that it names. The error says in words why the connection was refused.
-    pub(super) async fn accept(host: &str, link: Link) -> Result<(String, Self), String> {
+    pub(crate) async fn accept(host: &str, link: Link) -> Result<(String, Self), String> {
         let Link { mut stream, cut } = link;
         let talk = async {
             let line = read_line(&mut stream, MAX_HELLO)
                 .await
                 .map_err(|e| format!("no bulk header: {}", explain(&e)))?;
             let checked = check_hello(&line);
-            let answer = checked.as_ref().map(|_| ()).map_err(String::as_str);
-            let written = write_answer(&mut stream, answer).await;
-            let id = checked?;
+            let written = match &checked {
+                Ok((_, true)) => write_agreed(&mut stream, packed::LZ4).await,
+                Ok((_, false)) => write_answer(&mut stream, Ok(())).await,
+                Err(reason) => write_answer(&mut stream, Err(reason)).await,
+            };
+            let agreed = checked?;
             written.map_err(|e| e.to_string())?;
             // Nothing more is sent this way, so keepalive alone watches the link.
             cut.set_patience(None).map_err(|e| e.to_string())?;
-            Ok::<_, String>(id)
+            Ok::<_, String>(agreed)
         };
-        let id = tokio::time::timeout(HELLO_TIMEOUT, talk)
+        let (id, may_pack) = tokio::time::timeout(HELLO_TIMEOUT, talk)
             .await
             .map_err(|_| "no bulk header in time".to_owned())??;
         let receiver = Self {
@@ -195,6 +253,9 @@ impl BulkReceiver {
             _cut: cut,
             frame: vec![0; 4],
             have: 0,
+            packed: false,
+            may_pack,
+            unpacked: Vec::new(),
         };
         Ok((id, receiver))
     }
@@ -221,7 +282,9 @@ impl BulkReceiver {
             }
             if self.frame.len() == 4 {
                 let f = &self.frame;
-                let length = u32::from_le_bytes([f[0], f[1], f[2], f[3]]) as usize;
+                let word = u32::from_le_bytes([f[0], f[1], f[2], f[3]]);
+                self.packed = self.may_pack && word & PACKED != 0;
+                let length = if self.packed { word ^ PACKED } else { word } as usize;
                 if length == 0 || length > MAX_LENGTH {
                     return Err(self.broken(&format!(
                         "bulk message of {length} bytes; 1 to {MAX_LENGTH} are allowed"
@@ -230,14 +293,26 @@ impl BulkReceiver {
                 self.frame.resize(4 + length, 0);
                 continue;
             }
-            let decoded = Message::decode(&self.frame[4..]);
+            let decoded = self.decode();
             self.frame.truncate(4);
             self.have = 0;
             return match decoded {
                 Ok(message) => Ok(Some(message)),
-                Err(e) => Err(self.broken(&e.to_string())),
+                Err(reason) => Err(self.broken(&reason)),
             };
         }
+    }
+
+    /// The message that is complete.
+    fn decode(&mut self) -> Result<Message, String> {
+        let payload = if self.packed {
+            packed::unpack(&self.frame[4..], MAX_LENGTH, &mut self.unpacked)
+                .map_err(|e| e.to_string())?;
+            &self.unpacked[..]
+        } else {
+            &self.frame[4..]
+        };
+        Message::decode(payload).map_err(|e| e.to_string())
     }
 
     fn broken(&self, message: &str) -> PeerError {
@@ -248,7 +323,8 @@ impl BulkReceiver {
     }
 }
 
-pub(super) fn check_hello(line: &str) -> Result<String, String> {
+/// The move that a header names, and whether messages may be packed.
+pub(super) fn check_hello(line: &str) -> Result<(String, bool), String> {
     let hello: BulkHello =
         serde_json::from_str(line).map_err(|e| format!("the bulk header is invalid: {e}"))?;
     if hello.protocol != PROTOCOL {
@@ -260,7 +336,8 @@ pub(super) fn check_hello(line: &str) -> Result<String, String> {
     if !valid_move_id(&hello.id) {
         return Err("the bulk header names no valid move".into());
     }
-    Ok(hello.id)
+    let pack = hello.pack.iter().any(|p| p == packed::LZ4);
+    Ok((hello.id, pack))
 }
 
 #[cfg(test)]
@@ -269,10 +346,14 @@ mod tests {
 
     #[test]
     fn hello_is_checked() {
-        assert_eq!(
-            check_hello(&format!(r#"{{"protocol":{PROTOCOL},"id":"0000-1111"}}"#)).unwrap(),
-            "0000-1111"
-        );
+        let hello = |more: &str| format!(r#"{{"protocol":{PROTOCOL},"id":"0000-1111"{more}}}"#);
+        let id = || "0000-1111".to_owned();
+        // As daemons write it that do not pack, and those to come that pack otherwise, too.
+        assert_eq!(check_hello(&hello("")), Ok((id(), false)));
+        let other = hello(r#","pack":["zstd"]"#);
+        assert_eq!(check_hello(&other), Ok((id(), false)));
+        let both = hello(r#","pack":["zstd","lz4"]"#);
+        assert_eq!(check_hello(&both), Ok((id(), true)));
         for bad in [
             "",
             "{}",

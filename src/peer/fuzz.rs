@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use tokio::io::{AsyncWriteExt, duplex};
 use tokio::sync::watch;
 
-use super::bulk::{BulkReceiver, check_hello};
+use super::bulk::{BulkReceiver, MAX_LENGTH, PACKED, check_hello};
 use super::server::{Accepting, check_offer};
 use super::slot::state_of;
 use super::{INTERFACE, PATH, PeerRefusal, PeerService, RefusalKind};
@@ -27,6 +27,7 @@ use crate::transport::stream::read_answer;
 use crate::transport::{Cut, Incoming, Link, Protocol};
 use crate::usage::Usage;
 use crate::wire::guest::Preflight;
+use crate::wire::packed;
 use crate::wire::peer::{BulkHello, Offer, PROTOCOL, TargetStatus, Verdict};
 
 /// Longest time of one input in zbus: what takes longer waits for something for ever.
@@ -159,6 +160,7 @@ pub(crate) const ANSWERS: Target = Target {
         seeds.extend(json(&[BulkHello {
             protocol: PROTOCOL,
             id: "0000-1111".into(),
+            pack: vec![packed::LZ4.into()],
         }]));
         seeds.push(b"refused because\n".to_vec());
         seeds.push(b"ok\n".to_vec());
@@ -171,7 +173,7 @@ fn answers(input: &[u8]) {
         assert!(!reason.contains(char::is_control));
     }
     let Ok(text) = from_utf8(input) else { return };
-    if let Ok(id) = check_hello(text) {
+    if let Ok((id, _)) = check_hello(text) {
         assert!(!id.contains('/'));
     }
     let _ = serde_json::from_str::<TargetStatus>(text).map(|s| same_as_json(&s));
@@ -195,24 +197,34 @@ pub(crate) const BULK_STREAM: Target = Target {
             if let Ok((id, mut receiver)) = BulkReceiver::accept("h2", link).await {
                 assert!(!id.contains('/'));
                 while let Ok(Some(message)) = receiver.next().await {
-                    assert!(message.body.content() <= input.len());
+                    assert!(message.body.content() <= MAX_LENGTH);
                 }
             }
         });
     },
     seeds: || {
-        let hello = BulkHello {
-            protocol: PROTOCOL,
-            id: "0000-1111".into(),
+        let stream = |pack: bool| {
+            let hello = BulkHello {
+                protocol: PROTOCOL,
+                id: "0000-1111".into(),
+                pack: pack.then(|| packed::LZ4.into()).into_iter().collect(),
+            };
+            let mut stream = json(&[hello]).concat();
+            stream.push(b'\n');
+            for body in wire::bodies() {
+                let mut message = wire::message(body);
+                let mut mark = 0;
+                if pack {
+                    let mut room = vec![0; packed::room(message.len())];
+                    let n = packed::pack(&message, &mut room).expect("room");
+                    (message, mark) = (room[..n].to_vec(), PACKED);
+                }
+                stream.extend_from_slice(&(message.len() as u32 | mark).to_le_bytes());
+                stream.extend_from_slice(&message);
+            }
+            stream
         };
-        let mut stream = json(&[hello]).concat();
-        stream.push(b'\n');
-        for body in wire::bodies() {
-            let message = wire::message(body);
-            stream.extend_from_slice(&(message.len() as u32).to_le_bytes());
-            stream.extend_from_slice(&message);
-        }
-        vec![stream]
+        vec![stream(false), stream(true)]
     },
 };
 

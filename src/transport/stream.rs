@@ -177,13 +177,33 @@ pub async fn write_answer<W: AsyncWrite + Unpin + ?Sized>(
     to.flush().await
 }
 
+/// Writes `ok` with a word on which both sides agree, as one line.
+pub async fn write_agreed<W: AsyncWrite + Unpin + ?Sized>(
+    to: &mut W,
+    word: &str,
+) -> std::io::Result<()> {
+    to.write_all(format!("ok {word}\n").as_bytes()).await?;
+    to.flush().await
+}
+
 /// Reads what [`write_answer`] wrote. The error is the other side's reason, or why none came.
 pub async fn read_answer<R: AsyncRead + Unpin>(from: &mut R) -> Result<(), String> {
+    match read_agreed(from).await?.as_str() {
+        "" => Ok(()),
+        _ => Err("its answer is not droverd's".into()),
+    }
+}
+
+/// Reads what [`write_answer`] or [`write_agreed`] wrote: the word, empty when there is none.
+pub async fn read_agreed<R: AsyncRead + Unpin>(from: &mut R) -> Result<String, String> {
     let line = read_line(from, MAX_ANSWER).await.map_err(|e| explain(&e))?;
-    match line.strip_prefix("refused ") {
-        None if line == "ok" => Ok(()),
-        Some(reason) => Err(reason.chars().filter(|c| !c.is_control()).collect()),
-        None => Err("its answer is not droverd's".into()),
+    if let Some(reason) = line.strip_prefix("refused ") {
+        return Err(reason.chars().filter(|c| !c.is_control()).collect());
+    }
+    match line.split_once(' ') {
+        None if line == "ok" => Ok(String::new()),
+        Some(("ok", word)) => Ok(word.to_owned()),
+        _ => Err("its answer is not droverd's".into()),
     }
 }
 

@@ -150,6 +150,9 @@ pub enum Call {
         /// Bytes of the feature's state directories, for which there must be room.
         #[serde(default)]
         state_bytes: u64,
+        /// Bytes of the feature's memory, for which there must be room; 0: not known.
+        #[serde(default)]
+        memory_bytes: u64,
     },
     /// Waits until the round has fully arrived and checks it. Answer: `Done`.
     AwaitRound {
@@ -286,6 +289,9 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
+    /// The helper has just been started: it knows no session and no call of before. The only
+    /// event that comes outside of a session, in frames of session 0, which is none.
+    Started,
     /// A meter tick.
     Meter(MeterFrame),
     /// A managed feature's process ended by itself.

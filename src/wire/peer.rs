@@ -87,4 +87,8 @@ pub struct BulkHello {
     pub protocol: u32,
     /// Move, offered and accepted before on the control connection of the same peer.
     pub id: MoveId,
+    /// Ways to compress messages that the source knows. The target answers with one of them
+    /// behind its `ok`, or with `ok` alone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pack: Vec<String>,
 }

@@ -47,6 +47,23 @@ class Failures(FeatureCase):
         self.only_at("h1")
         self.good(self.counter)
 
+    def test_target_helper_killed_while_it_restores(self):
+        """The source hears of it from the helper that is started in its place, and goes on."""
+        self.fill(60_000)
+        counter, source, target = self.client(), Daemon("h1"), Daemon("h2")
+        self.log = self.watch("h1")
+        CLUSTER.drover("h1", "migrate", "g1", self.FEATURE, "--to", "h2", "--no-wait")
+        source.wait('to="freezing"')
+        CLUSTER.guest("g2", "systemctl", "kill", "-s", "KILL", "drover-guest.service")
+        job = self.log.wait(lambda e: e["event"] == "move" and e["job"]["result"], 120, "its end")["job"]
+        if job["result"] == "done":
+            # The kill came after the restore: the helper that is started then resumes it.
+            self.only_at("h2")
+        else:
+            target.wait("helper lost.*started anew", 10)
+            self.only_at("h1")
+        self.good(counter)
+
     def test_source_daemon_killed_in_pre_copy(self):
         self.killed_at('to="pre-copy"', committed=False)
 
