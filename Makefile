@@ -95,7 +95,7 @@ bench-history:
 	$(CARGO) run --locked --release --example bench_history
 
 # Each workload moved there and back 20 times under load; target/bench/workloads.json.
-# BENCH_ARGS="--moves 4 --only redis" for less.
+# BENCH_ARGS="--moves 4 --only redis" for less, "--minutes 60" for a bound.
 bench-workloads: setup stage
 	tests/bench/bench_workloads.py $(BENCH_ARGS)
 
@@ -104,7 +104,7 @@ bench-move: setup stage
 	tests/bench/bench_move.py $(BENCH_ARGS)
 
 # Faults at every state of a move, on each side; target/chaos/report.json.
-# CHAOS_ARGS="--faults 10 --seed 7" for less.
+# CHAOS_ARGS="--faults 10 --seed 7" for less, "--minutes 60" for a bound.
 chaos: setup stage
 	tests/bench/chaos.py $(CHAOS_ARGS)
 
@@ -119,6 +119,12 @@ bench-meter: setup stage
 bench-fleet:
 	$(CARGO) build --locked --release --bin droverd --bin drover
 	$(CARGO) run --locked --release --example bench_fleet target/release target/bench/meter.json
+
+# Every decoder of what guests, peers and users send, FUZZ_SECONDS each, under libFuzzer (nightly).
+FUZZ_SECONDS ?= 60
+.PHONY: fuzz
+fuzz:
+	fuzz/run.sh $(FUZZ_SECONDS)
 
 fmt-check:
 	$(CARGO) fmt --all --check

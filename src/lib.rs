@@ -86,6 +86,10 @@ pub mod toml_text;
 #[cfg(feature = "daemon")]
 pub mod transport;
 
+// Inputs of every kind for all of the above.
+#[cfg(all(feature = "daemon", any(test, fuzzing)))]
+pub mod fuzz;
+
 // Edge inside the guest.
 #[cfg(feature = "guest")]
 pub mod helper;

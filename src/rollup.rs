@@ -136,7 +136,7 @@ pub fn roll_up(points: &[Rollup], step_ms: i64) -> Vec<Rollup> {
         .map(|run| {
             let covered: f64 = run.iter().map(Rollup::covered_s).sum();
             let covered = (covered * 1e9).round() / 1e9;
-            let mut into = Rollup::empty(step(&run[0]) * step_ms, covered);
+            let mut into = Rollup::empty(step(&run[0]).saturating_mul(step_ms), covered);
             for c in COLUMNS {
                 column(run, c, covered, &mut into);
             }

@@ -207,6 +207,13 @@ async fn talk(
             let event = GuestEvent::Connected { version, boot_id };
             let _ = events.send((shared.domain().to_owned(), event)).await;
         }
+        // One that speaks another protocol says so.
+        Ok(Reply::Error { message, .. }) => {
+            return End {
+                reason: format!("it refuses the greeting: {message}"),
+                offence: true,
+            };
+        }
         Ok(other) => return End::new(format!("it answers the greeting with {other:?}")),
         Err(GuestError::Timeout { .. }) => {
             return End::new(format!(

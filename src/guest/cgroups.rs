@@ -52,7 +52,7 @@ pub async fn access(hv: &Hypervisor, domain: &str) -> Result<Access, HypervisorE
     Ok(allowed(&info))
 }
 
-fn allowed(info: &Value) -> Access {
+pub(super) fn allowed(info: &Value) -> Access {
     let has = |commands: &[&str]| commands.iter().all(|c| allows(info, c));
     if has(&["guest-exec", "guest-exec-status"]) {
         Access::Exec
@@ -153,7 +153,7 @@ c() {{ # name, container
 }
 
 /// What the script printed. A guest may print anything: what does not fit is left out.
-fn parse(text: &str) -> MeterFrame {
+pub(super) fn parse(text: &str) -> MeterFrame {
     let mut frame = MeterFrame::default();
     let (mut boot_id, mut ticks) = ("", 100_u64);
     let (mut stat, mut meminfo) = ("", "");
@@ -222,7 +222,7 @@ fn uptime(text: &str) -> u64 {
 }
 
 /// The whole guest's CPU time from `guest-get-cpustats`, milliseconds per CPU.
-fn cpustats(answer: &Value) -> MeterFrame {
+pub(super) fn cpustats(answer: &Value) -> MeterFrame {
     let cpus = answer.as_array().map(Vec::as_slice).unwrap_or_default();
     let sum = |keys: &[&str]| -> u64 {
         cpus.iter()
@@ -234,7 +234,10 @@ fn cpustats(answer: &Value) -> MeterFrame {
     let n = cpus.len() as u64;
     MeterFrame {
         // All of a CPU's time is the time since boot.
-        at_ns: sum(&all).checked_div(n).unwrap_or(0) * 1_000_000,
+        at_ns: sum(&all)
+            .checked_div(n)
+            .unwrap_or(0)
+            .saturating_mul(1_000_000),
         guest: GuestTotals {
             cpus: n as u32,
             cpu_busy_usec: sum(&busy).saturating_mul(1000),

@@ -22,6 +22,8 @@
 
 mod actor;
 pub mod cgroups;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod install;
 mod limits;
 mod ports;

@@ -464,3 +464,32 @@ async fn a_silent_helper_is_given_up() {
         "{event:?}"
     );
 }
+
+/// What helpers of protocol 1 answer: one that compares the versions itself, and one that leaves
+/// that to the host.
+#[tokio::test]
+async fn helpers_of_another_version_are_refused_with_the_way_out() {
+    for recorded in [
+        r#"{"type":"response","id":1,"reply":{"reply":"error","kind":"invalid","message":"the host speaks protocol 2 and this helper 1; install the host's helper with 'drover guest install'"}}"#,
+        r#"{"type":"response","id":1,"reply":{"reply":"hello","protocol":1,"version":"0.1.0","boot_id":"b"}}"#,
+    ] {
+        let mut stage = Stage::new();
+        let _bulk = Port::accept(&stage.bulk).await;
+        let mut control = Port::accept(&stage.control).await;
+        let (session, hello) = control.request().await;
+        assert_eq!(hello.id, 1, "as recorded");
+        control
+            .send(Kind::Control, session, recorded.as_bytes())
+            .await;
+        let event = stage.event().await;
+        let GuestEvent::Lost { reason } = event else {
+            panic!("{event:?}")
+        };
+        assert!(
+            reason.contains("protocol 1") || reason.contains("this helper 1"),
+            "{reason}"
+        );
+        assert!(reason.contains("drover guest install"), "{reason}");
+        assert!(!stage.guest.connected());
+    }
+}

@@ -283,7 +283,7 @@ fn hello(protocol: u32) -> Reply {
     error(ErrorKind::Invalid, why)
 }
 
-fn request_id(payload: &[u8]) -> Option<u64> {
+pub(super) fn request_id(payload: &[u8]) -> Option<u64> {
     let value: serde_json::Value = serde_json::from_slice(payload).ok()?;
     value.get("id")?.as_u64()
 }

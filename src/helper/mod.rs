@@ -14,6 +14,8 @@ pub mod criu;
 pub mod daemon;
 pub mod digests;
 pub mod features;
+#[cfg(all(feature = "daemon", any(test, fuzzing)))]
+pub(crate) mod fuzz;
 pub mod gate;
 pub mod hooks;
 pub mod images;

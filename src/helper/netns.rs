@@ -19,7 +19,7 @@ use crate::feature::{Cidr, FeatureName, Managed, Network};
 use crate::helper::command::{self, CommandError};
 use crate::helper::paths;
 
-mod packets;
+pub(super) mod packets;
 mod rules;
 
 /// The feature's interface inside its namespace.

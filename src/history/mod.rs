@@ -56,6 +56,8 @@
 
 mod codec;
 pub(crate) mod files;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod jobs;
 mod partition;
 mod partitions;

@@ -6,7 +6,7 @@ use crate::rollup::Rollup;
 
 /// Most rollups in one parcel.
 pub const PARCEL: usize = 1000;
-const KEY: &[u8] = b"parcel";
+pub(super) const KEY: &[u8] = b"parcel";
 
 /// Packs rollups in time order, at most [`PARCEL`] of them.
 pub fn pack(points: &[Rollup]) -> Vec<u8> {

@@ -57,14 +57,19 @@ impl Agents {
                 })
             })
             .await?;
-        let bad = |message: String| HypervisorError::Answer {
-            what: what.clone(),
-            message,
-        };
-        let mut answer: Value = serde_json::from_str(&answer).map_err(|e| bad(e.to_string()))?;
-        answer
-            .get_mut("return")
-            .map(Value::take)
-            .ok_or_else(|| bad("it has no 'return'".into()))
+        returned(&what, &answer)
     }
+}
+
+/// What an agent's answer to `what` holds.
+pub(super) fn returned(what: &str, answer: &str) -> Result<Value, HypervisorError> {
+    let bad = |message: String| HypervisorError::Answer {
+        what: what.to_owned(),
+        message,
+    };
+    let mut answer: Value = serde_json::from_str(answer).map_err(|e| bad(e.to_string()))?;
+    answer
+        .get_mut("return")
+        .map(Value::take)
+        .ok_or_else(|| bad("it has no 'return'".into()))
 }

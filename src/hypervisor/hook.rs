@@ -54,7 +54,7 @@ pub struct HookNotice {
 }
 
 /// Takes a datagram apart; `None` when it is not a notice.
-fn parse(datagram: &[u8]) -> Option<HookNotice> {
+pub(super) fn parse(datagram: &[u8]) -> Option<HookNotice> {
     if datagram.len() > MAX_DATAGRAM {
         return None;
     }

@@ -21,6 +21,8 @@ mod connection;
 mod error;
 mod event_loop;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod handle;
 pub mod hook;
 pub mod load;

@@ -9,6 +9,8 @@
 
 pub mod counters;
 mod families;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod server;
 mod text;
 

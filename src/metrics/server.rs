@@ -107,13 +107,13 @@ where
 
 /// What was asked for.
 #[derive(Debug, PartialEq, Eq)]
-enum Asked {
+pub(super) enum Asked {
     Metrics { head_only: bool },
     Refused(&'static str),
 }
 
 /// `None` while the head is not complete.
-fn parse(bytes: &[u8]) -> Option<Asked> {
+pub(super) fn parse(bytes: &[u8]) -> Option<Asked> {
     let mut headers = [httparse::EMPTY_HEADER; HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     match request.parse(bytes) {

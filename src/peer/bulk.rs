@@ -31,7 +31,7 @@ const MAX_HELLO: usize = 4 << 10;
 /// Bytes gathered before they are written.
 const GATHER: usize = 256 << 10;
 /// In a message's length: it is packed.
-const PACKED: u32 = 1 << 31;
+pub(super) const PACKED: u32 = 1 << 31;
 
 /// Packs messages where that pays.
 #[derive(Debug, Default)]
@@ -324,7 +324,7 @@ impl BulkReceiver {
 }
 
 /// The move that a header names, and whether messages may be packed.
-fn check_hello(line: &str) -> Result<(String, bool), String> {
+pub(super) fn check_hello(line: &str) -> Result<(String, bool), String> {
     let hello: BulkHello =
         serde_json::from_str(line).map_err(|e| format!("the bulk header is invalid: {e}"))?;
     if hello.protocol != PROTOCOL {

@@ -8,6 +8,8 @@
 
 pub mod bulk;
 pub mod client;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod keep;
 pub mod server;
 mod slot;

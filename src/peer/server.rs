@@ -203,60 +203,67 @@ impl PeerObject {
             ))),
         }
     }
+}
 
-    /// Parses a question about a feature, of this protocol.
-    fn parsed<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T, PeerRefusal> {
-        let invalid = |m: String| PeerRefusal::new(RefusalKind::Invalid, m);
-        // The protocol first: another version's need not parse here.
-        let value: serde_json::Value =
-            serde_json::from_str(text).map_err(|e| invalid(format!("{what}: {e}")))?;
-        let protocol = value.get("protocol").and_then(serde_json::Value::as_u64);
-        if protocol != Some(u64::from(PROTOCOL)) {
-            return Err(PeerRefusal::new(
-                RefusalKind::Refused,
-                format!(
-                    "the {what}'s protocol is not {PROTOCOL}; both hosts need the same version of \
-                     droverd"
-                ),
-            ));
-        }
-        serde_json::from_value(value).map_err(|e| invalid(format!("{what}: {e}")))
+/// Parses a question about a feature, of this protocol.
+fn parsed<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T, PeerRefusal> {
+    let invalid = |m: String| PeerRefusal::new(RefusalKind::Invalid, m);
+    // The protocol first: another version's need not parse here.
+    let value: serde_json::Value =
+        serde_json::from_str(text).map_err(|e| invalid(format!("{what}: {e}")))?;
+    let protocol = value.get("protocol").and_then(serde_json::Value::as_u64);
+    if protocol != Some(u64::from(PROTOCOL)) {
+        let theirs = protocol.map_or_else(|| "missing".to_owned(), |p| p.to_string());
+        return Err(PeerRefusal::new(
+            RefusalKind::Refused,
+            format!(
+                "the {what}'s protocol is {theirs}, here it is {PROTOCOL}; both hosts need the \
+                 same version of droverd"
+            ),
+        ));
     }
+    serde_json::from_value(value).map_err(|e| invalid(format!("{what}: {e}")))
+}
 
-    /// Checks a feature and what it is expected to use.
-    fn check_spec(
-        &self,
-        spec: &FeatureSpec,
-        (cpus, memory_mib): (f64, f64),
-        what: &str,
-    ) -> Result<(), PeerRefusal> {
-        let invalid = |m: String| PeerRefusal::new(RefusalKind::Invalid, m);
-        spec.validate().map_err(|e| invalid(e.to_string()))?;
-        let amount = |x: f64| x.is_finite() && x >= 0.0;
-        if !(amount(cpus) && amount(memory_mib)) {
-            return Err(invalid(format!(
-                "{what}: cpus and memory_mib must not be negative"
-            )));
-        }
-        if !self.groups.contains(&spec.group) {
-            return Err(PeerRefusal::new(
-                RefusalKind::Refused,
-                format!(
-                    "features of group '{}' are not accepted from '{}' here; allow the group in \
-                     [[peer.hosts]] groups",
-                    spec.group, self.peer
-                ),
-            ));
-        }
-        Ok(())
+/// Checks a feature of `peer`, of whom those of `groups` are taken, and what it is expected to use.
+fn check_spec(
+    spec: &FeatureSpec,
+    (cpus, memory_mib): (f64, f64),
+    what: &str,
+    (peer, groups): (&str, &[String]),
+) -> Result<(), PeerRefusal> {
+    let invalid = |m: String| PeerRefusal::new(RefusalKind::Invalid, m);
+    spec.validate().map_err(|e| invalid(e.to_string()))?;
+    let amount = |x: f64| x.is_finite() && x >= 0.0;
+    if !(amount(cpus) && amount(memory_mib)) {
+        return Err(invalid(format!(
+            "{what}: cpus and memory_mib must not be negative"
+        )));
     }
+    if !groups.contains(&spec.group) {
+        return Err(PeerRefusal::new(
+            RefusalKind::Refused,
+            format!(
+                "features of group '{}' are not accepted from '{peer}' here; allow the group in \
+                 [[peer.hosts]] groups",
+                spec.group
+            ),
+        ));
+    }
+    Ok(())
+}
 
-    fn check_offer(&self, text: &str) -> Result<Offer, PeerRefusal> {
-        let offer: Offer = Self::parsed(text, "offer")?;
-        check_id(&offer.id)?;
-        self.check_spec(&offer.spec, (offer.cpus, offer.memory_mib), "offer")?;
-        Ok(offer)
-    }
+/// Checks an offer of `peer`, of whom features of `groups` are taken.
+pub(super) fn check_offer(text: &str, peer: &str, groups: &[String]) -> Result<Offer, PeerRefusal> {
+    let offer: Offer = parsed(text, "offer")?;
+    check_id(&offer.id)?;
+    check_spec(
+        &offer.spec,
+        (offer.cpus, offer.memory_mib),
+        "offer",
+        (peer, groups),
+    )?;
+    Ok(offer)
 }
 
 fn check_id(id: &str) -> Result<(), PeerRefusal> {
@@ -298,7 +305,7 @@ impl PeerObject {
 
     async fn offer(&self, offer: &str) -> Result<(), WireError> {
         self.limited(async {
-            let offer = self.check_offer(offer)?;
+            let offer = check_offer(offer, &self.peer, &self.groups)?;
             self.service.offer(&self.peer, offer).await
         })
         .await
@@ -306,8 +313,9 @@ impl PeerObject {
 
     async fn check(&self, ask: &str) -> Result<String, WireError> {
         self.limited(async {
-            let ask: CheckAsk = Self::parsed(ask, "question")?;
-            self.check_spec(&ask.spec, (ask.cpus, ask.memory_mib), "question")?;
+            let ask: CheckAsk = parsed(ask, "question")?;
+            let peer = (self.peer.as_str(), self.groups.as_slice());
+            check_spec(&ask.spec, (ask.cpus, ask.memory_mib), "question", peer)?;
             json(&self.service.check(&self.peer, ask).await?)
         })
         .await
@@ -406,4 +414,33 @@ impl PeerObject {
     /// This host's state changed noticeably; the body is what `HostState` returns.
     #[zbus(signal)]
     async fn host_state_changed(emitter: &SignalEmitter<'_>, state: &str) -> zbus::Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As droverd of protocol 1 made it; its digests have other fields.
+    const OLD_OFFER: &str = r#"{"protocol":1,"id":"00000000-0001","spec":{"name":"cache","group":"default","workload":{"kind":"managed","exec":["/usr/bin/redis-server"],"address":"10.0.0.5/24"},"thresholds":[],"automatic":true,"downtime_ms":300},"from_domain":"g1","to_domain":"g2","stream":7,"cpus":0.5,"memory_mib":64.0,"preflight":{"problems":[],"resident_bytes":1,"room_bytes":2,"files":[]},"files":[{"path":"/usr/bin/redis-server","size":5,"crc":6}]}"#;
+
+    #[test]
+    fn offers_of_another_version_are_refused_with_the_reason() {
+        let groups = ["default".to_owned()];
+        let refused = |text: &str| check_offer(text, "h1", &groups).unwrap_err();
+        let newer = OLD_OFFER.replace("\"protocol\":1", "\"protocol\":4000000000000");
+        for (text, theirs) in [(OLD_OFFER, "is 1,"), (newer.as_str(), "is 4000000000000,")] {
+            let r = refused(text);
+            assert_eq!(r.kind, RefusalKind::Refused);
+            assert!(r.message.contains(theirs), "{}", r.message);
+            assert!(
+                r.message.contains("same version of droverd"),
+                "{}",
+                r.message
+            );
+        }
+        assert!(refused("{}").message.contains("is missing,"));
+        // Of this version it would be another error: the version is looked at first.
+        let this = OLD_OFFER.replace("\"protocol\":1", &format!("\"protocol\":{PROTOCOL}"));
+        assert_eq!(refused(&this).kind, RefusalKind::Invalid);
+    }
 }

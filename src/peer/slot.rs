@@ -142,7 +142,8 @@ impl Slot {
 
     /// Parses a state and checks that the peer speaks of itself.
     pub fn parse_state(&self, text: &str) -> Result<HostState, PeerError> {
-        let state: HostState = self.parse("HostState", text)?;
+        let state =
+            state_of(text).map_err(|e| self.protocol(format!("answer to HostState: {e}")))?;
         if state.name == self.name {
             Ok(state)
         } else {
@@ -152,6 +153,27 @@ impl Slot {
             )))
         }
     }
+}
+
+/// Largest number that a state may have: beyond any counter, rate or time, and small enough that
+/// what decisions make of it stays a number.
+const MOST: f64 = 1e18;
+
+/// Reads a state. Decisions calculate with its numbers, so those that cannot be are an error.
+pub(super) fn state_of(text: &str) -> Result<HostState, String> {
+    fn odd(value: &serde_json::Value) -> Option<f64> {
+        match value {
+            serde_json::Value::Number(n) => n.as_f64().filter(|n| n.abs() > MOST),
+            serde_json::Value::Array(all) => all.iter().find_map(odd),
+            serde_json::Value::Object(all) => all.values().find_map(odd),
+            _ => None,
+        }
+    }
+    let value: serde_json::Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    if let Some(number) = odd(&value) {
+        return Err(format!("a number that cannot be: {number:e}"));
+    }
+    serde_json::from_value(value).map_err(|e| e.to_string())
 }
 
 /// Makes a stream into a control connection.

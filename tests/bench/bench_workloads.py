@@ -2,7 +2,7 @@
 """Moves each workload there and back again under load from outside, over connections that stay
 open, and writes target/bench/workloads.json with every result.
 
-    bench_workloads.py [--moves N] [--only NAME,...] [--keep] [--reuse]
+    bench_workloads.py [--moves N] [--minutes N] [--only NAME,...] [--keep] [--reuse]
 
 Per workload: `verdict` (`movable`, or the reason that preflight gives), `moves` (that were done),
 `failed` (moves that ended otherwise although the workload was called movable), `client_errors`
@@ -10,6 +10,7 @@ Per workload: `verdict` (`movable`, or the reason that preflight gives), `moves`
 `gap_ms_worst` (the longest silence that a client saw around each move)."""
 
 import argparse
+import subprocess
 import sys
 import tempfile
 import time
@@ -81,7 +82,7 @@ def move(cluster, name):
     return code, job
 
 
-def bench(cluster, workload, count, result, report):
+def bench(cluster, workload, count, result, report, late):
     start(cluster, workload)
     client = cluster.client(workload.protocol, f"{ADDRESS}:{workload.port}",
                             connections=workload.connections)
@@ -89,6 +90,9 @@ def bench(cluster, workload, count, result, report):
     try:
         time.sleep(3)
         for n in range(count):
+            if late():
+                say(f"{workload.name}: cut short after {n} of {count} moves", "!")
+                break
             code, job = move(cluster, workload.name)
             if job["result"] == "done" and code == 0:
                 in_a_row = 0
@@ -140,6 +144,8 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--moves", type=int, default=40,
                         help="per workload (default: 40, 20 times there and back)")
+    parser.add_argument("--minutes", type=float,
+                        help="in all; each workload gets its share (default: no limit)")
     parser.add_argument("--only", help="names of workloads, separated by commas")
     parser.add_argument("--keep", action="store_true", help="leave the cluster up")
     parser.add_argument("--reuse", action="store_true", help="use the cluster that is up")
@@ -152,21 +158,31 @@ def main():
     try:
         cluster.begin(args.reuse)
         cluster.helpers()
-        for workload in chosen:
+        begin = time.monotonic()
+        for number, workload in enumerate(chosen, 1):
             say(f"{workload.name}: {' '.join(workload.command)}", "#")
             result = {"verdict": None, "moves": 0, "failed": 0, "client_errors": None,
                       "gap_ms_median": None, "gap_ms_worst": None, "client_replies": None,
                       "first_error": None, "reasons": [], "freeze_ms": [], "total_ms": [],
                       "gaps_ms": []}
             report.data["workloads"][workload.name] = result
+            # What earlier ones left over goes to later ones.
+            until = begin + (args.minutes or 0) * 60 * number / len(chosen)
             try:
-                bench(cluster, workload, args.moves, result, report)
-            except (Failed, OSError) as e:
+                bench(cluster, workload, args.moves, result, report,
+                      lambda: bool(args.minutes) and time.monotonic() > until)
+            except (Failed, OSError, ValueError, subprocess.SubprocessError) as e:
                 result["failed"] += 1
                 result["reasons"].append(str(e))
                 say(f"{workload.name}: {e}", "!")
             report.save()
-            cluster.remove(workload.name)
+            try:
+                cluster.remove(workload.name)
+            except (Failed, ValueError, subprocess.SubprocessError) as e:
+                # The next one has the address, so it needs a place without this one.
+                say(f"{workload.name} cannot be removed, so the cluster is made anew: {e}", "!")
+                cluster.begin()
+                cluster.helpers()
     finally:
         if not args.keep:
             cluster.down()

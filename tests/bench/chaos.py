@@ -2,18 +2,24 @@
 """Faults at every state of a move, on each side, on the real cluster. Writes
 target/chaos/report.json with every fault.
 
-    chaos.py [--faults N] [--seed N] [--kinds KIND,...] [--states STATE,...] [--sides source,target]
-             [--keep] [--reuse]
+    chaos.py [--faults N] [--minutes N] [--seed N] [--kinds KIND,...] [--states STATE,...]
+             [--sides source,target] [--keep] [--reuse]
 
 A redis with a client outside moves between two hosts; in each move one fault strikes, a random
 moment after a state began. Then everything that was broken is repaired, and within two minutes the
 feature must run exactly once, with every write that the client was answered, no connection broken,
-and nothing of the move left anywhere. A guest that is killed takes along what runs in it: such
-faults are in `guest_killed`, apart from the counts that must be 0, unless the feature was in the
-other guest.
+and nothing of the move left anywhere.
 
-Report: `moves`, `faults` (kind -> side -> state that it struck), `lost`, `doubled`,
-`client_lost_replies`, `leaked`, `guest_killed`, `trials`."""
+A guest that is killed takes along what runs in it. That is no loss by Drover when the feature was,
+or may have been, in that guest: the source's before the commit, the target's from the commit on. The
+host must then be clean all the same, and the feature starts anew with its guest. It must survive,
+and counts as lost otherwise, when the guest held no copy that counts: the target's as long as the
+source has not committed, the source's once it has.
+
+Report: `moves`; `faults` (kind -> state that it struck -> number); `lost` features, `doubled` ones,
+`client_lost_replies`, `leaked` things, all of which must be 0; `leaked_kinds`; `sides` (kind -> side
+-> state -> number); `guest_killed`; `broken_trials` (the fault could not be set up or repaired);
+`cut_short` (`--minutes` ended it); `trials`, each with what happened."""
 
 import argparse
 import json
@@ -38,6 +44,9 @@ KINDS = ["droverd", "helper", "guest", "libvirtd", "link", "tmpfs", "agent"]
 SIDES = ["source", "target"]
 # Longest wait for the feature to be whole again, seconds.
 SETTLE = 120
+# Longest time until a feature whose guest did not die with it is whole elsewhere, seconds: a little
+# more than the longest step of a move (see TUNING).
+AWAY = 45
 # Longest random wait after the beginning of a state, seconds. Most last longer, the commit does not.
 JITTER = 0.06
 TUNING = """
@@ -92,7 +101,7 @@ class Log:
 class Chaos:
     def __init__(self, cluster, report):
         self.c, self.report, self.data = cluster, report, report.data
-        self.vagrant, self.clients = None, []
+        self.vagrant, self.clients, self.refusal = None, [], None
 
     # -- the feature and its client ---------------------------------------------
 
@@ -225,7 +234,11 @@ class Chaos:
         if state == "committing":
             # A few milliseconds, that of the write to the journal.
             delay = 0
-        wait_until(lambda: self.migrate(source, from_guest, target), 30, "the move begins")
+        # The other hosts learn of a guest that booted a little later.
+        try:
+            wait_until(lambda: self.migrate(source, from_guest, target), 90, "the move begins")
+        except Failed as e:
+            raise Failed(f"{e}: {self.refusal}") from None
         reached = log.wait(state, 60)
         if reached:
             time.sleep(delay)
@@ -236,13 +249,14 @@ class Chaos:
         trial = {"kind": kind, "side": side, "state": state, "struck": struck,
                  "from": source, "to": target, "faults": []}
         self.data["moves"] += 1
-        by_state = self.data["faults"].setdefault(kind, {}).setdefault(side, {})
-        by_state[struck] = by_state.get(struck, 0) + 1
+        for counts in (self.data["faults"].setdefault(kind, {}),
+                       self.data["sides"].setdefault(kind, {}).setdefault(side, {})):
+            counts[struck] = counts.get(struck, 0) + 1
         self.data["trials"].append(trial)
         # What is broken stays broken for a while before it is repaired.
         time.sleep(rng.uniform(0.2, 2.0))
         if kind == "guest":
-            self.settle_without(trial, counter, host, guest, repair)
+            self.settle_without(trial, counter, guest, repair, before, log)
         else:
             if repair:
                 repair()
@@ -265,17 +279,18 @@ class Chaos:
         self.judge(trial, place)
         self.judge_client(trial, counter)
 
-    def settle_without(self, trial, counter, host, guest, repair):
-        """After the death of a guest: if the feature was in it, it is lost with it."""
+    def settle_without(self, trial, counter, guest, repair, before, log):
+        """After the death of a guest: the feature goes on elsewhere, or died with it."""
         killed = self.data["guest_killed"]
-        end = time.monotonic() + 20
+        end = time.monotonic() + AWAY
         place = None
         while time.monotonic() < end:
             place = self.settled()
-            if place and place[1] != guest:
+            if place and place[1] != guest and self.processes(place[1]):
                 break
+            place = None
             time.sleep(0.5)
-        survived = bool(place and place[1] != guest and self.processes(place[1]))
+        survived = place is not None
         trial["survived"] = survived
         killed["faults"] += 1
         if survived:
@@ -285,11 +300,16 @@ class Chaos:
             killed["feature_lost_with_it"] += 1
             counter.kill()
             self.clients.remove(counter)
-        repair()
-        before = trial["struck"].split("..")[0]
-        if not survived and trial["side"] == "target" and before in STATES[:4]:
+        # Not committed for some time after the strike, or committed before it.
+        committed = STATES.index("committing")
+        after = log.states[log.states.index(before) + 1:] if before in log.states else []
+        never = not any(s in STATES and STATES.index(s) >= committed for s in [before, *after])
+        must = never if trial["side"] == "target" else before in ("switching", "ended")
+        trial["must_survive"] = must
+        if must and not survived:
             self.data["lost"] += 1
-            self.fault(trial, "lost", "the target's guest died, and the feature with it")
+            self.fault(trial, "lost", f"the {trial['side']}'s guest died, and the feature with it")
+        repair()
         self.judge(trial, self.await_settled())
         if not survived:
             self.fill()
@@ -330,7 +350,9 @@ class Chaos:
             time.sleep(1)
         for where, what in found.items():
             for thing in what:
-                self.data["leaked"][thing] = self.data["leaked"].get(thing, 0) + 1
+                self.data["leaked"] += 1
+                kinds = self.data["leaked_kinds"]
+                kinds[thing] = kinds.get(thing, 0) + 1
             self.fault(trial, "leaked", f"{where}: {', '.join(what)}")
 
     def judge_client(self, trial, counter):
@@ -387,11 +409,21 @@ class Chaos:
         return sorted(set(found))
 
     def recover(self):
-        """After a trial that went wrong: the feature anew, whatever is left of the old one."""
-        say("making the feature anew", "!")
+        """After a trial that went wrong: the feature anew, whatever is left of the old one; when
+        that fails, on a cluster anew."""
         for client in self.clients:
             client.kill()
         self.clients.clear()
+        try:
+            say("making the feature anew", "!")
+            self.anew()
+        except (Failed, vagrant.Error, OSError, ValueError, subprocess.TimeoutExpired) as e:
+            say(f"that failed, so the cluster is made anew: {e}", "!")
+            self.c.begin()
+            self.c.helpers()
+            self.define()
+
+    def anew(self):
         for host in ("h1", "h2"):
             self.c.call("heal", host, check=False)
             for service in ("libvirtd", "droverd"):
@@ -441,6 +473,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, help="at most so many (default: each once)")
+    parser.add_argument("--minutes", type=float,
+                        help="begin no fault later than this (default: no limit)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--states", default=",".join(STATES))
@@ -463,19 +497,26 @@ def main():
     cluster.env.pop("DROVER_GUEST_EXTRA")
     report = Report(ROOT / "target" / "chaos" / "report.json", {
         "seed": args.seed, "moves": 0, "faults": {}, "lost": 0, "doubled": 0,
-        "client_lost_replies": 0, "leaked": {}, "guest_killed": {
+        "client_lost_replies": 0, "leaked": 0, "leaked_kinds": {}, "sides": {}, "guest_killed": {
             "faults": 0, "feature_elsewhere": 0, "feature_lost_with_it": 0},
-        "broken_trials": 0, "trials": []})
+        "broken_trials": 0, "cut_short": False, "trials": []})
     chaos = Chaos(cluster, report)
+    begin = time.monotonic()
     try:
         cluster.begin(args.reuse)
         cluster.helpers()
         cluster.remove(NAME)
         chaos.define()
         for number, (kind, side, state) in enumerate(wanted, 1):
+            passed = (time.monotonic() - begin) / 60
+            if args.minutes and passed > args.minutes:
+                say(f"{number - 1} of {len(wanted)} faults after {passed:.0f} minutes: enough", "#")
+                report.data["cut_short"] = True
+                break
+            say(f"fault {number} of {len(wanted)}", "#")
             try:
                 good = not chaos.trial(number, kind, side, state, rng)["faults"]
-            except (Failed, vagrant.Error, OSError, subprocess.TimeoutExpired) as e:
+            except (Failed, vagrant.Error, OSError, ValueError, subprocess.TimeoutExpired) as e:
                 report.data["broken_trials"] += 1
                 report.data["trials"].append({"kind": kind, "side": side, "state": state,
                                               "broken": str(e)})
@@ -487,13 +528,14 @@ def main():
                              check=False)
                 chaos.recover()
     finally:
+        report.save()
         for client in chaos.clients:
             client.kill()
         if not args.keep:
             cluster.down()
     d = report.data
     say(f"moves {d['moves']}, lost {d['lost']}, doubled {d['doubled']}, client_lost_replies "
-        f"{d['client_lost_replies']}, leaked {d['leaked'] or 0}, broken trials {d['broken_trials']}",
+        f"{d['client_lost_replies']}, leaked {d['leaked']}, broken trials {d['broken_trials']}",
         "#")
     say(f"guests killed: {d['guest_killed']}")
     say("report: target/chaos/report.json")

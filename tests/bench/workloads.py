@@ -97,7 +97,7 @@ class Workload:
         workload = {"kind": "managed", "exec": self.command, "address": f"{address}/24",
                     "environment": self.environment}
         if self.state:
-            workload["state_dirs"] = list(self.state)
+            workload["state"] = list(self.state)
         return {"name": self.name, "workload": workload, "automatic": False, "downtime_ms": 1000}
 
 
@@ -116,7 +116,9 @@ ALL = [
              files={"/srv/bench/server.js": SERVER_JS}, setup=NO_IO_URING),
     Workload("postgres", "postgres", 5432,
              under_root("/usr/bin/setpriv --reuid=postgres --regid=postgres --clear-groups "
-                        f"{POSTGRES_BIN}/postgres -D {POSTGRES_DIR} -c listen_addresses='*'"),
+                        f"{POSTGRES_BIN}/postgres -D {POSTGRES_DIR} -c listen_addresses='*' "
+                        # Its shared memory in its own directory, which moves, not in the guest's.
+                        "-c dynamic_shared_memory_type=mmap"),
              setup="mkdir -p /run/postgresql; chown postgres:postgres /run/postgresql",
              first=POSTGRES_INIT, state=[POSTGRES_DIR], connections=3),
 ]

@@ -493,7 +493,9 @@ fn clusters_keep_every_feature_running_once() {
                         if seed >= seeds {
                             return None;
                         }
-                        match run(seed, false, false) {
+                        // One that panics is a seed to replay as well.
+                        let ran = std::panic::catch_unwind(|| run(seed, false, false));
+                        match ran.unwrap_or_else(|_| Err("it panicked, see above".into())) {
                             Ok((d, r)) => {
                                 done.fetch_add(d, Ordering::Relaxed);
                                 reverted.fetch_add(r, Ordering::Relaxed);

@@ -200,6 +200,15 @@ def state_key(cluster, name, guest):
     return hashlib.sha256((xml + versions).encode()).hexdigest()[:16]
 
 
+def saved_with(image, ram):
+    """Whether a guest was saved since its image was built: an image that was built anew, by the
+    same recipe, has other blocks than the saved memory knows."""
+    try:
+        return os.path.getmtime(ram) > os.path.getmtime(image)
+    except FileNotFoundError:
+        return False
+
+
 def start_guest(cluster, name, fresh=False):
     """Restores the guest from the cache, or boots it and fills the cache."""
     info = cluster.guest(name)
@@ -209,7 +218,7 @@ def start_guest(cluster, name, fresh=False):
     saved = f"{cluster.cache}/{directory}"
     disk = f"{cluster.var_dir}/{host}/images/{name}.qcow2"
     script = "/vagrant/provision/guest.sh"
-    if os.path.exists(f"{saved}/ram.save") and not fresh:
+    if not fresh and saved_with(f"{cluster.state['image']}/guest.qcow2", f"{saved}/ram.save"):
         try:
             restore(cluster, guest, host, env, directory, disk)
             return "restored"

@@ -364,7 +364,7 @@ pub(super) fn batch(messages: &[(u16, i32, Vec<u8>)]) -> Vec<u8> {
 }
 
 /// The error number (0 or negative) of the first message, when it is an NLMSG_ERROR.
-fn netlink_error(reply: &[u8]) -> Option<i32> {
+pub(crate) fn netlink_error(reply: &[u8]) -> Option<i32> {
     let kind = u16::from_ne_bytes(reply.get(4..6)?.try_into().ok()?);
     let error = i32::from_ne_bytes(reply.get(16..20)?.try_into().ok()?);
     (i32::from(kind) == libc::NLMSG_ERROR).then_some(error)

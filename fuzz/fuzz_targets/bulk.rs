@@ -1,0 +1,2 @@
+#![no_main]
+drover_fuzz::target!(bulk);
