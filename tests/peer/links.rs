@@ -174,7 +174,16 @@ async fn a_receiver_that_rests_longer_than_the_timeout_keeps_its_bulk_stream() {
     let (a, b) = pair.both().await;
     let mut out = a.peers.open_bulk(B, &SLOW.to_owned()).await.unwrap();
     let begun = Instant::now();
-    let bytes = vec![7; MAX_DATA];
+    // Nothing that could be packed.
+    let mut state = 1_u64;
+    let bytes: Vec<u8> = std::iter::repeat_with(|| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 56) as u8
+    })
+    .take(MAX_DATA)
+    .collect();
     for n in 0..96 {
         let data = Body::Data {
             file: 1,
