@@ -29,3 +29,4 @@ pub mod state;
 pub mod target;
 pub mod throttle;
 pub mod unit;
+pub mod urgent;

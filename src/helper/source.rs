@@ -20,6 +20,7 @@ use super::criu::{self, Criu, CriuError, Incoming, Job, stats};
 use super::moves::{self, Failure, Record, Side, lock};
 use super::state::place;
 use super::state::walk::Walk;
+use super::urgent::Urgent;
 use super::{cgroup, features, netns, paths, sockets, throttle, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::wire::guest::{ErrorKind, Event, RoundStats};
@@ -240,6 +241,9 @@ impl Source {
             None => Criu::spawn(&paths::netns(ask.feature), &criu::cgroup(ask.id))?,
         };
         let asked = Instant::now();
+        // Until the last byte is in the port.
+        let _urgent = Urgent::here();
+        criu.urge();
         inner.unlimited = Some(cgroup::Unlimited::new(&paths::cgroup_dir(ask.feature)));
         let tracked = inner.tracked;
         let criu = inner.held.insert({
@@ -562,7 +566,7 @@ fn bury(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
             std::thread::sleep(Duration::from_millis(2));
         }
     }
-    unit::remove(feature)?;
+    unit::remove_killed(feature)?;
     let spec = match features::get(feature) {
         Ok(spec) => Some(spec),
         Err(_) => Record::load(id).and_then(|r| r.spec),
