@@ -13,7 +13,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage packages packages-build demo test test-unit test-cluster bench-forecast bench-history bench-decision bench-model bench-workloads bench-move chaos \
+.PHONY: all setup build stage packages packages-build demo picture scenario-drain scenario-chaos test test-unit test-cluster test-virtqemud bench-forecast bench-history bench-decision bench-model bench-workloads bench-move bench-meter bench-fleet chaos \
 	lint fmt-check vagrant-validate deny clean
 
 all: build
@@ -45,6 +45,20 @@ packages: packages-build
 demo: setup stage
 	vagrant/scenarios/demo.py
 
+# The README's picture of a move, docs/move.svg, from what a real run of the demo printed.
+picture: demo
+	vagrant/scenarios/picture.py
+
+# The other scenarios; BACKEND=vagrant runs them, and the demo, on Vagrant's machines.
+BACKEND ?= namespaces
+export DROVER_BACKEND := $(BACKEND)
+
+scenario-drain: setup stage
+	vagrant/scenarios/drain.py
+
+scenario-chaos: setup stage
+	vagrant/scenarios/chaos.py $(CHAOS_ARGS)
+
 test: setup lint test-unit test-cluster packages
 
 test-unit:
@@ -53,6 +67,10 @@ test-unit:
 test-cluster: stage
 	vagrant/test-cluster.sh
 	tests/cluster/run.py
+
+# The hook, moves and doctor on hosts with virtqemud, built from Debian's source of libvirt.
+test-virtqemud: setup stage
+	tests/virtqemud/run.sh
 
 # Forecasts on traces of real machines; the directory is in DROVER_TRACES, without it it skips.
 bench-forecast:
@@ -89,6 +107,13 @@ chaos: setup stage
 bench-meter: setup stage
 	vagrant/provision/below.sh
 	vagrant/scenarios/bench_meter.py
+	$(MAKE) --no-print-directory bench-fleet
+
+# droverd with 200 guests of 50 features, and one hung guest among 50, the guests played on real
+# sockets: adds to target/bench/meter.json. Some twelve minutes.
+bench-fleet:
+	$(CARGO) build --locked --release --bin droverd --bin drover
+	$(CARGO) run --locked --release --example bench_fleet target/release target/bench/meter.json
 
 fmt-check:
 	$(CARGO) fmt --all --check
@@ -97,7 +122,11 @@ fmt-check:
 vagrant-validate:
 	cd vagrant && VAGRANT_DEFAULT_PROVIDER=libvirt vagrant validate
 
-lint: fmt-check vagrant-validate
+# Licences, bans, sources and advisories of the dependencies, by cargo-deny.
+deny:
+	tests/deny.sh
+
+lint: fmt-check vagrant-validate deny
 	$(CARGO) clippy --locked --workspace --all-targets --features guest -- -D warnings
 
 clean:

@@ -459,6 +459,16 @@ impl FeatureSpec {
         spec
     }
 
+    /// Whether it was read by somebody who may not see arguments or environment.
+    pub fn hides(&self) -> bool {
+        self.managed().is_some_and(|m| {
+            m.exec
+                .iter()
+                .chain(m.environment.values())
+                .any(|a| a == HIDDEN)
+        })
+    }
+
     /// What other hosts need to decide about the feature: neither program nor environment. Both
     /// cross hosts within a move's offer only.
     #[must_use]
@@ -531,11 +541,7 @@ impl FeatureSpec {
                 {
                     return Err(bad("exec and environment must not contain line breaks"));
                 }
-                if m.exec
-                    .iter()
-                    .chain(m.environment.values())
-                    .any(|a| a == HIDDEN)
-                {
+                if self.hides() {
                     return Err(bad(
                         "its arguments or environment are hidden: it was read by someone who may \
                          not see them; read it as root",

@@ -94,6 +94,15 @@ fn again(why: &str) -> bool {
 /// Lets the user edit the definition, and registers it.
 pub(super) async fn edit(client: &Client, target: &Target, ask: bool) -> Result<Edited> {
     let before = client.feature(&target.domain, &target.feature).await?.spec;
+    if before.hides() {
+        // Told before, not after the editing.
+        return Err(CliError::Refused(format!(
+            "the arguments and environment of '{}/{}' are hidden from you, so its definition cannot \
+             be edited: do it as root, or have polkit grant org.drover1.inspect; \"drover threshold\" \
+             changes thresholds without it",
+            target.domain, target.feature
+        )));
+    }
     let text = spec::dump(&before)?;
     let failed = |e: std::io::Error| CliError::Failed(format!("cannot keep the file to edit: {e}"));
     let dir = Private::new().map_err(failed)?;

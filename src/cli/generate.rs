@@ -139,17 +139,62 @@ mod tests {
         assert!(page("man8/droverd.8").contains("/etc/drover/drover.toml"));
     }
 
+    /// Every command that is shown, with its parents: `guest-install`, with its options.
+    fn commands(of: &Command, above: &str) -> Vec<(String, Vec<String>)> {
+        let mut found = Vec::new();
+        for c in of.get_subcommands().filter(|c| !c.is_hide_set()) {
+            let name = format!("{above}{}", c.get_name());
+            let options = c.get_arguments().filter(|a| !a.is_hide_set());
+            let options = options.filter_map(|a| a.get_long()).map(str::to_owned);
+            let below = commands(c, &format!("{name}-"));
+            found.push((name, options.collect()));
+            found.extend(below);
+        }
+        found
+    }
+
     #[test]
-    fn completions_name_the_commands() {
+    fn every_command_and_option_has_a_page_and_completions() {
         let dir = tempfile::tempdir().unwrap();
+        generate(What::Man, dir.path()).unwrap();
         generate(What::Completions, dir.path()).unwrap();
-        for file in ["bash/drover", "zsh/_drover", "fish/drover.fish"] {
-            let text = fs::read_to_string(dir.path().join(file)).unwrap();
+        let read = |file: &str| fs::read_to_string(dir.path().join(file)).unwrap();
+        let shells = ["bash/drover", "zsh/_drover", "fish/drover.fish"].map(|f| (f, read(f)));
+        let index = read("man1/drover.1").replace('\\', "");
+        let all = commands(&Cli::command(), "");
+        assert!(all.len() > 30, "{all:?}");
+        for (name, options) in &all {
+            let page = dir.path().join(format!("man1/drover-{name}.1"));
+            let page = fs::read_to_string(page).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let page = page.replace('\\', "");
+            let last = name.rsplit('-').next().unwrap();
+            for option in options {
+                assert!(page.contains(&format!("--{option}")), "{name} --{option}");
+            }
+            if !name.contains('-') {
+                assert!(index.contains(&format!("drover-{name}")), "{name}");
+            }
+            for (file, text) in &shells {
+                assert!(text.contains(last), "{file}: {name}");
+                for option in options {
+                    assert!(text.contains(option.as_str()), "{file}: {name} --{option}");
+                }
+            }
+        }
+        // No page is left of a command that is no more.
+        let pages = fs::read_dir(dir.path().join("man1")).unwrap();
+        for page in pages.map(|p| p.unwrap().file_name().into_string().unwrap()) {
+            let name = page.trim_end_matches(".1").trim_start_matches("drover");
+            let name = name.trim_start_matches('-');
             assert!(
-                text.contains("jobabort") && text.contains("doctor"),
-                "{file}"
+                name.is_empty() || all.iter().any(|(n, _)| n == name),
+                "{page}"
             );
         }
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_said() {
         let e = generate(What::Man, Path::new("/dev/null/x")).unwrap_err();
         assert_eq!(e.code(), 1);
         assert!(e.to_string().contains("/dev/null/x"), "{e}");

@@ -31,7 +31,7 @@ impl Daemon {
         let Some(f) = instances.get(domain).and_then(|i| i.features.get(feature)) else {
             return Demand::default();
         };
-        let window = UsageWindow::of(f.recent.iter().rev().take(5));
+        let window = UsageWindow::of(&f.recent.last(5));
         let expected = |stat: Option<Stat>| stat.map_or(0.0, |s| s.mean * DEMAND_MARGIN);
         Demand {
             cpus: expected(window.cpus),
@@ -497,6 +497,9 @@ impl Daemon {
         to: Destination,
     ) -> Result<Job, ApiError> {
         self.check_destination(&to)?;
+        if let Some(job) = self.skipped(domain, feature, &to).await? {
+            return Ok(job);
+        }
         let cause = crate::decision::Cause::Manual { to };
         let plan = self.decided(domain, feature, cause).await?;
         let Some(chosen) = plan.chosen.and_then(|i| plan.candidates.get(i)) else {

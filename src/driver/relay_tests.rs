@@ -157,13 +157,12 @@ async fn fill(port: &mut UnixStream, piece: &[u8], most: usize) -> usize {
         let mut at = 0;
         while at < piece.len() {
             // Not a measure of speed: a way that still takes something goes on doing so.
-            match timeout(Duration::from_secs(2), port.write(&piece[at..])).await {
-                Ok(n) => at += n.unwrap(),
-                Err(_) => {
-                    taken += at;
-                    break 'all;
-                }
-            }
+            let taking = timeout(Duration::from_secs(2), port.write(&piece[at..])).await;
+            let Ok(n) = taking else {
+                taken += at;
+                break 'all;
+            };
+            at += n.unwrap();
         }
         taken += piece.len();
     }

@@ -12,6 +12,7 @@ import unittest
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "vagrant" / "scenarios")]
 
+import modular  # noqa: E402
 from shared import CLUSTER, prepare  # noqa: E402
 
 
@@ -21,11 +22,12 @@ def main():
     loader = unittest.TestLoader()
     loader.sortTestMethodsUsing = None
     modules = ["test_basics", "test_hook", "test_doctor", "test_metering", "test_ladder",
+               "test_rungs", "test_monitor",
                "test_metrics", "test_prometheus", "test_history", "test_decision",
                "test_drain",
                "test_forecast", "test_dbus", "test_config", "test_moves", "test_queue", "test_state",
                "test_failures",
-               "test_ssh"]
+               "test_ssh", "test_connect", "test_attackers", "test_backend"]
     # Only by name: it does not pass yet (SPECIFICATION.md, "Not reached yet").
     searched = [*modules, "test_affinity"]
     if names:
@@ -37,6 +39,8 @@ def main():
     CLUSTER.down()
     try:
         CLUSTER.up()
+        if modular.PROGRAMS:
+            modular.switch(CLUSTER)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             list(pool.map(prepare, (1, 2, 3)))
         result = unittest.TextTestRunner(verbosity=2).run(suite)

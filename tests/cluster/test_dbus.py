@@ -46,6 +46,19 @@ class Objects(FeatureCase):
         self.assertNotEqual(code, 0)
         self.assertIn("nothere", err)
 
+    def test_nothing_to_do_is_skipped(self):
+        """A move to where it is: no failure, and told as every end is."""
+        out = CLUSTER.drover("h1", "migrate", "g1", self.FEATURE, "--to", "h1/g1")
+        self.assertIn(f"Nothing to do for '{self.FEATURE}'", out)
+        job = CLUSTER.drover_json("h1", "jobinfo", "g1", self.FEATURE)
+        self.assertEqual((job["result"], job["state"]), ("skipped", "ended"))
+        self.assertIn("already", job["reason"])
+        here = busctl("call", "org.drover1", "/org/drover1", "org.freedesktop.DBus.ObjectManager",
+                      "GetManagedObjects")[0]
+        moves = [o["org.drover1.Move"] for o in here.values() if "org.drover1.Move" in o]
+        self.assertIn("skipped", [m["Result"]["data"] for m in moves])
+        self.only_at("h1")
+
     def test_a_python_client_moves_it(self):
         rules, shell, python = examples()
         self.assertIn("addRule", rules)

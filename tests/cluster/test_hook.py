@@ -1,8 +1,9 @@
-"""The hook beside a user's own, with the real libvirtd: droverd up, down and hung."""
+"""The hook beside a user's own, with the real libvirtd (or virtqemud: tests/virtqemud): droverd up, down and hung."""
 
 import unittest
 
 from cluster_api import wait_until
+from modular import DAEMON
 from shared import CLUSTER
 
 MINE = "/etc/libvirt/hooks/qemu.d/10-mine"
@@ -34,7 +35,7 @@ class Hook(unittest.TestCase):
     def reload(self):
         """libvirtd looks for hooks when it is told."""
         for host in ("h2", "h3"):
-            CLUSTER.exec(host, "sh", "-c", "kill -HUP $(cat /run/libvirtd.pid)")
+            CLUSTER.exec(host, "sh", "-c", f"kill -HUP $(cat /run/{DAEMON}.pid)")
 
     def mine(self, host):
         return CLUSTER.exec(host, "cat", "/tmp/mine.log", check=False)[1]
@@ -45,7 +46,7 @@ class Hook(unittest.TestCase):
             CLUSTER.exec(host, "rm", "-f", "/tmp/mine.log")
         CLUSTER.exec("h3", "virsh", "define", "/tmp/extra.xml", timeout=30)
         CLUSTER.exec("h3", "virsh", "start", "extra", timeout=30)
-        CLUSTER.call("service", "libvirtd", "restart", "h3")
+        CLUSTER.call("service", DAEMON, "restart", "h3")
         self.assertIn("extra reconnect begin -", self.mine("h3"))
         CLUSTER.exec("h3", "virsh", "migrate", "--live", "--undefinesource", "--persistent",
                      "extra", "qemu+tls://h2/system", timeout=60)

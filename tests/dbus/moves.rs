@@ -172,3 +172,40 @@ async fn the_end_of_a_move_survives_lost_events() {
     let e = e.args().unwrap();
     assert_eq!((e.result, e.reason), ("failed", "no room"));
 }
+
+#[tokio::test]
+async fn each_end_is_told_once_by_the_moves_own_signal() {
+    let (bus, _fake, _service) = served().await;
+    let (c, m) = client(&bus).await;
+    for (n, (feature, result, reason)) in [
+        ("cache", "done", ""),
+        ("broken", "failed", "criu: cannot dump an io_uring"),
+        ("slow", "timeout", "restore took longer than 60 s"),
+        ("same", "skipped", "it is there already"),
+        ("stuck", "canceled", "canceled by a user"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = format!("/org/drover1/move/0000000{n}_aaaa");
+        let own = MoveProxy::new(&c, path.clone()).await.unwrap();
+        let mut ended = own.receive_ended().await.unwrap();
+        let begun = m.migrate("web", feature, "", "").await.unwrap();
+        assert_eq!(begun.as_str(), path);
+        if feature == "stuck" {
+            own.abort().await.unwrap();
+        }
+        let end = soon(ended.next()).await.unwrap();
+        let end = end.args().unwrap();
+        assert_eq!((end.result, end.reason), (result, reason), "{feature}");
+        let object = MoveProxy::builder(&c).path(path);
+        let object = object
+            .cache_properties(zbus::proxy::CacheProperties::No)
+            .build()
+            .await
+            .unwrap();
+        assert_eq!(object.result().await.unwrap(), result);
+        let again = tokio::time::timeout(std::time::Duration::from_millis(100), ended.next());
+        assert!(again.await.is_err(), "{feature}: told twice");
+    }
+}

@@ -53,6 +53,11 @@ class Cluster:
                      "/run/libvirt/virtlogd-sock"),
         "libvirtd": (["libvirtd", "--listen"], "/var/log/libvirt/libvirtd.log",
                      "/run/libvirt/libvirt-sock"),
+        # Instead of libvirtd, where they are installed: tests/virtqemud.
+        "virtqemud": (["virtqemud"], "/var/log/libvirt/virtqemud.log",
+                      "/run/libvirt/virtqemud-sock"),
+        "virtproxyd": (["virtproxyd"], "/var/log/libvirt/virtproxyd.log",
+                       "/run/libvirt/libvirt-sock"),
         "droverd": (["/usr/sbin/droverd", "--config", "/etc/drover/drover.toml"],
                     "/var/log/drover/droverd.log", None),
     }

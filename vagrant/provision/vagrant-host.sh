@@ -33,6 +33,8 @@ fi
 systemctl disable --now libvirtd.socket libvirtd-ro.socket libvirtd-admin.socket || true
 echo 'LIBVIRTD_ARGS="--listen"' >/etc/default/libvirtd
 systemctl restart libvirtd
+# Left by a scenario: sections to append to drover.toml.
+[ ! -f /vagrant/extra.toml ] || export HOST_EXTRA_TOML=/vagrant/extra.toml
 [ ! -x /vagrant/stage/usr/sbin/droverd ] || "$provision/host.sh" drover /vagrant/stage
 
 GUEST_IMAGE=$("$provision/guest-image.sh")

@@ -1,14 +1,21 @@
 """What scenarios and cluster tests share: the cluster's commands, `drover` on its hosts."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
 import subprocess
+import sys
 import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CLUSTER = ROOT / "vagrant" / "cluster"
+# Namespaces of this machine, or Vagrant's machines: the same commands, the same scenarios.
+BACKENDS = {"namespaces": ROOT / "vagrant" / "cluster", "vagrant": ROOT / "vagrant" / "machines"}
+BACKEND = os.environ.get("DROVER_BACKEND", "namespaces")
+if BACKEND not in BACKENDS:
+    raise SystemExit(f"DROVER_BACKEND={BACKEND}: it is {' or '.join(BACKENDS)}")
+CLUSTER = BACKENDS[BACKEND]
 # Of the newest build, whatever its profile.
 TOOLS = max((ROOT / "target" / "x86_64-unknown-linux-gnu").glob("*/drover-counter"),
             key=lambda p: p.stat().st_mtime,
@@ -180,3 +187,66 @@ def load_feature(name, address, quota, *args):
     return {"name": name, "automatic": False, "workload": {
         "kind": "managed", "exec": ["/usr/local/bin/drover-load", *args],
         "address": f"{address}/24", "cpu_quota_percent": quota}}
+
+
+START = time.monotonic()
+
+
+def say(text, mark=" "):
+    """A line of a scenario, with the time since its start."""
+    line = f"{time.monotonic() - START:6.1f}s {mark} {text}"
+    print(f"\033[1m{line}\033[0m" if mark == "#" and sys.stdout.isatty() else line, flush=True)
+
+
+def option(name, default):
+    """A number given as `--name N`."""
+    return int(sys.argv[sys.argv.index(name) + 1]) if name in sys.argv else default
+
+
+class Scenario:
+    """A cluster with helpers in its guests, and a report."""
+
+    def __init__(self, name, hosts=3, extra_toml=None):
+        self.name, self.report, self.clients = name, {"backend": BACKEND}, []
+        self.cluster = Cluster(os.environ.get("DROVER_CLUSTER", name), hosts, extra_toml)
+        self.out = ROOT / "target" / name / "report.json"
+
+    def client(self, client):
+        self.clients.append(client)
+        return client
+
+    def prepare(self, n):
+        """Helper and load program in a guest."""
+        self.cluster.drover(f"h{n}", "guest", "install", f"g{n}", timeout=300)
+        self.cluster.push(f"g{n}", TOOLS / "drover-load", "/usr/local/bin/drover-load")
+
+    def begin(self):
+        say(f"{self.cluster.hosts} hosts ({BACKEND}), each with libvirtd, droverd and a guest", "#")
+        self.cluster.down()
+        self.cluster.up()
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(self.prepare, range(1, self.cluster.hosts + 1)))
+
+
+def main(scenario, play):
+    """Runs a scenario; its exit code."""
+    scenario.out.parent.mkdir(parents=True, exist_ok=True)
+    scenario.out.unlink(missing_ok=True)
+    try:
+        scenario.begin()
+        play(scenario)
+        say("all as it must be", "#")
+        return 0
+    except Failed as e:
+        print(f"{scenario.name}: {e}", file=sys.stderr)
+        return 1
+    finally:
+        scenario.out.write_text(json.dumps(scenario.report, indent=2) + "\n")
+        say(f"report: {scenario.out.relative_to(ROOT)}")
+        for client in scenario.clients:
+            if client.process.poll() is None:
+                client.process.terminate()
+        if "--keep" in sys.argv:
+            say("the cluster stays up")
+        else:
+            scenario.cluster.down()

@@ -6,6 +6,7 @@ Writes target/demo/report.json. `--keep` leaves the cluster up."""
 
 import concurrent.futures
 import json
+import os
 import sys
 import time
 
@@ -32,6 +33,21 @@ def say(text, mark=" "):
 
 def mib(n):
     return f"{n / 1048576:.1f} MiB"
+
+
+class Tee:
+    """What is printed, into a file as well: the picture of the README is made from it."""
+
+    def __init__(self, path):
+        self.file, self.out = path.open("w"), sys.stdout
+
+    def write(self, text):
+        self.file.write(text)
+        self.file.flush()
+        return self.out.write(text)
+
+    def flush(self):
+        self.out.flush()
 
 
 class Story:
@@ -85,10 +101,11 @@ def stats(cluster, host):
 
 def main():
     keep = "--keep" in sys.argv
-    cluster = Cluster("demo", extra_toml=TUNING)
+    cluster = Cluster(os.environ.get("DROVER_CLUSTER", "demo"), extra_toml=TUNING)
     out = ROOT / "target" / "demo"
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").unlink(missing_ok=True)
+    sys.stdout = Tee(out / "output.txt")
     clients, events = [], None
     try:
         say("three hosts, each with libvirtd, system bus, droverd and a guest", "#")
@@ -170,7 +187,7 @@ def main():
         if events:
             events.stop()
         if keep:
-            say("the cluster stays up: DROVER_CLUSTER=demo vagrant/cluster status")
+            say(f"the cluster stays up: DROVER_CLUSTER={cluster.name} vagrant/cluster status")
         else:
             cluster.down()
 
