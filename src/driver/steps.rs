@@ -415,6 +415,15 @@ async fn ask_freeze(shared: &Shared) -> Event {
     let Some(peers) = shared.daemon.peers() else {
         return Event::Failed("this host has no peers configured".into());
     };
+    // After the first round the target's unit may still be on its way up: the second question for
+    // that round waits for it, rather than the frozen feature.
+    if *shared.state.borrow() == (State::Waiting { round: 2 })
+        && let Err(e) = peers
+            .await_round(&r.to_host, &r.id, 1, shared.step_timeout)
+            .await
+    {
+        return peer_failed(&e);
+    }
     let begun = Instant::now();
     match peers.grant_freeze(&r.to_host, &r.id, TURN).await {
         Ok(()) => Event::FreezeGranted {

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::criu::rpc::{CGROUPS_IGNORE, Kind, NETWORK_LOCK_SKIP, Opts};
 use super::criu::{Criu, CriuError, Incoming, Job};
+use super::urgent::Urgent;
 use super::{cgroup, netns, paths, sockets};
 use crate::feature::{FeatureName, FeatureSpec};
 
@@ -276,6 +277,9 @@ fn serve(name: &FeatureName, spec: &FeatureSpec, server: &mut Server) -> Result<
             Order::Resume => tracing::warn!("move {}: nothing to resume yet", server.id),
         }
     };
+    // The feature stands still from here until it runs.
+    let urgent = Urgent::here();
+    criu.urge();
     server.set(State::Restoring)?;
     let begin = Instant::now();
     to_gate(&mut criu, &server.id, round)?;
@@ -315,6 +319,7 @@ fn serve(name: &FeatureName, spec: &FeatureSpec, server: &mut Server) -> Result<
         }
     };
     server.set_running(pid);
+    drop(urgent);
     Ok(pid)
 }
 

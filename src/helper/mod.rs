@@ -36,3 +36,4 @@ pub mod state;
 pub mod target;
 pub mod throttle;
 pub mod unit;
+pub mod urgent;

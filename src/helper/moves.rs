@@ -465,8 +465,11 @@ impl Moves {
                 format!("move {id} arrives here and does not run yet; discard or resume it"),
             ));
         }
-        lock(&self.targets).remove(id);
+        let target = lock(&self.targets).remove(id);
         self.drop_stream(id);
+        if let Some(target) = target {
+            target.wiped();
+        }
         remove_dir(id)?;
         Ok(())
     }

@@ -21,6 +21,7 @@ use super::hooks::Hooks;
 use super::moves::{self, Failure, Record, Side, lock};
 use super::state::place;
 use super::state::walk::Walk;
+use super::urgent::Urgent;
 use super::{anew, cgroup, features, netns, paths, rehearsal, sockets, throttle, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::{HookName, Method};
@@ -339,6 +340,9 @@ impl Source {
             None => Criu::spawn(&paths::netns(ask.feature), &criu::cgroup(ask.id))?,
         };
         let asked = Instant::now();
+        // Until the last byte is in the port.
+        let _urgent = Urgent::here();
+        criu.urge();
         inner.unlimited = Some(cgroup::Unlimited::new(&paths::cgroup_dir(ask.feature)));
         let tracked = inner.tracked;
         let criu = inner.held.insert({
@@ -685,7 +689,7 @@ fn bury(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
             std::thread::sleep(Duration::from_millis(2));
         }
     }
-    unit::remove(feature)?;
+    unit::remove_killed(feature)?;
     let spec = match features::get(feature) {
         Ok(spec) => Some(spec),
         Err(_) => Record::load(id).and_then(|r| r.spec),

@@ -15,6 +15,7 @@ use super::moves::{self, Failure, Record, Side, lock};
 use super::state::place;
 use super::state::store::Store;
 use super::unit::UnitError;
+use super::urgent::Urgent;
 use super::{anew, features, netns, paths, preflight, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::{HookName, Method};
@@ -36,6 +37,12 @@ pub struct Target {
     receiver: Mutex<Option<Arc<Receiver>>>,
     // The unit starts beside the first round: systemd takes its time.
     starting: Mutex<Option<JoinHandle<Result<(), UnitError>>>>,
+    // The talk with the supervisor that holds the restored feature at its gate.
+    gate: Mutex<Option<Client>>,
+    // A round was asked for before.
+    asked: AtomicBool,
+    // Images are removed beside the feature that runs again.
+    wiping: Mutex<Option<JoinHandle<()>>>,
     // A discard was asked for. For good: a request from before it may come late.
     given_up: AtomicBool,
     // One of restore, resume, discard at a time.
@@ -194,8 +201,12 @@ impl Target {
             anew::start_gated(&r.feature, &r.definition()?)?;
             return self.hooks(id, &r, events).run(HookName::Prepare);
         }
-        // Found out before the freeze.
-        self.started()
+        // systemd may take longer than the first round; that it failed is found out before the
+        // freeze, which nobody asks for without having asked for a round twice.
+        if r.method != Method::Live || self.asked.swap(true, Ordering::Relaxed) {
+            self.started()?;
+        }
+        Ok(())
     }
 
     fn not_given_up(&self, id: &str) -> Result<(), Failure> {
@@ -228,13 +239,16 @@ impl Target {
             return Err(restarted(id));
         };
         self.started()?;
+        let _urgent = Urgent::here();
         receiver.wait(round, ARRIVAL)?;
         r.round = round;
         r.save(id)?;
         if r.method != Method::Live {
             return self.start(id, &r, events);
         }
-        self.to_gate(id, &r).map(|(_, ms)| ms)
+        let (client, ms) = self.to_gate(id, &r)?;
+        *lock(&self.gate) = Some(client);
+        Ok(ms)
     }
 
     /// Has the feature run behind the gate, as good as its own commands can tell: milliseconds.
@@ -358,6 +372,7 @@ impl Target {
     /// Lets the feature run here: (milliseconds, root task).
     pub fn resume(&self, id: &str, events: &dyn Fn(Event)) -> Result<(u64, u32), Failure> {
         let _turn = lock(&self.turn);
+        let _urgent = Urgent::here();
         let begin = Instant::now();
         let mut r = record(id)?;
         let dir = paths::move_dir(id);
@@ -389,16 +404,35 @@ impl Target {
         }
         // The memory of the feature lives in the feature now; its images are secrets.
         *lock(&self.receiver) = None;
-        if let Err(e) = moves::remove_tree(&dir.join("rounds")) {
-            tracing::warn!("images of move {id} are not removed: {e}");
-        }
+        let (rounds, id) = (dir.join("rounds"), id.to_owned());
+        let wipe = move || {
+            if let Err(e) = moves::remove_tree(&rounds) {
+                tracing::warn!("images of move {id} are not removed: {e}");
+            }
+        };
+        lock(&self.wiping).get_or_insert_with(|| std::thread::spawn(wipe));
         Ok((ms, pid as u32))
+    }
+
+    /// Waits until the images of a move that was resumed are removed.
+    pub fn wiped(&self) {
+        if let Some(wiping) = lock(&self.wiping).take() {
+            let _ = wiping.join();
+        }
     }
 
     fn through_gate(&self, id: &str, r: &Record) -> Result<i32, Failure> {
         let spec = r.definition()?;
-        let (mut client, _) = self.to_gate(id, r)?;
-        client.order(&Order::Resume)?;
+        // The talk of the restore goes on, unless the helper or the supervisor was restarted.
+        let held = lock(&self.gate).take();
+        let told = held.and_then(|mut c| c.order(&Order::Resume).ok().map(|()| c));
+        let mut client = if let Some(client) = told {
+            client
+        } else {
+            let (mut client, _) = self.to_gate(id, r)?;
+            client.order(&Order::Resume)?;
+            client
+        };
         let pid = Self::await_running(&mut client, id, r)?;
         // The supervisor opened it before the feature ran, unless that failed.
         if let Some(m) = spec.managed()

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::feature::{FeatureName, FeatureSpec, Managed};
 use crate::helper::command::{self, CommandError};
@@ -15,6 +15,8 @@ use crate::helper::{cgroup, paths};
 
 /// The unit stops within TimeoutStopSec; a busy guest gets some more.
 const LIMIT: Duration = Duration::from_secs(60);
+/// How long systemd is given to end a unit whose processes are dead, before it is told to.
+const BY_ITSELF: Duration = Duration::from_secs(5);
 
 /// Why a unit could not be installed, started, stopped or removed.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +87,23 @@ pub fn stop(name: &FeatureName) -> Result<(), UnitError> {
 /// address, PID file, log FIFO. Idempotent.
 pub fn remove(name: &FeatureName) -> Result<(), UnitError> {
     stop(name)?;
+    remove_stopped(name)
+}
+
+/// As [`remove`], for a unit whose workload was just killed: systemd ends it by itself then, its
+/// `ExecStopPost` included, and `systemctl` would take longer to start than that takes.
+pub fn remove_killed(name: &FeatureName) -> Result<(), UnitError> {
+    let (dir, until) = (paths::cgroup_dir(name), Instant::now() + BY_ITSELF);
+    while dir.exists() {
+        if Instant::now() > until {
+            return remove(name);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    remove_stopped(name)
+}
+
+fn remove_stopped(name: &FeatureName) -> Result<(), UnitError> {
     cleanup(name)?;
     // CollectMode makes systemd forget the stopped unit by itself.
     for file in [paths::unit_file(name), features::exit_file(name)] {

@@ -20,10 +20,10 @@ use crate::decision::{
 };
 use crate::feature::{FeatureName, FeatureSpec, Managed, Resource, Workload};
 use crate::fuzz::{Target, json, same_as_json, wait, wire};
-use crate::method::Method;
 use crate::host::{
     FeatureState, FeatureStatus, GuestCapabilities, HostState, InstanceState, MoveOutcome,
 };
+use crate::method::Method;
 use crate::transport::stream::read_answer;
 use crate::transport::{Cut, Incoming, Link, Protocol};
 use crate::usage::Usage;

@@ -13,7 +13,7 @@ use crate::support::{drover, good};
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md");
 
 /// Commands as they are run, and as the page calls them.
-const COMMANDS: [&[&str]; 21] = [
+const COMMANDS: [&[&str]; 22] = [
     &["list"],
     &["stats"],
     &["dumpfile", "web", "cache"],

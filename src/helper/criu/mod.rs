@@ -201,6 +201,13 @@ impl Criu {
         })
     }
 
+    /// Lets criu go before everything else in the guest from now on.
+    pub fn urge(&self) {
+        if let Some(child) = &self.child {
+            super::urgent::process(child.id());
+        }
+    }
+
     /// Answers the step criu waits at.
     pub fn answer(&mut self, go_on: bool) -> Result<(), CriuError> {
         self.send(&Request {
