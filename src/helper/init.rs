@@ -73,6 +73,10 @@ const CODE: [u8; 121] = [
 
 /// The program as an ELF file; `None` on processors for which there is none: a feature does
 /// without it there.
+#[allow(
+    clippy::unnecessary_wraps,
+    reason = "for other processors there is none"
+)]
 fn elf() -> Option<Vec<u8>> {
     #[cfg(target_arch = "x86_64")]
     {
