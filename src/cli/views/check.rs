@@ -156,7 +156,7 @@ mod tests {
              beta   web2   yes  -       it could move here\n\
              gamma  web2   no   kernel  another kernel\n\
              \n\
-             'web/cache' on alpha has 1.0 MiB of memory and 0.0 MiB of state; a move is expected \
+             'web/cache' on alpha has 1.0 MiB of memory and 0 B of state; a move is expected \
              to send 2.0 MiB in 1.5 s and to stop it for 210 ms\n\
              Rehearsal: criu dumped it in 9 ms, 1.0 MiB of images, it stood still for 7 ms\n"
         );
