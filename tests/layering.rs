@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 17] = [
+const PURE: [&str; 19] = [
     "attribution.rs",
     "reason.rs",
     "counters",
@@ -15,6 +15,8 @@ const PURE: [&str; 17] = [
     "host.rs",
     "api.rs",
     "columns.rs",
+    "recent.rs",
+    "qemu.rs",
     "rollup.rs",
     "threshold",
     "affinity",

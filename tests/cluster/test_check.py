@@ -6,26 +6,42 @@ import unittest
 from cluster_api import wait_until
 from shared import CLUSTER, FeatureCase
 
-# Programs that hold one thing that cannot move, and the name of it.
+WAIT = "sleep 100000"
+
+
+def python(program):
+    return ["/usr/bin/python3", "-c", f"{program}; import time; time.sleep(100000)"]
+
+
+def perl(program):
+    return ["/usr/bin/perl", "-e", f"{program}; {WAIT};"]
+
+
+def shell(program):
+    return ["/bin/sh", "-c", program]
+
+
+# Workloads that hold one thing that cannot move, and the name of it.
 HOLDERS = {
-    "terminal": "import pty; keep = pty.openpty()",
-    "unix-stream": "import socket; s = socket.socket(socket.AF_UNIX); "
-                   "s.connect('/run/systemd/journal/stdout')",
-    "unix-datagram": "import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); "
-                     "s.connect('/run/systemd/journal/socket')",
-    "io-uring": "import ctypes; c = ctypes.CDLL(None); b = ctypes.create_string_buffer(256); "
-                "assert c.syscall(425, 4, b) >= 0",
-    "mptcp": "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)",
-    "device": "f = open('/dev/vda', 'rb')",
-    "hugetlb": "import mmap; m = mmap.mmap(-1, 2 << 20, flags=mmap.MAP_SHARED | 0x40000); m[0] = 1",
-    "open-file": "f = open('/var/log/holder.log', 'w')",
-    "proc-file": "import os; f = open(f'/proc/{1}/status')",
-    "shared-memory": "import mmap; f = open('/dev/shm/holder', 'w+b'); f.truncate(4096); "
-                     "m = mmap.mmap(f.fileno(), 4096)",
-    "directory-absent": "import os; os.makedirs('/srv/only-here', exist_ok=True); "
-                        "os.chdir('/srv/only-here')",
-    "namespace": "import ctypes; assert ctypes.CDLL(None).unshare(0x04000000) == 0",
-    "kernel-object": "import ctypes; assert ctypes.CDLL(None).syscall(323, 0) >= 0",
+    "terminal": ["/usr/bin/script", "-qc", WAIT, "/dev/null"],
+    "unix-stream": python("import socket; s = socket.socket(socket.AF_UNIX); "
+                          "s.connect('/run/systemd/journal/stdout')"),
+    "unix-datagram": python("import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); "
+                            "s.connect('/run/systemd/journal/socket')"),
+    # io_uring_setup(4, params)
+    "io-uring": perl("my $p = chr(0) x 256; syscall(425, 4, $p) >= 0 or die $!"),
+    "mptcp": python("import socket; s = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 262)"),
+    "device": python("f = open('/dev/vda', 'rb')"),
+    # mmap of 2 MiB, shared, anonymous, huge
+    "hugetlb": perl("syscall(9, 0, 2 << 20, 3, 0x40021, -1, 0) > 0 or die $!"),
+    "open-file": python("f = open('/var/log/holder.log', 'w')"),
+    "proc-file": python("f = open('/proc/1/status')"),
+    "shared-memory": shell(f"exec 9<>/dev/shm/holder; {WAIT}"),
+    "directory-absent": python("import os; os.makedirs('/srv/only-here', exist_ok=True); "
+                               "os.chdir('/srv/only-here')"),
+    "namespace": shell(f"unshare --uts {WAIT} & wait"),
+    # userfaultfd
+    "kernel-object": perl("syscall(323, 0) >= 0 or die $!"),
 }
 
 
@@ -35,8 +51,7 @@ class Reasons(unittest.TestCase):
     def define(self, program):
         CLUSTER.define("h1", "g1", {"name": self.FEATURE, "automatic": False, "workload": {
             "kind": "managed", "address": "10.88.0.236/24",
-            "exec": ["/usr/bin/python3", "-c",
-                     f"{program}; import time; time.sleep(100000)"]}})
+            "exec": program}})
         CLUSTER.drover("h1", "enable", "g1", self.FEATURE)
 
     def undefine(self):
@@ -61,7 +76,7 @@ class Reasons(unittest.TestCase):
                     self.define(program)
                     found = wait_until(
                         lambda: (f := self.check("h2/g2")[1]) and name in self.codes(f) and f, 30,
-                        f"{name} is named: {self.check('h2/g2')}", pause=1)
+                        f"{name} is named", pause=1)
                     self.assertFalse(found["movable"])
                     self.assertEqual(self.check("h2")[0], 4)
                     code, _, err = CLUSTER.drover("h1", "migrate", "g1", self.FEATURE,
