@@ -61,6 +61,7 @@ pub fn spawn(daemon: &Arc<Daemon>, record: SourceRecord, begin: Begin) -> Handle
         relay: Mutex::default(),
         progress: Arc::clone(&progress),
         state: state_rx.clone(),
+        resumes: std::sync::atomic::AtomicU32::default(),
         record,
     });
     tokio::spawn(run(shared, begin, inbox, job, state));

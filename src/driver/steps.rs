@@ -1,6 +1,6 @@
 //! What the actions of a move on the source do.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -117,6 +117,8 @@ pub(super) struct Shared {
     pub relay: Mutex<Option<Relay>>,
     pub progress: Arc<Progress>,
     pub state: watch::Receiver<State>,
+    /// Questions to resume that came to nothing.
+    pub resumes: AtomicU32,
 }
 
 impl Shared {
@@ -229,7 +231,9 @@ pub(super) async fn perform(shared: &Shared, action: Action) -> Event {
         Action::Revert => shared.daemon.revert_move(&shared.record).await,
         Action::Resume { again } => {
             if again {
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                // The target pauses between its own attempts; more questions hurry nothing.
+                let failed = shared.resumes.fetch_add(1, Ordering::Relaxed).min(5);
+                tokio::time::sleep(Duration::from_secs(1 << failed)).await;
             }
             resume(shared).await
         }
@@ -477,7 +481,7 @@ async fn resume(shared: &Shared) -> Event {
         }
         Ok(other) => {
             tracing::error!(id = %r.id, host = %r.to_host, ?other,
-                "committed, but the target does not run the feature; its images are kept there");
+                "committed, but the target does not run the feature yet; its log says why and what to do");
             Event::ResumeFailed
         }
         Err(e) => {

@@ -27,6 +27,10 @@ const HISTORY: Duration = Duration::from_secs(600);
 const START: Duration = Duration::from_secs(65);
 /// Pause between questions, and between attempts that failed.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Longest pause between attempts to resume; each is twice as long as the one before.
+const LONGEST_PAUSE: Duration = Duration::from_secs(120);
+/// Attempts to resume that fail before an administrator is told what to do.
+const PATIENCE: u32 = 5;
 
 /// One incoming move.
 pub struct Incoming {
@@ -40,6 +44,8 @@ pub struct Incoming {
     settling: bool,
     /// What they found, when it was not good.
     warning: Option<String>,
+    /// Attempts to resume that failed.
+    failed_resumes: u32,
     /// This move's turn to freeze, from its grant to the move's end here.
     freeze: Option<Turn>,
 }
@@ -140,6 +146,7 @@ pub fn enter(daemon: &Daemon, record: &TargetRecord) {
         failure: None,
         settling: false,
         warning: None,
+        failed_resumes: 0,
         freeze: None,
     };
     daemon
@@ -426,6 +433,7 @@ pub async fn recover(daemon: &Arc<Daemon>, record: TargetRecord) {
         failure: Some(failure.into()),
         settling: false,
         warning: None,
+        failed_resumes: 0,
         freeze: None,
     }));
     daemon.incoming.insert(id.clone(), Arc::clone(&slot));
@@ -478,13 +486,15 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
         let id = incoming.record.id.clone();
         let event = match action {
             Action::Resume { again: true } | Action::Discard { again: true } => {
-                retry_later(daemon, id, action);
+                let pause = pause(incoming.failed_resumes);
+                retry_later(daemon, id, action, pause);
                 continue;
             }
             Action::Resume { again: false } => match try_resume(daemon, incoming).await {
                 Ok(()) => Event::Resumed,
                 Err(reason) => {
-                    tracing::error!(%id, %reason, "committed, but resuming failed; trying again");
+                    incoming.failed_resumes = incoming.failed_resumes.saturating_add(1);
+                    resume_failed(incoming, &reason);
                     match daemon.copy_is_gone(&incoming.record) {
                         Some(reason) => {
                             incoming.failure = Some(reason);
@@ -628,10 +638,33 @@ async fn try_discard(daemon: &Daemon, incoming: &Incoming) -> bool {
     }
 }
 
-fn retry_later(daemon: &Arc<Daemon>, id: MoveId, action: Action) {
+/// Pause before the next attempt after so many that failed.
+fn pause(failed: u32) -> Duration {
+    let doubled = PAUSE.saturating_mul(1 << failed.saturating_sub(1).min(16));
+    doubled.min(LONGEST_PAUSE)
+}
+
+/// Says that a committed move cannot resume, and what an administrator can do when that lasts. Only
+/// this guest may run the feature; nothing but its end proves that it never will.
+fn resume_failed(incoming: &Incoming, reason: &str) {
+    let (record, attempts) = (&incoming.record, incoming.failed_resumes);
+    let (id, feature, next_s) = (&record.id, &record.spec.name, pause(attempts).as_secs());
+    if attempts < PATIENCE {
+        tracing::warn!(%id, %feature, %reason, attempts, next_s,
+            "committed, but resuming failed; trying again");
+        return;
+    }
+    tracing::error!(%id, %feature, %reason, attempts, next_s,
+        "committed, but the guest of domain '{}' cannot resume the feature, which is frozen on host \
+         '{}' meanwhile; look at 'journalctl -u drover-guest' in the guest, or give the move up by \
+         'virsh destroy {0}' here: once the guest is off, '{1}' takes the feature back by itself",
+        record.domain, record.from_host);
+}
+
+fn retry_later(daemon: &Arc<Daemon>, id: MoveId, action: Action, pause: Duration) {
     let daemon = Arc::clone(daemon);
     tokio::spawn(async move {
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(pause).await;
         let Some(slot) = daemon.incoming.get(&id) else {
             return;
         };
@@ -708,4 +741,15 @@ fn watch_doubt(daemon: &Arc<Daemon>, id: &str) {
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_become_rarer_and_go_on() {
+        let seconds = [0, 1, 2, 3, 6, 7, 8, u32::MAX].map(|n| pause(n).as_secs());
+        assert_eq!(seconds, [2, 2, 4, 8, 64, 120, 120, 120]);
+    }
 }
