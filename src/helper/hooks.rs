@@ -106,7 +106,7 @@ impl Hooks<'_> {
         hook: &Hook,
         limit: Duration,
     ) -> Result<String, String> {
-        let group = Group::new(&spec.name)?;
+        let group = Group::new(&spec.name, name)?;
         let (mut reader, child) = self.spawn(spec, name, hook, &group)?;
         let reading = std::thread::spawn(move || {
             let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
@@ -229,8 +229,9 @@ fn shown(output: &[u8]) -> String {
 struct Group(PathBuf);
 
 impl Group {
-    fn new(feature: &FeatureName) -> Result<Self, String> {
-        let dir = paths::cgroup_dir(feature).join("hooks");
+    /// A group of its own for each: what kills the rest of one hook must not meet the next.
+    fn new(feature: &FeatureName, hook: HookName) -> Result<Self, String> {
+        let dir = paths::cgroup_dir(feature).join(format!("hook-{}", hook.as_str()));
         match fs::create_dir(&dir) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
                 Err(format!("cannot run, as the feature does not: {e}"))

@@ -9,7 +9,7 @@ import re
 import time
 import unittest
 
-from cluster_api import Events, wait_until
+from cluster_api import Events, load_feature, wait_until
 from shared import CLUSTER, GUESTS
 
 DIR = "/var/lib/drover-affinity"
@@ -110,8 +110,10 @@ class Affinity(unittest.TestCase):
                                        ("writes", "disk_write > 100 kB/s for 12 s", "h3", "h2")):
             if name == "writes":
                 self.move("writes", "h1")
-            # Something else on h1 makes moving worth while.
+            # Something else on h1 makes moving worth while, and the right host is the busier one.
             self.start("h1", feature(f"beside-{name}", 243 if name == "writes" else 244))
+            busy = load_feature(f"busy-{to}", "10.88.0.245", 10 if name == "writes" else 20, "cpu")
+            self.start(to, busy)
             time.sleep(20)
             self.explained(name)
             CLUSTER.drover("h1", "threshold", "g1", name, limit)
@@ -129,6 +131,7 @@ class Affinity(unittest.TestCase):
             again = CLUSTER.drover_json("h1", "decision", plan["id"], "--replay")
             self.assertTrue(again["same"])
             self.remove(f"beside-{name}")
+            self.remove(f"busy-{to}")
             if name == "computes":
                 self.remove(name)
 

@@ -41,7 +41,8 @@ class Cluster:
 
     def __init__(self, name, hosts=3, extra_toml=None):
         self.name, self.hosts, self.extra_toml = name, hosts, extra_toml
-        self.env = dict(os.environ, DROVER_CLUSTER=name, DROVER_STAGE=str(ROOT / "target" / "stage"))
+        stage = os.environ.get("DROVER_STAGE", str(ROOT / "target" / "stage"))
+        self.env = dict(os.environ, DROVER_CLUSTER=name, DROVER_STAGE=stage)
 
     def call(self, *args, **kw):
         return run(CLUSTER, *args, env=self.env, **kw)
