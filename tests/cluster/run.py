@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""Tests on the real cluster: libvirtd, guests, criu, D-Bus, TLS. One cluster for all of them.
+"""Tests on the real cluster: libvirtd, guests, criu, D-Bus, TLS.
 
     tests/cluster/run.py [-v] [TestClass[.test_name] ...]     --keep leaves the cluster up
 """
 
 import concurrent.futures
+import os
 import pathlib
+import subprocess
 import sys
 import unittest
 
@@ -16,26 +18,56 @@ import modular  # noqa: E402
 from shared import CLUSTER, prepare  # noqa: E402
 
 
+# Halves of about the same length; without names they run beside each other, each on a cluster of
+# its own.
+HALVES = [
+    ["test_basics", "test_hook", "test_doctor", "test_metering", "test_ladder", "test_rungs",
+     "test_monitor", "test_metrics", "test_prometheus", "test_history", "test_decision",
+     "test_drain", "test_forecast"],
+    ["test_dbus", "test_config", "test_moves", "test_queue", "test_state", "test_methods",
+     "test_check", "test_network", "test_root", "test_failures", "test_ssh", "test_connect",
+     "test_attackers", "test_backend"],
+]
+# By name only: it takes seven minutes and wants a machine that does nothing else.
+ALONE = ["test_affinity"]
+
+
+def both():
+    """Both halves, their lines as they come; the exit code is 0 when all passed."""
+    def half(n):
+        env = dict(os.environ, DROVER_CLUSTER=f"{CLUSTER.name}{n}")
+        args = [sys.executable, "-u", __file__, f"--half={n}"]
+        process = subprocess.Popen(args, env=env, text=True, errors="replace",
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        last = ""
+        for line in process.stdout:
+            print(f"{n}: {line}", end="", flush=True)
+            last = line if " passed, " in line else last
+        return process.wait(), last.strip()
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        ends = list(pool.map(half, (1, 2)))
+    counts = [[int(part.split()[0]) for part in last.split(", ")] if last else [0, 1, 0]
+              for _, last in ends]
+    passed, failed, skipped = (sum(c) for c in zip(*counts, strict=True))
+    print(f"{passed} passed, {failed} failed, {skipped} skipped")
+    sys.exit(max(code != 0 for code, _ in ends))
+
+
 def main():
     keep = "--keep" in sys.argv
     names = [a for a in sys.argv[1:] if not a.startswith("-")]
+    half = next((int(a[-1]) for a in sys.argv[1:] if a.startswith("--half=")), None)
+    if not names and half is None:
+        both()
     loader = unittest.TestLoader()
     loader.sortTestMethodsUsing = None
-    modules = ["test_basics", "test_hook", "test_doctor", "test_metering", "test_ladder",
-               "test_rungs", "test_monitor",
-               "test_metrics", "test_prometheus", "test_history", "test_decision",
-               "test_drain",
-               "test_forecast", "test_dbus", "test_config", "test_moves", "test_queue", "test_state",
-               "test_methods",
-               "test_check", "test_network", "test_root",
-               "test_failures",
-               "test_ssh", "test_connect", "test_attackers", "test_backend", "test_affinity"]
     if names:
         suite = unittest.TestSuite(
-            loader.loadTestsFromName(f"{m}.{n}") for n in names for m in modules
+            loader.loadTestsFromName(f"{m}.{n}") for n in names for m in sum(HALVES, ALONE)
             if hasattr(__import__(m), n.split(".")[0]))
     else:
-        suite = loader.loadTestsFromNames(modules)
+        suite = loader.loadTestsFromNames(HALVES[half - 1])
     CLUSTER.down()
     try:
         CLUSTER.up()

@@ -156,7 +156,9 @@ class Methods(FeatureCase):
         self.report()
 
     def test_handover_loses_no_reply(self):
-        self.define({"prepare": ("true", 10), "quiesce": ("sync", 10),
+        # The second instance must be there before it can be told anything: port 7000 listens.
+        self.define({"prepare": ("until grep -q :1B58 /proc/net/tcp; do sleep 0.1; done", 60),
+                     "quiesce": ("sync", 10),
                      "resume": ("kill -USR2 $DROVER_PID; sleep 0.2", 10),
                      "health": ("true", 10)}, method="handover", drain_ms=3000)
         code, _, err = self.migrate()
