@@ -1,5 +1,7 @@
 //! How a feature moves, and the commands of its user that a move runs in the guests.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::feature::HIDDEN;
@@ -175,13 +177,13 @@ impl Hooks {
         .filter_map(|n| Some((n, self.get(n)?)))
     }
 
-    /// Seconds that these commands may take together; 0 for those that are not there.
-    pub fn seconds(&self, names: &[HookName]) -> u64 {
-        names
+    /// Longest time that these commands may take together; zero for those that are not there.
+    pub fn limit(&self, names: &[HookName]) -> Duration {
+        let seconds = names
             .iter()
             .filter_map(|n| self.get(*n))
-            .map(|h| h.timeout_s)
-            .sum()
+            .map(|h| h.timeout_s);
+        Duration::from_secs(seconds.sum())
     }
 
     /// For those who may not see secrets: arguments are [`HIDDEN`].
@@ -283,8 +285,9 @@ mod tests {
             r#"{"resume":{"exec":["/bin/a"]},"health":{"exec":["/bin/b"],"timeout_s":3}}"#,
         )
         .unwrap();
-        assert_eq!(hooks.seconds(&[HookName::Resume, HookName::Health]), 13);
-        assert_eq!(hooks.seconds(&[HookName::Quiesce]), 0);
+        let s = Duration::from_secs;
+        assert_eq!(hooks.limit(&[HookName::Resume, HookName::Health]), s(13));
+        assert_eq!(hooks.limit(&[HookName::Quiesce]), s(0));
         assert_eq!("restart".parse::<Method>(), Ok(Method::Restart));
         assert!("cold".parse::<Method>().unwrap_err().contains("handover"));
     }

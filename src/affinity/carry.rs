@@ -11,19 +11,25 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::model::scattered;
 use super::reservoir::Row;
-use super::schema::{COLUMNS, Inputs, MISSING};
+use super::schema::{Inputs, MISSING, column, log_rate, part};
 
 /// The columns of the feature's own use.
 const OWN: Range<usize> = 1..13;
+const CPU: usize = column("own_cpu_mean");
+const NET: usize = column("own_net_mean");
+const DISK: usize = column("own_disk_mean");
+const HOST_CPUS: usize = column("host_cpus");
+const GUEST_VCPUS: usize = column("guest_vcpus");
+const HOST_NETWORK: usize = column("host_network");
+const HOST_CPU_AFTER: usize = column("host_cpu_after");
+const GUEST_CPU_AFTER: usize = column("guest_cpu_after");
+const HOST_NET_AFTER: usize = column("host_net_after");
+const HOST_DISK_AFTER: usize = column("host_disk_after");
 
 /// Fewest rows that a host must have of a feature to count.
 const MIN_ROWS: usize = 5;
-
-fn column(name: &str) -> usize {
-    // The names are the schema's own; see the test.
-    COLUMNS.iter().position(|c| *c == name).unwrap_or(0)
-}
 
 /// What a feature used at one host: each own column's known values, ascending.
 struct Used(Vec<Vec<f32>>);
@@ -67,42 +73,32 @@ fn bps(log: f32) -> f64 {
 /// `x` with the own columns of `own`, and the load of the row's host and guest corrected by what
 /// the feature uses more or less there.
 fn with_use(mut x: Inputs, own: &Inputs) -> Inputs {
-    // Before and after, where both are known.
-    let both = |x: &Inputs, name: &str| {
-        let c = column(name);
-        (x[c] != MISSING && own[c] != MISSING).then(|| (x[c], own[c]))
+    let more = |c: usize, amount: fn(f32) -> f64| {
+        let known = x[c] != MISSING && own[c] != MISSING;
+        if known {
+            amount(own[c]) - amount(x[c])
+        } else {
+            0.0
+        }
     };
-    let cpus = both(&x, "own_cpu_mean").map_or(0.0, |(a, b)| f64::from(b - a));
-    let net = both(&x, "own_net_mean").map_or(0.0, |(a, b)| bps(b) - bps(a));
-    let disk = both(&x, "own_disk_mean").map_or(0.0, |(a, b)| bps(b) - bps(a));
-    let capacity = |name: &str| Some(f64::from(x[column(name)])).filter(|c| *c > 0.0);
-    let mbps = capacity("host_network").map(|log| log.exp2() - 1.0);
+    let (cpus, net, disk) = (more(CPU, f64::from), more(NET, bps), more(DISK, bps));
+    let capacity = |c: usize| Some(f64::from(x[c])).filter(|v| *v > 0.0);
+    let mbps = capacity(HOST_NETWORK).map(|log| log.exp2() - 1.0);
     let fractions = [
-        ("host_cpu_after", capacity("host_cpus").map(|c| cpus / c)),
-        ("guest_cpu_after", capacity("guest_vcpus").map(|c| cpus / c)),
-        ("host_net_after", mbps.map(|m| net / (m * 125_000.0))),
+        (HOST_CPU_AFTER, capacity(HOST_CPUS).map(|v| cpus / v)),
+        (GUEST_CPU_AFTER, capacity(GUEST_VCPUS).map(|v| cpus / v)),
+        (HOST_NET_AFTER, mbps.map(|m| net / (m * 125_000.0))),
     ];
-    for (name, more) in fractions {
-        let v = &mut x[column(name)];
-        if let Some(more) = more.filter(|m| m.is_finite() && *v != MISSING) {
-            *v = (f64::from(*v) + more).clamp(0.0, 100.0) as f32;
+    for (c, more) in fractions {
+        if let Some(more) = more.filter(|m| m.is_finite() && x[c] != MISSING) {
+            x[c] = part((f64::from(x[c]) + more).clamp(0.0, 100.0)) as f32;
         }
     }
-    let v = &mut x[column("host_disk_after")];
-    if *v != MISSING {
-        *v = (1.0 + (bps(*v) + disk).max(0.0) / 1024.0).log2() as f32;
+    if x[HOST_DISK_AFTER] != MISSING {
+        x[HOST_DISK_AFTER] = log_rate(bps(x[HOST_DISK_AFTER]) + disk) as f32;
     }
     x[OWN].copy_from_slice(&own[OWN]);
     x
-}
-
-/// A number that has nothing to do with the order of `i` (the finaliser of MurmurHash3): rows come
-/// from their hosts in turn.
-fn scattered(i: usize) -> usize {
-    let mut h = (i as u64).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    h = (h ^ (h >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    h = (h ^ (h >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    (h >> 33) as usize
 }
 
 /// The rows as if the use of features that ran on several hosts had been measured at one of
@@ -129,8 +125,10 @@ pub(super) fn carried(rows: &[&Row]) -> Vec<Row> {
             .get(row.feature.as_str())
             .map_or(&[][..], Vec::as_slice);
         let here = hosts.iter().find(|(h, _)| *h == row.host);
-        let there = hosts.get(scattered(i) % hosts.len().max(1));
-        if let (Some((_, here)), Some((_, there))) = (here, there) {
+        let there = hosts.get(scattered(i as u64) as usize % hosts.len().max(1));
+        if let (Some((from, here)), Some((to, there))) = (here, there)
+            && from != to
+        {
             let mut own = row.x;
             for c in OWN {
                 own[c] = here.carried(there, c, row.x[c]);
@@ -144,7 +142,7 @@ pub(super) fn carried(rows: &[&Row]) -> Vec<Row> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::schema::{N, valid};
+    use super::super::schema::{COLUMNS, N, valid};
     use super::*;
 
     fn row(host: &str, i: i16, disk: f32, cpu: f32, y: f32) -> Row {
@@ -203,7 +201,7 @@ mod tests {
         let mut rows: Vec<Row> = (0..10)
             .map(|i| row("a", i, 12.0 + f32::from(i), 0.8, 0.9))
             .collect();
-        rows.extend((0..10).map(|i| row("b", i, 0.1 * f32::from(i), 0.2, 0.2)));
+        rows.extend((0..10).map(|i| row("b", i, 0.25 * f32::from(i), 0.2, 0.2)));
         let out = carried(&rows.iter().collect::<Vec<_>>());
         let (disk, cpu) = (column("own_disk_mean"), column("own_cpu_mean"));
         let mut exchanged = 0;
@@ -217,7 +215,7 @@ mod tests {
             // As large among its own as it was: the order is kept.
             let i = before.at_ms as f32 / 1000.0;
             let (d, c) = if before.host == "a" {
-                (0.1 * i, 0.2)
+                (0.25 * i, 0.2)
             } else {
                 (12.0 + i, 0.8)
             };

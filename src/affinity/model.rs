@@ -104,13 +104,17 @@ fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, AffinityError> {
     })
 }
 
-/// Deterministic choice of rows per chunk.
-fn chosen(row: usize, chunk: usize, ratio: f64) -> bool {
-    let mut h = (row as u64) ^ ((chunk as u64 + 1) << 40);
-    h = h.wrapping_add(0x9e37_79b9_7f4a_7c15);
+/// A number that has nothing to do with the order of `n`, always the same (SplitMix64).
+pub(super) fn scattered(n: u64) -> u64 {
+    let mut h = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
     h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    h ^= h >> 31;
+    h ^ (h >> 31)
+}
+
+/// Deterministic choice of rows per chunk.
+fn chosen(row: usize, chunk: usize, ratio: f64) -> bool {
+    let h = scattered((row as u64) ^ ((chunk as u64 + 1) << 40));
     ((h >> 11) as f64) < ratio * (1u64 << 53) as f64
 }
 

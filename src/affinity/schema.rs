@@ -68,6 +68,26 @@ pub const COLUMNS: [&str; N] = [
     "host_disk_after",
 ];
 
+/// The place of a column, looked up while compiling where its name is written out.
+pub(super) const fn column(name: &str) -> usize {
+    let mut i = 0;
+    while i < N {
+        if same(COLUMNS[i].as_bytes(), name.as_bytes()) {
+            return i;
+        }
+        i += 1;
+    }
+    panic!("there is no such column");
+}
+
+const fn same(a: &[u8], b: &[u8]) -> bool {
+    let mut i = 0;
+    while i < a.len() && i < b.len() && a[i] == b[i] {
+        i += 1;
+    }
+    i == a.len() && i == b.len()
+}
+
 /// One input row.
 pub type Inputs = [f32; N];
 
@@ -103,10 +123,10 @@ fn log(v: f64) -> f64 {
     step((1.0 + v.max(0.0)).log2(), 4.0)
 }
 /// A fraction of a capacity, or CPUs.
-fn part(v: f64) -> f64 {
+pub(super) fn part(v: f64) -> f64 {
     step(v, 20.0)
 }
-fn log_rate(bps: f64) -> f64 {
+pub(super) fn log_rate(bps: f64) -> f64 {
     log(bps / 1024.0)
 }
 /// A stable number of 0 to `buckets` - 1 for a text.
@@ -305,7 +325,7 @@ mod tests {
             demand: Demand::default(),
         });
         assert!(valid(&x), "{x:?}");
-        let at = |name: &str| x[COLUMNS.iter().position(|c| *c == name).unwrap()];
+        let at = |name: &str| x[column(name)];
         assert_eq!(at("own_cpu_mean"), MISSING);
         assert_eq!(at("host_others_stall"), MISSING, "no guest tells it");
         assert_eq!(at("host_network"), MISSING);

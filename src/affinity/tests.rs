@@ -1,5 +1,7 @@
 //! Tests of the whole, and makers of hosts and rows for the other tests.
 
+use super::model::scattered;
+use super::schema::column;
 use super::*;
 use crate::feature::{FeatureName, FeatureSpec, Workload};
 use crate::host::{
@@ -11,18 +13,15 @@ use crate::usage::Usage;
 pub(crate) struct Random(pub(crate) u64);
 impl Random {
     pub(crate) fn unit(&mut self) -> f64 {
+        let h = scattered(self.0);
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut h = self.0;
-        h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((h ^ (h >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+        (h >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
 /// Rows whose quality depends on host_others_stall and host_cpu_after.
 pub(crate) fn synthetic(n: usize, seed: u64) -> Vec<Row> {
     let mut random = Random(seed);
-    let column = |name: &str| COLUMNS.iter().position(|c| *c == name).unwrap();
     let (stall, cpu) = (column("host_others_stall"), column("host_cpu_after"));
     (0i64..)
         .take(n)

@@ -109,6 +109,7 @@ pub fn train<R: Borrow<Row>>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::schema::{N, column};
     use super::super::tests::synthetic;
     use super::*;
 
@@ -141,17 +142,12 @@ mod tests {
     #[test]
     fn what_ran_first_counts_as_what_ran_last() {
         // One feature stalls by what it does, then another runs that never stalls.
-        let column = |name: &str| {
-            super::super::schema::COLUMNS
-                .iter()
-                .position(|c| *c == name)
-        };
-        let disk = column("own_disk_mean").unwrap();
+        let disk = column("own_disk_mean");
         let mut rows = synthetic(200, 4);
         for (i, r) in rows.iter_mut().enumerate() {
             let first = i < 100;
             r.feature = if first { "writes" } else { "computes" }.into();
-            r.x = [0.0; super::super::schema::N];
+            r.x = [0.0; N];
             r.x[disk] = if first { (i % 10) as f32 } else { 0.0 };
             r.y = if first && i % 10 > 4 { 0.1 } else { 0.9 };
         }
@@ -165,31 +161,26 @@ mod tests {
     #[test]
     fn a_slow_host_is_not_taken_for_a_feature_that_wants_little() {
         // What it uses depends on what the host lets it use: little on the slow one.
-        let column = |name: &str| {
-            super::super::schema::COLUMNS
-                .iter()
-                .position(|c| *c == name)
-        };
         let (disk, host) = (column("own_disk_mean"), column("host_bucket"));
         let load = column("host_disk_after");
         let mut rows = synthetic(300, 6);
         for (i, r) in rows.iter_mut().enumerate() {
             let slow = i % 3 == 0;
             r.host = ["slow", "a", "b"][i % 3].into();
-            r.x = [0.0; super::super::schema::N];
-            r.x[disk.unwrap()] = if slow { 1.0 } else { 12.0 };
-            r.x[load.unwrap()] = r.x[disk.unwrap()];
-            r.x[host.unwrap()] = [500.0, 100.0, 900.0][i % 3];
+            r.x = [0.0; N];
+            r.x[disk] = if slow { 1.0 } else { 12.0 };
+            r.x[load] = r.x[disk];
+            r.x[host] = [500.0, 100.0, 900.0][i % 3];
             r.y = if slow { 0.2 } else { 0.95 };
         }
         let t = train(&rows, None, &Params::default(), 1, &mut || true).unwrap();
         // Asked at a good host, with the use from there: the slow host is slow.
         let mut x = rows[1].x;
-        x[host.unwrap()] = 500.0;
+        x[host] = 500.0;
         assert!(t.model.predict(&x).unwrap() < 0.3, "{t:?}");
         // And a good one is good for what comes from the slow one.
         let mut x = rows[0].x;
-        x[host.unwrap()] = 100.0;
+        x[host] = 100.0;
         assert!(t.model.predict(&x).unwrap() > 0.85, "{t:?}");
     }
 

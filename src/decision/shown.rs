@@ -51,7 +51,8 @@ pub struct DecisionRow {
     /// The move that it began.
     #[serde(default)]
     pub move_id: Option<MoveId>,
-    /// Whether a breach was the cause: only then it counts for the cooldown that it did not help.
+    /// Whether a breach or a crowded host was the cause: only then it counts for the cooldown that it
+    /// did not help.
     #[serde(default)]
     pub for_breach: bool,
     /// The resource in breach.

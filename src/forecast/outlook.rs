@@ -121,10 +121,10 @@ impl Residuals {
         vec![0.0; MOST]
     }
 
-    /// Adds a series' residuals, newest first, `sign` times.
-    pub fn add(&self, sum: &mut [f64], of: &Levels, sign: f64) {
+    /// Adds a series' residuals, newest first.
+    pub fn add(&self, sum: &mut [f64], of: &Levels) {
         for (s, r) in sum.iter_mut().zip(of.residuals().rev()) {
-            *s += sign * r;
+            *s += r;
         }
     }
 
@@ -190,11 +190,11 @@ mod tests {
         assert!(a.told.len() <= 7 && a.latest.len() <= 6);
         let r = Residuals::new(300.0);
         let mut sum = r.none();
-        r.add(&mut sum, &a, 1.0);
+        r.add(&mut sum, &a);
         let alone = r.variance(&sum, MOST);
         assert!((r.covariance(&a, &sum) - alone).abs() < 1e-9);
         // Together they are constant.
-        r.add(&mut sum, &b, 1.0);
+        r.add(&mut sum, &b);
         assert!(alone > 0.3 && r.variance(&sum, MOST) < 1e-6);
     }
 }

@@ -232,7 +232,7 @@ impl Drover {
     fn residuals_of(&self, features: impl Iterator<Item = usize>) -> Vec<f64> {
         let mut sum = self.residuals.none();
         for f in features {
-            self.residuals.add(&mut sum, &self.levels[f], 1.0);
+            self.residuals.add(&mut sum, &self.levels[f]);
         }
         sum
     }
