@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use crate::affinity::Demand;
 use crate::api::{ApiError, Destination};
 use crate::decision::{self, Cause, Check, CheckedTarget, admit};
+use crate::driver::steps::too_old;
 use crate::feature::FeatureName;
 use crate::guest::GuestError;
 use crate::method::Method;
@@ -60,7 +61,7 @@ impl Daemon {
         };
         let mut preflight = Preflight::default();
         if spec.managed().is_some() {
-            match self.preflight(domain, feature).await {
+            match self.preflight(domain, feature, spec.method).await {
                 Ok(found) => preflight = found,
                 Err(why) => reasons.push(Reason::new(Code::SourceHelper, why)),
             }
@@ -104,22 +105,24 @@ impl Daemon {
         })
     }
 
-    async fn preflight(&self, domain: &str, feature: &FeatureName) -> Result<Preflight, String> {
+    async fn preflight(
+        &self,
+        domain: &str,
+        feature: &FeatureName,
+        method: Method,
+    ) -> Result<Preflight, String> {
         let Some(guest) = self.guest(domain) else {
             return Err(format!(
                 "the helper in domain '{domain}' is not connected; install it with 'drover guest \
                  install {domain}'"
             ));
         };
-        let method = lock(&self.instances)
-            .get(domain)
-            .and_then(|i| i.features.get(feature))
-            .map_or(Method::Live, |f| f.record.spec.method);
         let call = Call::Preflight {
             feature: feature.clone(),
             method,
         };
         match guest.call(call, SHORT).await {
+            Ok(Reply::Preflight(found)) if found.method != method => Err(too_old(domain, method)),
             Ok(Reply::Preflight(found)) => Ok(found),
             Ok(_) => Err("the helper gave an answer that does not fit".into()),
             Err(e) => Err(e.to_string()),

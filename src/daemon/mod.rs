@@ -11,8 +11,10 @@
 //! - [`decisions`], [`audit`]: plans, recorded decisions, advice, scores
 //! - [`affinity`]: training the model, rows of peers
 //! - [`outcome`]: what moves cost, and whether they helped
+//! - [`relief`]: hosts that will be short of CPU
+//! - [`check`]: whether a feature could move, without moving it
 //! - [`drain`]: emptying this host
-//! - [`moves`]: beginning, committing and ending moves; the journal
+//! - [`moves`], [`skipped`]: beginning, committing and ending moves, or none; the journal
 //! - [`live`], [`files`]: the configuration in force, features from files, reloads
 //! - [`serve_api`], [`serve_peer`]: what users and peers may ask
 

@@ -110,7 +110,7 @@ impl Daemon {
         self.with_feature(domain, feature, |f| f.moving = id);
     }
 
-    async fn write(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+    pub(super) async fn write(&self, changes: Vec<Change>) -> Result<(), StoreError> {
         self.store.run(move |s| s.transaction(changes)).await
     }
 

@@ -23,11 +23,15 @@ pub(super) async fn run(daemon: Arc<Daemon>) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        let chosen: Vec<String> = lock(&daemon.instances)
-            .iter()
-            .filter(|(name, i)| i.info.active && qemu::chosen(&section.domains, name))
-            .map(|(name, _)| name.clone())
-            .collect();
+        let mut chosen = Vec::new();
+        for (name, i) in lock(&daemon.instances).iter_mut() {
+            if !i.info.active {
+                // Of a QEMU that has ended; the next one counts from nothing.
+                i.qemu = None;
+            } else if qemu::chosen(&section.domains, name) {
+                chosen.push(name.clone());
+            }
+        }
         for domain in chosen {
             // A slow monitor holds up nobody but its own domain.
             if !lock(&busy).insert(domain.clone()) {
@@ -60,7 +64,8 @@ impl Daemon {
                 }
             }
         };
-        if let Some(i) = lock(&self.instances).get_mut(domain) {
+        let mut instances = lock(&self.instances);
+        if let Some(i) = instances.get_mut(domain).filter(|i| i.info.active) {
             i.qemu = Some(Box::new(state));
         }
     }

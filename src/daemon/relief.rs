@@ -72,10 +72,10 @@ impl Seen {
         }
     }
 
-    /// Takes a step; features that are not in it are forgotten.
+    /// Takes a step, in the order of its keys; features that are not in it are forgotten.
     fn take(&mut self, steps: &[Step], load: &HostLoad) {
         self.features
-            .retain(|k, _| steps.iter().any(|s| s.key == *k));
+            .retain(|k, _| steps.binary_search_by(|s| s.key.cmp(k)).is_ok());
         for s in steps {
             let levels = self.features.entry(s.key.clone());
             let levels = levels.or_insert_with(|| Levels::new(f64::from(STEP_S)));
@@ -95,7 +95,7 @@ impl Seen {
         let mut sum = residuals.none();
         let mut cpus = 0.0;
         for l in self.features.values().chain([&self.rest]) {
-            residuals.add(&mut sum, l, 1.0);
+            residuals.add(&mut sum, l);
             cpus += l.level().unwrap_or(0.0);
         }
         let cpus_sd = residuals.variance(&sum, self.steps).sqrt();
@@ -104,10 +104,17 @@ impl Seen {
 }
 
 impl Daemon {
-    /// What each feature that runs did since a moment, milliseconds since the epoch.
+    /// What each feature that runs did since a moment, milliseconds since the epoch; in the order of
+    /// the keys.
     fn steps_since(&self, since_ms: i64) -> Vec<Step> {
         let mut steps = Vec::new();
-        for (domain, i) in lock(&self.instances).iter() {
+        let domains: Vec<String> = lock(&self.instances).keys().cloned().collect();
+        for domain in domains {
+            // One at a time: metering waits for the lock.
+            let instances = lock(&self.instances);
+            let Some(i) = instances.get(&domain) else {
+                continue;
+            };
             for (name, f) in &i.features {
                 let points = f.recent.after(since_ms);
                 let Some(used) = mean_cpus(points.iter()) else {
@@ -139,7 +146,7 @@ impl Daemon {
             let levels = seen.features.get(&s.key)?;
             let cpus = levels.level()?;
             let mut own = residuals.none();
-            residuals.add(&mut own, levels, 1.0);
+            residuals.add(&mut own, levels);
             let mut demand = self.demand(domain, feature);
             demand.cpus = demand.cpus.max(cpus);
             let past = self.past_of(feature);
@@ -166,8 +173,11 @@ impl Daemon {
         let (view, policy) = (self.view(), self.policy());
         let affinity = lock(&self.affinity);
         let window = |r: &Resident| {
-            let of = |s: &&Step| s.key.0 == r.domain && s.key.1 == r.feature;
-            steps.iter().find(of).map(|s| s.window).unwrap_or_default()
+            let found = steps.binary_search_by(|s| {
+                let (domain, feature) = &s.key;
+                (domain, feature).cmp(&(&r.domain, &r.feature))
+            });
+            found.map(|at| steps[at].window).unwrap_or_default()
         };
         let plan = relieve(&view, &policy, &Relief::default(), residents, &|r, h, i| {
             affinity.score(&ScoreInput {
@@ -221,6 +231,10 @@ pub(super) async fn relieving(daemon: Arc<Daemon>) {
         let config = &daemon.config.decision;
         let off = !config.relieve || !config.automatic || config.mode == Mode::Shadow;
         if off {
+            continue;
+        }
+        let limits = Relief::default();
+        if limits.shortage_of(&daemon.host_state_now()) < limits.least_gain_s {
             continue;
         }
         let residents = daemon.residents(&seen, &steps, &residuals, &sum);

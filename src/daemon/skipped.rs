@@ -62,7 +62,7 @@ impl Daemon {
             ..begun.clone()
         };
         let record = Change::PutJob(Box::new(ended.clone()));
-        let written = self.store.run(move |s| s.transaction(vec![record])).await;
+        let written = self.write(vec![record]).await;
         written.map_err(|e| ApiError::Failed(format!("the journal cannot be written: {e}")))?;
         // Both, so that the move has an object whose own signal tells the end.
         for job in [begun.clone(), ended] {

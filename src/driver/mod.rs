@@ -6,5 +6,5 @@
 pub mod queue;
 pub mod relay;
 pub mod source;
-mod steps;
+pub mod steps;
 pub mod target;

@@ -67,11 +67,12 @@ impl Drop for Relay {
 }
 
 impl Relay {
-    /// Relays what comes until one side ends, which `ended` is told with the reason. `limits` are
+    /// Relays what comes to `host` until one side ends, which `ended` is told with the reason. `limits` are
     /// asked for anew with every message.
     pub(super) fn start<E, F>(
         mut incoming: mpsc::Receiver<Message>,
         mut sender: BulkSender,
+        host: String,
         sending: Arc<Sending>,
         limits: impl Fn() -> Limits + Send + 'static,
         ended: E,
@@ -93,7 +94,7 @@ impl Relay {
                             tokio::time::sleep(pause).await;
                         }
                     }
-                    Err(e) => return ended(e.to_string()).await,
+                    Err(e) => return ended(format!("sending to {host}: {e}")).await,
                 }
             }
             ended("the guest's bulk stream ended".into()).await;

@@ -133,7 +133,14 @@ async fn way(limits: impl Fn() -> Limits + Send + 'static) -> Way {
     let (from, to) = tokio::join!(helped("from"), helped("to"));
     let (sender, mut receiver) = connected().await;
     let incoming = from.guest.bulk_subscribe(STREAM).await;
-    let relay = Relay::start(incoming, sender, Arc::default(), limits, |_| async {});
+    let relay = Relay::start(
+        incoming,
+        sender,
+        "h2".into(),
+        Arc::default(),
+        limits,
+        |_| async {},
+    );
     let guest = to.guest.clone();
     let target = tokio::spawn(async move {
         while let Ok(Some(message)) = receiver.next().await {

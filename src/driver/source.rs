@@ -263,6 +263,8 @@ async fn run(
         if ended {
             let ending = machine.ending().cloned();
             let done = ending.as_ref().is_some_and(|e| e.result == JobResult::Done);
+            // Its place among the moves is free while the feature's own commands are waited for.
+            inbox.turn = None;
             let warning = if done {
                 steps::settled(&shared).await
             } else {

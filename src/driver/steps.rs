@@ -177,9 +177,8 @@ async fn offer(shared: &Shared) -> Result<Relay, String> {
         .await
         .map_err(|e| e.to_string())?;
     let incoming = guest.bulk_subscribe(record.stream).await;
-    let (events, host) = (shared.events.clone(), record.to_host.clone());
+    let events = shared.events.clone();
     let ended = |reason: String| async move {
-        let reason = format!("sending to {host}: {reason}");
         let _ = events.send(Event::Failed(reason)).await;
     };
     let configured = Arc::clone(daemon);
@@ -188,7 +187,8 @@ async fn offer(shared: &Shared) -> Result<Relay, String> {
         each: configured.config.moves.bandwidth_limit_move_mib_s,
     };
     let sending = Arc::clone(&daemon.sending);
-    Ok(Relay::start(incoming, sender, sending, limits, ended))
+    let host = record.to_host.clone();
+    Ok(Relay::start(incoming, sender, host, sending, limits, ended))
 }
 
 fn guest(shared: &Shared) -> Result<Guest, String> {
@@ -197,6 +197,14 @@ fn guest(shared: &Shared) -> Result<Guest, String> {
         .daemon
         .guest(&r.domain)
         .ok_or_else(|| format!("the helper in domain '{}' is not connected", r.domain))
+}
+
+/// A helper that looked at another method than it was asked for knows no other.
+pub fn too_old(domain: &str, method: Method) -> String {
+    format!(
+        "the helper in domain '{domain}' is too old for a {method}; install it again with 'drover \
+         guest install'"
+    )
 }
 
 pub(super) async fn perform(shared: &Shared, action: Action) -> Event {
@@ -208,11 +216,9 @@ pub(super) async fn perform(shared: &Shared, action: Action) -> Event {
                 method,
             };
             match call_guest(shared, call, shared.step_timeout).await {
-                Ok(Reply::Preflight(found)) if found.method != method => Event::Failed(format!(
-                    "the helper in domain '{}' is too old for a {method}; \
-                     install it again with 'drover guest install'",
-                    shared.record.domain
-                )),
+                Ok(Reply::Preflight(found)) if found.method != method => {
+                    Event::Failed(too_old(&shared.record.domain, method))
+                }
                 Ok(Reply::Preflight(found)) => Event::Preflight(found),
                 Ok(other) => unexpected(&other),
                 Err(e) => e,
@@ -272,15 +278,14 @@ pub(super) async fn perform(shared: &Shared, action: Action) -> Event {
     }
 }
 
-/// Longest time that these commands of the feature may take.
-fn hooks(shared: &Shared, names: &[HookName]) -> Duration {
-    Duration::from_secs(shared.record.spec.hooks().seconds(names))
-}
-
 /// What the feature's own commands found at the target after a live move, when it was not good.
 pub(super) async fn settled(shared: &Shared) -> Option<String> {
     let r = &shared.record;
-    let limit = hooks(shared, &[HookName::Resume, HookName::Health]);
+    let limit = shared
+        .record
+        .spec
+        .hooks()
+        .limit(&[HookName::Resume, HookName::Health]);
     if r.method != Method::Live || limit.is_zero() {
         return None;
     }
@@ -353,9 +358,9 @@ async fn send_round(shared: &Shared, round: u16, freeze: bool) -> Event {
                 Method::Handover => Duration::from_millis(r.spec.drain_ms),
                 Method::Restart => STOP,
             };
-            stop + hooks(shared, &[HookName::Quiesce])
+            stop + shared.record.spec.hooks().limit(&[HookName::Quiesce])
         }
-        (false, 1) => hooks(shared, &[HookName::Prepare]),
+        (false, 1) => shared.record.spec.hooks().limit(&[HookName::Prepare]),
         (false, _) => Duration::ZERO,
     };
     let patience = shared.step_timeout + quiet;
@@ -389,7 +394,9 @@ async fn send_round(shared: &Shared, round: u16, freeze: bool) -> Event {
     };
     // The second instance of a handover starts with the first round.
     let timeout = match (r.method, round) {
-        (Method::Handover, 1) => shared.step_timeout + STOP + hooks(shared, &[HookName::Prepare]),
+        (Method::Handover, 1) => {
+            shared.step_timeout + STOP + shared.record.spec.hooks().limit(&[HookName::Prepare])
+        }
         _ => shared.step_timeout,
     };
     match peers.await_round(&r.to_host, &r.id, round, timeout).await {
@@ -449,7 +456,12 @@ async fn restore(shared: &Shared, round: u16) -> Event {
     let Some(peers) = shared.daemon.peers() else {
         return Event::Failed("this host has no peers configured".into());
     };
-    let timeout = shared.restore_timeout + hooks(shared, &[HookName::Resume, HookName::Health]);
+    let timeout = shared.restore_timeout
+        + shared
+            .record
+            .spec
+            .hooks()
+            .limit(&[HookName::Resume, HookName::Health]);
     match peers.restore(&r.to_host, &r.id, round, timeout).await {
         Ok(TargetStatus::Ready { restore_ms }) => {
             tracing::debug!(id = %r.id, restore_ms, "target is ready");
@@ -468,7 +480,7 @@ async fn resume(shared: &Shared) -> Event {
     let Some(peers) = shared.daemon.peers() else {
         return Event::ResumeFailed;
     };
-    let timeout = shared.restore_timeout + hooks(shared, &[HookName::Resume]);
+    let timeout = shared.restore_timeout + shared.record.spec.hooks().limit(&[HookName::Resume]);
     match peers.resume(&r.to_host, &r.id, timeout).await {
         Ok(TargetStatus::Running { resume_ms, .. }) => {
             tracing::debug!(id = %r.id, resume_ms, "target runs the feature");
@@ -503,7 +515,7 @@ async fn release(shared: &Shared, commit: bool) -> Event {
         feature: name(shared),
         commit,
     };
-    let timeout = shared.step_timeout + STOP + hooks(shared, &[HookName::Abort]);
+    let timeout = shared.step_timeout + STOP + shared.record.spec.hooks().limit(&[HookName::Abort]);
     match call_guest(shared, call, timeout).await {
         Ok(Reply::Done) => Event::Released,
         Ok(other) => {

@@ -50,6 +50,22 @@ pub struct Incoming {
     freeze: Option<Turn>,
 }
 
+impl Incoming {
+    fn new(record: TargetRecord, machine: Target, failure: Option<String>) -> Self {
+        Self {
+            record,
+            machine,
+            restore_ms: 0,
+            resume_ms: 0,
+            failure,
+            settling: false,
+            warning: None,
+            failed_resumes: 0,
+            freeze: None,
+        }
+    }
+}
+
 /// A move's lock: one owner at a time.
 pub type Slot = Arc<Mutex<Incoming>>;
 
@@ -138,17 +154,7 @@ async fn call(
 
 /// Makes a checked offer known: from now on it is found by its id, and counted.
 pub fn enter(daemon: &Daemon, record: &TargetRecord) {
-    let incoming = Incoming {
-        record: record.clone(),
-        machine: Target::new(),
-        restore_ms: 0,
-        resume_ms: 0,
-        failure: None,
-        settling: false,
-        warning: None,
-        failed_resumes: 0,
-        freeze: None,
-    };
+    let incoming = Incoming::new(record.clone(), Target::new(), None);
     daemon
         .incoming
         .insert(record.id.clone(), Arc::new(Mutex::new(incoming)));
@@ -241,7 +247,7 @@ pub async fn await_round(daemon: &Daemon, id: &str, round: u16) -> Result<(), St
     let record = slot.lock().await.record.clone();
     let mut timeout = Duration::from_secs(daemon.config.moves.step_timeout_s);
     if record.method == Method::Handover && round == 1 {
-        timeout += START + hooks(&record, &[HookName::Prepare]);
+        timeout += START + record.spec.hooks().limit(&[HookName::Prepare]);
     }
     call(
         daemon,
@@ -266,7 +272,10 @@ pub async fn restore(daemon: &Arc<Daemon>, id: &str, round: u16) -> Result<Targe
         .map_err(|e| e.to_string())?;
     let record = incoming.record.clone();
     let timeout = Duration::from_secs(daemon.config.moves.restore_timeout_s)
-        + hooks(&record, &[HookName::Resume, HookName::Health]);
+        + record
+            .spec
+            .hooks()
+            .limit(&[HookName::Resume, HookName::Health]);
     let restore = Call::Restore {
         id: id.to_owned(),
         round,
@@ -425,17 +434,8 @@ pub async fn recover(daemon: &Arc<Daemon>, record: TargetRecord) {
         State::Lost => "the guest that held the feature was lost",
         _ => "droverd was restarted before the feature was ready",
     };
-    let slot = Arc::new(Mutex::new(Incoming {
-        record,
-        machine,
-        restore_ms: 0,
-        resume_ms: 0,
-        failure: Some(failure.into()),
-        settling: false,
-        warning: None,
-        failed_resumes: 0,
-        freeze: None,
-    }));
+    let incoming = Incoming::new(record, machine, Some(failure.into()));
+    let slot = Arc::new(Mutex::new(incoming));
     daemon.incoming.insert(id.clone(), Arc::clone(&slot));
     watch_doubt(daemon, &id);
     let mut incoming = slot.lock().await;
@@ -557,16 +557,14 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
     }
 }
 
-/// Longest time that these commands of the feature may take.
-fn hooks(record: &TargetRecord, names: &[HookName]) -> Duration {
-    Duration::from_secs(record.spec.hooks().seconds(names))
-}
-
 /// What follows an arrival: after a live move the feature's own commands are asked how it does,
 /// which nobody waits for.
 async fn settle_down(daemon: &Arc<Daemon>, incoming: &mut Incoming) {
     let record = incoming.record.clone();
-    let limit = hooks(&record, &[HookName::Resume, HookName::Health]);
+    let limit = record
+        .spec
+        .hooks()
+        .limit(&[HookName::Resume, HookName::Health]);
     if record.method != Method::Live || limit.is_zero() {
         return close_books(daemon, &record).await;
     }
@@ -605,7 +603,7 @@ async fn close_books(daemon: &Daemon, record: &TargetRecord) {
 async fn try_resume(daemon: &Daemon, incoming: &mut Incoming) -> Result<(), String> {
     let id = incoming.record.id.clone();
     let timeout = Duration::from_secs(daemon.config.moves.restore_timeout_s)
-        + hooks(&incoming.record, &[HookName::Resume]);
+        + incoming.record.spec.hooks().limit(&[HookName::Resume]);
     match call(daemon, &incoming.record, Call::Resume { id }, timeout).await? {
         Reply::Running { resume_ms, .. } => {
             incoming.resume_ms = resume_ms;

@@ -78,11 +78,9 @@ pub fn retire(feature: &FeatureName, spec: &FeatureSpec) -> Result<(), Failure> 
 /// Waits until the connections that came from outside have ended; how many are left.
 fn drain(feature: &FeatureName, limit: Duration) -> usize {
     let until = Instant::now() + limit;
+    let pid = features::pid(feature).unwrap_or(0);
     loop {
-        let pid = features::pid(feature).unwrap_or(0);
-        let tables = ["tcp", "tcp6"]
-            .map(|t| std::fs::read_to_string(format!("/proc/{pid}/net/{t}")).unwrap_or_default());
-        let left = sockets::accepted(&tables);
+        let left = sockets::accepted(&sockets::tables(pid));
         if left == 0 || Instant::now() >= until {
             return left;
         }
@@ -119,6 +117,8 @@ pub fn start_gated(feature: &FeatureName, spec: &FeatureSpec) -> Result<i32, Fai
     // The unit must find it: one that it makes by itself is open.
     netns::create(feature, managed, false)?;
     netns::gate_outside(feature)?;
+    // The word of an instance before this one is not its own.
+    lifecycle::drop_exit(feature);
     unit::install(feature, spec, None)?;
     unit::start(feature)?;
     lifecycle::wait_for_process(feature).map_err(|e| {
@@ -130,20 +130,18 @@ pub fn start_gated(feature: &FeatureName, spec: &FeatureSpec) -> Result<i32, Fai
 
 /// The feature's first process, or why it does not run.
 pub fn running(feature: &FeatureName) -> Result<i32, Failure> {
-    features::pid(feature)
-        .filter(|p| Path::new(&format!("/proc/{p}")).exists())
-        .ok_or_else(|| {
-            let word = std::fs::read_to_string(features::exit_file(feature)).unwrap_or_default();
-            let how = if word.is_empty() {
-                "ended"
-            } else {
-                word.as_str()
-            };
-            Failure::new(
-                ErrorKind::Failed,
-                format!("the workload of feature '{feature}' started and {how}"),
-            )
-        })
+    features::running(feature).ok_or_else(|| {
+        let word = std::fs::read_to_string(features::exit_file(feature)).unwrap_or_default();
+        let how = if word.is_empty() {
+            "ended"
+        } else {
+            word.as_str()
+        };
+        Failure::new(
+            ErrorKind::Failed,
+            format!("the workload of feature '{feature}' started and {how}"),
+        )
+    })
 }
 
 /// The commands that run at the source.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::moves::{self, Failure};
 use super::state::{StateError, place};
-use super::{anew, criu, features, init, netns, preflight, unit};
+use super::{anew, criu, features, netns, preflight, unit};
 use crate::feature::{FeatureName, FeatureSpec, Managed};
 use crate::method::Method;
 use crate::reason::{Code, Reason};
@@ -48,10 +48,6 @@ impl<'a> From<&'a Preflight> for Needs<'a> {
 /// Everything that keeps this guest from taking the feature.
 pub fn reasons(spec: &FeatureSpec, needs: &Needs<'_>) -> Vec<Reason> {
     let mut out = Vec::new();
-    // A feature that arrives brings its first process, whose program must be here.
-    if let Err(e) = init::install() {
-        tracing::warn!("{} cannot be written: {e}", init::PROGRAM);
-    }
     let name = &spec.name;
     let Some(managed) = spec.managed() else {
         let why = format!("feature '{name}' is not run by Drover");
@@ -110,13 +106,14 @@ pub fn reasons(spec: &FeatureSpec, needs: &Needs<'_>) -> Vec<Reason> {
         let why = format!("criu {version} does not work here: {problem}");
         out.push(Reason::new(Code::Criu, why));
     }
-    if preflight::room() <= RESERVE {
+    let room = preflight::room();
+    if room <= RESERVE {
         out.push(Reason::new(
             Code::Room,
             format!(
                 "{} MiB of memory are free for images in this guest, and {} MiB must be left; give \
                  it more memory",
-                preflight::room() >> 20,
+                room >> 20,
                 RESERVE >> 20
             ),
         ));
@@ -165,7 +162,7 @@ fn local_addresses() -> HashSet<IpAddr> {
 impl From<StateError> for Reason {
     fn from(e: StateError) -> Self {
         let code = match e {
-            StateError::NoRoom(_) => Code::Room,
+            StateError::NoRoom(_) | StateError::Short(_) => Code::Room,
             _ => Code::State,
         };
         Self::new(code, e.to_string())

@@ -1,6 +1,6 @@
 //! cgroup v2 files of one cgroup: who is in it, and the freezer.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -45,6 +45,26 @@ pub fn freeze(dir: &Path, freeze: bool, timeout: Duration) -> io::Result<()> {
             return Err(io::Error::new(io::ErrorKind::TimedOut, message));
         }
         std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// The file into which a process writes `0` to be in the cgroup.
+pub fn entrance(dir: &Path) -> io::Result<File> {
+    File::options().write(true).open(dir.join("cgroup.procs"))
+}
+
+/// Kills every process in the cgroup and below it, those that are just being forked included, and
+/// waits until the kernel says that they are gone, at most `timeout`.
+pub fn kill(dir: &Path, timeout: Duration) -> io::Result<()> {
+    fs::write(dir.join("cgroup.kill"), "1")?;
+    let end = Instant::now() + timeout;
+    while populated(dir) {
+        if Instant::now() > end {
+            let message = format!("processes in {} did not end in time", dir.display());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, message));
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Runs a command to its end, with a timeout.
 
-use std::io::{Read, Write};
-use std::process::{Command, Stdio};
+use std::io::{self, Read, Write};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// Where the guest's own tools are looked up.
@@ -82,25 +82,11 @@ pub fn run(
             // A command that does not read its input tells why by its status.
             let _ = pipe.write_all(stdin.as_bytes());
         }
-        let end = Instant::now() + timeout;
-        let mut pause = Duration::from_millis(1);
-        let status = loop {
-            match child.try_wait() {
-                Ok(Some(status)) => break status,
-                Ok(None) if Instant::now() < end => {
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(20));
-                }
-                Ok(None) => {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    return Err(CommandError::Timeout {
-                        command: command(),
-                        seconds: timeout.as_secs(),
-                    });
-                }
-                Err(e) => return Err(spawn(e)),
-            }
+        let Some(status) = wait(&mut child, timeout, || true).map_err(spawn)? else {
+            return Err(CommandError::Timeout {
+                command: command(),
+                seconds: timeout.as_secs(),
+            });
         };
         let out = out.join().unwrap_or_default();
         let err = err.join().unwrap_or_default();
@@ -120,6 +106,29 @@ pub fn run(
                 .replace('\n', "; "),
         })
     })
+}
+
+/// Waits for the end of `child`, as long as `go_on` says so and at most `timeout`; then kills it:
+/// `None`.
+pub fn wait(
+    child: &mut Child,
+    timeout: Duration,
+    go_on: impl Fn() -> bool,
+) -> io::Result<Option<ExitStatus>> {
+    let end = Instant::now() + timeout;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() >= end || !go_on() {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Ok(None);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
 }
 
 fn read_all(pipe: Option<impl Read>) -> String {

@@ -93,6 +93,11 @@ pub fn pid(name: &FeatureName) -> Option<i32> {
     text.trim().parse().ok().filter(|p| *p > 1)
 }
 
+/// The same while that process lives.
+pub fn running(name: &FeatureName) -> Option<i32> {
+    pid(name).filter(|p| Path::new(&format!("/proc/{p}")).exists())
+}
+
 /// Where the supervisor leaves a sentence when the workload ended by itself or did not start.
 pub fn exit_file(name: &FeatureName) -> PathBuf {
     directory().join(format!("{name}.exit"))
@@ -105,12 +110,17 @@ pub fn log_fifo(name: &FeatureName) -> PathBuf {
 
 /// Writes a file so that a reader finds the old or the new content, mode 0600.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    write_with_mode(path, content, 0o600)
+}
+
+/// The same with the mode of the new file.
+pub fn write_with_mode(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = path.with_extension(format!("new{}", std::process::id()));
     let mut file = fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
-        .mode(0o600)
+        .mode(mode)
         .open(&temporary)?;
     io::Write::write_all(&mut file, content)?;
     fs::rename(&temporary, path)

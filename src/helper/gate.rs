@@ -23,13 +23,10 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::criu::rpc::{CGROUPS_IGNORE, Kind, NETWORK_LOCK_SKIP, Opts};
-use super::criu::{Criu, CriuError, Incoming, Job};
+use super::criu::{self, Criu, CriuError, Incoming, Job};
 use super::urgent::Urgent;
 use super::{cgroup, netns, paths, sockets};
 use crate::feature::{FeatureName, FeatureSpec};
-
-/// Longest wait for criu between two steps of a restore.
-const CRIU_STEP: Duration = Duration::from_secs(120);
 
 /// Why a restore did not lead to a running feature.
 #[derive(Debug, thiserror::Error)]
@@ -136,20 +133,16 @@ impl Client {
     }
 }
 
-/// Replaces the state, also when the images' tmpfs is full: a spare page, taken when the restore
+/// Replaces the state (a feature that comes without a supervisor has one too), also when the images' tmpfs is full: a spare page, taken when the restore
 /// began, is given up for it then.
-fn write_text(dir: &Path, text: &[u8]) -> io::Result<()> {
+pub fn write_state(dir: &Path, state: &State) -> io::Result<()> {
+    let text = serde_json::to_vec(state)?;
     let (tmp, spare) = (dir.join("gate.json.new"), dir.join("gate.spare"));
-    if std::fs::write(&tmp, text).is_err() {
+    if std::fs::write(&tmp, &text).is_err() {
         let _ = std::fs::remove_file(&spare);
-        std::fs::write(&tmp, text)?;
+        std::fs::write(&tmp, &text)?;
     }
     std::fs::rename(&tmp, dir.join("gate.json"))
-}
-
-/// Notes a state for a feature that comes without a supervisor at the gate.
-pub fn write_state(dir: &Path, state: &State) -> io::Result<()> {
-    write_text(dir, &serde_json::to_vec(state)?)
 }
 
 struct Server {
@@ -181,8 +174,7 @@ impl Server {
 
     fn set(&mut self, state: State) -> Result<(), GateError> {
         let err = |e| GateError::Io(self.id.clone(), e);
-        let text = serde_json::to_vec(&state).map_err(|e| err(e.into()))?;
-        write_text(&self.dir, &text).map_err(err)?;
+        write_state(&self.dir, &state).map_err(err)?;
         self.state = state;
         self.tell();
         Ok(())
@@ -294,7 +286,7 @@ fn serve(name: &FeatureName, spec: &FeatureSpec, server: &mut Server) -> Result<
             Order::Discard => {
                 criu.answer(false)?;
                 // criu kills what it restored; this takes a moment and its result is known.
-                let _ = criu.next(CRIU_STEP);
+                let _ = criu.next(criu::STEP);
                 criu.wait_end(Duration::from_secs(10));
                 return Err(GateError::Discarded);
             }
@@ -335,18 +327,7 @@ fn open(name: &FeatureName, spec: &FeatureSpec) {
 
 /// Kills what a failed restore left: tasks that hold the feature's ports, maybe a criu.
 fn clear(name: &FeatureName) -> io::Result<()> {
-    let dir = paths::workload_cgroup(name);
-    std::fs::write(dir.join("cgroup.kill"), "1")?;
-    let until = Instant::now() + Duration::from_secs(10);
-    while cgroup::populated(&dir) {
-        if Instant::now() > until {
-            return Err(io::Error::other(
-                "the processes of a failed restore do not end",
-            ));
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Ok(())
+    cgroup::kill(&paths::workload_cgroup(name), Duration::from_secs(10))
 }
 
 /// Has criu restore up to its post-restore step.
@@ -368,7 +349,7 @@ fn to_gate(criu: &mut Criu, id: &str, round: u16) -> Result<(), GateError> {
         },
     })?;
     loop {
-        match criu.next(CRIU_STEP)? {
+        match criu.next(criu::STEP)? {
             Incoming::Step(s) if s == "post-restore" => return Ok(()),
             Incoming::Step(_) => criu.answer(true)?,
             Incoming::Done(_) => return Err(GateError::NoPid),
@@ -385,7 +366,7 @@ fn through_gate(
 ) -> Result<Pid, GateError> {
     criu.answer(true)?;
     loop {
-        match criu.next(CRIU_STEP)? {
+        match criu.next(criu::STEP)? {
             Incoming::Step(s) => {
                 criu.answer(true)?;
                 if s == "pre-resume" {
@@ -408,13 +389,13 @@ mod tests {
     fn a_state_is_replaced_and_the_spare_page_kept_while_there_is_room() {
         let t = tempfile::tempdir().unwrap();
         std::fs::write(t.path().join("gate.spare"), [0; 4096]).unwrap();
-        let text = serde_json::to_vec(&State::Ready { ms: 7 }).unwrap();
-        write_text(t.path(), &text).unwrap();
+        let state = State::Ready { ms: 7 };
+        write_state(t.path(), &state).unwrap();
         assert_eq!(last_state(t.path()), Some(State::Ready { ms: 7 }));
         assert!(t.path().join("gate.spare").exists());
         // No room for the new file (here: a directory in its place): the spare page goes.
         std::fs::create_dir(t.path().join("gate.json.new")).unwrap();
-        assert!(write_text(t.path(), &text).is_err());
+        assert!(write_state(t.path(), &state).is_err());
         assert!(!t.path().join("gate.spare").exists());
         assert_eq!(last_state(t.path()), Some(State::Ready { ms: 7 }));
     }

@@ -2,17 +2,19 @@
 //! environment, in a cgroup beside its workload, so that they are metered with it, are never part
 //! of a dump, and end with their time, children included.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::command::PATH;
+use super::command::{self, PATH};
 use super::moves::{Failure, Record, Side};
-use super::{cgroup, features, init, netns, paths};
+use super::{cgroup, features, init, netns, paths, urgent};
+use nix::unistd::Pid;
+
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::{Hook, HookName};
 use crate::wire::guest::{ErrorKind, Event};
@@ -37,7 +39,8 @@ pub struct Hooks<'a> {
 }
 
 impl Hooks<'_> {
-    /// Runs one, if the feature has it.
+    /// Runs one, if the feature has it. `health` is asked until it is good, for as long as it may
+    /// take.
     pub fn run(&self, name: HookName) -> Result<(), Failure> {
         let spec = self.record.definition()?;
         let Some(hook) = spec.hooks().get(name) else {
@@ -45,26 +48,13 @@ impl Hooks<'_> {
         };
         let limit = Duration::from_secs(hook.timeout_s);
         let begin = Instant::now();
-        let end = self.once(&spec, name, hook, limit);
-        self.tell(&spec.name, name, begin, &end);
-        end.map(|_| ())
-            .map_err(|why| failure(&spec.name, name, &why))
-    }
-
-    /// Asks for the feature's health until it is good, for as long as the command may take.
-    pub fn health(&self) -> Result<(), Failure> {
-        let name = HookName::Health;
-        let spec = self.record.definition()?;
-        let Some(hook) = spec.hooks().get(name) else {
-            return Ok(());
-        };
-        let begin = Instant::now();
-        let limit = Duration::from_secs(hook.timeout_s);
         loop {
             let left = limit.saturating_sub(begin.elapsed());
             let end = self.once(&spec, name, hook, left.max(AGAIN));
-            let over = begin.elapsed() + AGAIN >= limit || self.cancel.load(Ordering::Relaxed);
-            if end.is_ok() || over {
+            let again = name == HookName::Health
+                && begin.elapsed() + AGAIN < limit
+                && !self.cancel.load(Ordering::Relaxed);
+            if end.is_ok() || !again {
                 self.tell(&spec.name, name, begin, &end);
                 return end
                     .map(|_| ())
@@ -107,7 +97,7 @@ impl Hooks<'_> {
         limit: Duration,
     ) -> Result<String, String> {
         let group = Group::new(&spec.name, name)?;
-        let (mut reader, child) = self.spawn(spec, name, hook, &group)?;
+        let (mut reader, mut child) = self.spawn(spec, name, hook, &group)?;
         let reading = std::thread::spawn(move || {
             let (mut kept, mut buffer) = (Vec::new(), [0; 4096]);
             while let Ok(n @ 1..) = reader.read(&mut buffer) {
@@ -116,9 +106,12 @@ impl Hooks<'_> {
             }
             kept
         });
-        let end = self.wait(child, limit);
+        let end = command::wait(&mut child, limit, || !self.cancel.load(Ordering::Relaxed))
+            .map_err(|e| format!("cannot be waited for: {e}"));
         // Whatever it started ends with it, or the pipe would stay open.
-        group.kill();
+        if let Err(e) = cgroup::kill(&group.0, DYING) {
+            tracing::warn!("after {} of {}: {e}", name.as_str(), spec.name);
+        }
         let output = shown(&reading.join().unwrap_or_default());
         match end? {
             Some(status) if status.success() => Ok(output),
@@ -130,26 +123,6 @@ impl Hooks<'_> {
                 "did not end within {} s and was killed{output}",
                 limit.as_secs_f32().round()
             )),
-        }
-    }
-
-    fn wait(&self, mut child: Child, limit: Duration) -> Result<Option<ExitStatus>, String> {
-        let end = Instant::now() + limit;
-        let mut pause = Duration::from_millis(1);
-        loop {
-            match child.try_wait() {
-                Ok(Some(status)) => return Ok(Some(status)),
-                Ok(None) if Instant::now() < end && !self.cancel.load(Ordering::Relaxed) => {
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(20));
-                }
-                Ok(None) => {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    return Ok(None);
-                }
-                Err(e) => return Err(format!("cannot be waited for: {e}")),
-            }
         }
     }
 
@@ -187,11 +160,11 @@ impl Hooks<'_> {
             .stdin(Stdio::null())
             .stdout(writer)
             .stderr(second);
-        let pid = init::workload(&spec.name).map(nix::unistd::Pid::as_raw);
-        if let Some(pid) = pid.or_else(|| features::pid(&spec.name)) {
+        if let Some(first) = features::pid(&spec.name).map(Pid::from_raw) {
+            let pid = init::workload(&spec.name, first).unwrap_or(first);
             command.env("DROVER_PID", pid.to_string());
         }
-        let procs = group.procs()?;
+        let procs = cgroup::entrance(&group.0).map_err(|e| format!("has no cgroup: {e}"))?;
         // SAFETY: between fork and exec only a write to a file that is open already, and setsid.
         unsafe {
             command.pre_exec(move || {
@@ -200,7 +173,11 @@ impl Hooks<'_> {
                 Ok(())
             });
         }
-        let spawned = netns::within(&spec.name, move || command.spawn());
+        let spawned = netns::within(&spec.name, move || {
+            // Not before the feature that it waits for.
+            urgent::usual();
+            command.spawn()
+        });
         let child = spawned
             .map_err(|e| e.to_string())?
             .map_err(|e| format!("cannot run {program}: {e}"))?;
@@ -237,21 +214,6 @@ impl Group {
                 Err(format!("cannot run, as the feature does not: {e}"))
             }
             _ => Ok(Self(dir)),
-        }
-    }
-
-    fn procs(&self) -> Result<File, String> {
-        OpenOptions::new()
-            .write(true)
-            .open(self.0.join("cgroup.procs"))
-            .map_err(|e| format!("has no cgroup: {e}"))
-    }
-
-    fn kill(&self) {
-        let end = Instant::now() + DYING;
-        while cgroup::populated(&self.0) && Instant::now() < end {
-            let _ = fs::write(self.0.join("cgroup.kill"), "1");
-            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }

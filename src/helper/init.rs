@@ -10,7 +10,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::wait::WaitStatus;
@@ -135,16 +134,7 @@ fn install_at(path: &Path, program: &[u8]) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
-    let temporary = path.with_extension(format!("new{}", std::process::id()));
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o755)
-        .open(&temporary)?;
-    io::Write::write_all(&mut file, program)?;
-    drop(file);
-    fs::rename(&temporary, path)
+    features::write_with_mode(path, program, 0o755)
 }
 
 /// Where it leaves the workload's wait status.
@@ -153,12 +143,15 @@ pub fn status_file(name: &FeatureName) -> PathBuf {
 }
 
 /// Whether a process is this program.
-pub fn is(pid: Pid) -> bool {
+fn is(pid: Pid) -> bool {
     fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == Path::new(PROGRAM))
 }
 
-/// The feature's workload, beside its first process.
-pub fn workload(name: &FeatureName) -> Option<Pid> {
+/// The feature's workload beside its `first` process; `None` when that is the workload itself.
+pub fn workload(name: &FeatureName, first: Pid) -> Option<Pid> {
+    if !is(first) {
+        return None;
+    }
     cgroup::processes(&paths::workload_cgroup(name))
         .into_iter()
         .find(|pid| {

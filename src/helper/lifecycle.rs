@@ -93,6 +93,7 @@ pub fn start(name: &FeatureName, moves: &[GuestMove]) -> Result<(), Failure> {
     started
 }
 
+/// Waits until the workload of a unit that was started has its first process.
 pub(super) fn wait_for_process(name: &FeatureName) -> Result<(), Failure> {
     let end = Instant::now() + START_LIMIT;
     while features::pid(name).is_none() {
@@ -202,7 +203,8 @@ pub fn take_exit(name: &FeatureName, moves: &[GuestMove]) -> Option<String> {
     Some(word.chars().take(500).collect())
 }
 
-fn drop_exit(name: &FeatureName) {
+/// Removes the word about an end.
+pub(super) fn drop_exit(name: &FeatureName) {
     if let Err(e) = features::remove_file(&features::exit_file(name)) {
         tracing::warn!("cannot remove the exit file of '{name}': {e}");
     }

@@ -17,7 +17,7 @@ use super::source::{self, Source};
 use super::state::StateError;
 use super::state::place::Place;
 use super::target::{self, Target};
-use super::{bulk, criu, features, gate, netns, paths, preflight, rehearsal, unit};
+use super::{bulk, criu, features, gate, init, netns, paths, preflight, rehearsal, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::Method;
 use crate::wire::bulk::Message;
@@ -77,7 +77,7 @@ impl From<super::images::ImageError> for Failure {
 impl From<StateError> for Failure {
     fn from(e: StateError) -> Self {
         let kind = match e {
-            StateError::NoRoom(_) => ErrorKind::NoRoom,
+            StateError::NoRoom(_) | StateError::Short(_) => ErrorKind::NoRoom,
             StateError::Refused(_) | StateError::Kind(..) | StateError::TooMany => {
                 ErrorKind::Refused
             }
@@ -286,6 +286,10 @@ impl Moves {
             tracing::warn!("no tmpfs of its own for images ({e}); they share that of /run");
         }
         rehearsal::clean();
+        // A feature that arrives brings its first process, whose program must be here.
+        if let Err(e) = init::install() {
+            tracing::warn!("{} cannot be written: {e}", init::PROGRAM);
+        }
         // criu's first run in a guest takes long; it is not to be part of a move.
         std::thread::spawn(criu::probed);
         for m in self.status() {

@@ -113,23 +113,19 @@ pub fn create(name: &FeatureName, spec: &Managed, announced: bool) -> Result<(),
 /// closes it before it kills its copy, so that no FIN or RST leaves. Runs no command, as it is part
 /// of a move's downtime.
 pub fn gate(name: &FeatureName) -> Result<(), NetError> {
-    within(name, || {
-        packets::add_dropping_table(GATE)
-            .map_err(|e| NetError::System(name.clone(), "close the gate", e))?;
-        match packets::set_arp(INTERFACE, false) {
-            // Not there yet: `create` makes it without ARP.
-            Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
-            other => other.map_err(|e| NetError::System(name.clone(), "switch ARP off", e)),
-        }
-    })?
+    close(name, packets::add_dropping_table)
 }
 
 /// As [`gate`], but what stays inside the namespace passes: for a feature that runs behind it.
 pub fn gate_outside(name: &FeatureName) -> Result<(), NetError> {
+    close(name, rules::close_outside)
+}
+
+fn close(name: &FeatureName, add_table: fn(&str) -> io::Result<()>) -> Result<(), NetError> {
     within(name, || {
-        rules::close_outside(GATE)
-            .map_err(|e| NetError::System(name.clone(), "close the gate", e))?;
+        add_table(GATE).map_err(|e| NetError::System(name.clone(), "close the gate", e))?;
         match packets::set_arp(INTERFACE, false) {
+            // Not there yet: `create` makes it without ARP.
             Err(e) if e.raw_os_error() == Some(nix::libc::ENODEV) => Ok(()),
             other => other.map_err(|e| NetError::System(name.clone(), "switch ARP off", e)),
         }

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{anew, cgroup, criu, digests, features, moves, netns, paths, sockets};
-use crate::feature::{FeatureSpec, Managed};
+use crate::feature::{FeatureName, FeatureSpec, Managed};
 use crate::method::Method;
 use crate::reason::{Code, Reason};
 use crate::wire::guest::{FileDigest, Preflight};
@@ -184,13 +184,26 @@ fn scan(
         .extend(all.problems.into_iter().take(MAX_PROBLEMS));
 }
 
+/// Bytes of the memory that the feature's processes have.
+pub fn resident(feature: &FeatureName) -> u64 {
+    let pids = cgroup::processes(&paths::workload_cgroup(feature));
+    let bytes = pids
+        .iter()
+        .map(|p| Process::new(Path::new("/proc"), *p).memory());
+    bytes.sum()
+}
+
 /// Bytes that images may take: what their tmpfs still holds, and memory that is available.
 pub fn room() -> u64 {
     let tmpfs = nix::sys::statvfs::statvfs(&moves::directory())
         .map_or(0, |s| s.blocks_available() * s.fragment_size());
+    tmpfs.min(available())
+}
+
+/// Bytes of memory that are available in this guest.
+fn available() -> u64 {
     let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let memory = field(&memory, "MemAvailable:").unwrap_or(0) * 1024;
-    tmpfs.min(memory)
+    field(&memory, "MemAvailable:").unwrap_or(0) * 1024
 }
 
 /// Bytes that the state directories take on disk.
@@ -221,9 +234,7 @@ fn state_bytes(managed: &Managed) -> u64 {
 /// Why a feature whose memory takes `bytes` cannot be received here, if so: it is here twice when
 /// criu has restored it, as images and as memory.
 pub fn too_large(bytes: u64) -> Option<String> {
-    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let memory = field(&memory, "MemAvailable:").unwrap_or(0) * 1024;
-    larger_than(bytes, room(), memory)
+    larger_than(bytes, room(), available())
 }
 
 fn larger_than(bytes: u64, room: u64, memory: u64) -> Option<String> {

@@ -8,21 +8,16 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::criu::rpc::{CGROUPS_IGNORE, Kind, NETWORK_LOCK_SKIP, Opts};
-use super::criu::{self, Criu, CriuError, Incoming, Job, stats};
+use super::criu::{self, Criu, CriuError, Job, stats};
 use super::moves::{self, Failure, lock};
 use super::{arrival, cgroup, features, paths, preflight, source};
 use crate::feature::FeatureName;
-use crate::method::Method;
 use crate::reason::Rehearsal;
 use crate::wire::guest::ErrorKind;
 
-/// Longest wait for criu between two steps.
-const CRIU_STEP: Duration = Duration::from_secs(120);
-/// Longest wait for criu to end.
-const CRIU_END: Duration = Duration::from_secs(30);
 /// One at a time: a guest has memory for so many images only.
 static ONE: Mutex<()> = Mutex::new(());
 
@@ -49,12 +44,10 @@ pub fn rehearse(feature: &FeatureName) -> Result<Rehearsal, Failure> {
         let why = format!("feature '{feature}' is not run by Drover, so it cannot move");
         return Err(Failure::new(ErrorKind::Refused, why));
     }
-    let pid = features::pid(feature)
-        .filter(|p| Path::new(&format!("/proc/{p}")).exists())
-        .ok_or_else(|| {
-            let why = format!("feature '{feature}' does not run here");
-            Failure::new(ErrorKind::NotFound, why)
-        })?;
+    let pid = features::running(feature).ok_or_else(|| {
+        let why = format!("feature '{feature}' does not run here");
+        Failure::new(ErrorKind::NotFound, why)
+    })?;
     if let Some((id, _)) = moves::recorded()
         .into_iter()
         .find(|(_, r)| r.feature == *feature)
@@ -62,7 +55,7 @@ pub fn rehearse(feature: &FeatureName) -> Result<Rehearsal, Failure> {
         let why = format!("feature '{feature}' is part of move {id}; wait for its end");
         return Err(Failure::new(ErrorKind::Refused, why));
     }
-    let need = preflight::check(&spec, Method::Live).resident_bytes;
+    let need = preflight::resident(feature);
     let room = preflight::room().saturating_sub(arrival::RESERVE);
     if need > room {
         let why = format!(
@@ -79,10 +72,8 @@ pub fn rehearse(feature: &FeatureName) -> Result<Rehearsal, Failure> {
         .mode(0o700)
         .create(dir.join("images"))?;
     let result = dump(feature, pid, &dir);
-    let bytes = size(&dir.join("images"));
     clean();
-    let mut rehearsal = result?;
-    rehearsal.bytes = bytes;
+    let rehearsal = result?;
     tracing::info!("rehearsal of {feature}: {rehearsal:?}");
     Ok(rehearsal)
 }
@@ -108,13 +99,7 @@ fn dump(feature: &FeatureName, pid: i32, dir: &Path) -> Result<Rehearsal, Failur
             ..Opts::default()
         },
     })?;
-    let end = loop {
-        match criu.next(CRIU_STEP) {
-            Ok(Incoming::Step(_)) => criu.answer(true)?,
-            Ok(Incoming::Done(_)) => break Ok(()),
-            Err(e) => break Err(e),
-        }
-    };
+    let end = criu.to_end();
     let dump_ms = begin.elapsed().as_millis() as u64;
     let problem = match end {
         Ok(()) => None,
@@ -122,18 +107,14 @@ fn dump(feature: &FeatureName, pid: i32, dir: &Path) -> Result<Rehearsal, Failur
         Err(e) => return Err(e.into()),
     };
     drop(criu);
-    if !criu::wait_none("rehearsal", CRIU_END) {
+    if !criu::wait_none("rehearsal", criu::END) {
         let why = "criu of the rehearsal does not end; look at its process in the guest";
         return Err(Failure::new(ErrorKind::Criu, why));
     }
-    let took = fs::read(dir.join("stats-dump"))
-        .ok()
-        .and_then(|b| stats::parse(&b))
-        .unwrap_or_default();
     Ok(Rehearsal {
         problem,
-        bytes: 0,
-        frozen_ms: u64::from(took.frozen_us) / 1000,
+        bytes: size(&dir.join("images")),
+        frozen_ms: u64::from(stats::read(dir).frozen_us) / 1000,
         dump_ms,
     })
 }

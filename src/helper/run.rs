@@ -2,10 +2,10 @@
 //! in namespaces of its own, or takes it over from criu, and supervises it.
 //!
 //! The workload is a session leader in a PID namespace and an IPC namespace of its own, beside a
-//! small first process that stays root ([`super::init`]); its network is the feature's namespace; its mounts are the guest's (criu refuses a copy
-//! of them). Its output goes
-//! to a FIFO that the supervisor passes on to its own standard error, as criu cannot dump a
-//! connection to journald. It inherits nothing else.
+//! small first process that stays root ([`super::init`]); its network is the feature's namespace;
+//! its mounts are the guest's (criu refuses a copy of them). Its output goes to a FIFO that the
+//! supervisor passes on to its own standard error, as criu cannot dump a connection to journald. It
+//! inherits nothing else.
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
@@ -24,6 +24,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid};
 
 use crate::feature::{FeatureName, Managed};
+use crate::helper::cgroup;
 use crate::helper::command::PATH;
 use crate::helper::features::{self, FeatureFileError};
 use crate::helper::init;
@@ -204,9 +205,7 @@ impl Workload {
         }
         let network = File::open(paths::netns(name))
             .map_err(|e| RunError::System(name.clone(), "open its network namespace", e))?;
-        let cgroup = OpenOptions::new()
-            .write(true)
-            .open(paths::workload_cgroup(name).join("cgroup.procs"))
+        let cgroup = cgroup::entrance(&paths::workload_cgroup(name))
             .map_err(|e| RunError::System(name.clone(), "open its cgroup", e))?;
         // Without it the workload itself is the first process, and must stay root to be moved.
         let first = match init::install() {
@@ -353,11 +352,7 @@ fn supervise(name: &FeatureName, child: Pid, signals: &SignalFd, mut log: File) 
                 continue;
             }
             stopping = true;
-            let workload = if init::is(child) {
-                init::workload(name)
-            } else {
-                None
-            };
+            let workload = init::workload(name, child);
             // The first process of a PID namespace never dies of a signal it does not handle.
             let signal = if workload.is_some() || heeds_termination(child) {
                 Signal::SIGTERM

@@ -29,6 +29,23 @@ pub struct Peer {
     seq: u32,
 }
 
+/// The tables of TCP sockets in the network namespace of `pid`; empty where they cannot be read.
+pub fn tables(pid: i32) -> [String; 2] {
+    ["tcp", "tcp6"]
+        .map(|t| std::fs::read_to_string(format!("/proc/{pid}/net/{t}")).unwrap_or_default())
+}
+
+/// Sum of the accept queues in a table of `/proc/net/tcp`'s form.
+pub fn backlog(table: &str) -> u64 {
+    let rows = table.lines().skip(1).map(|l| l.split_ascii_whitespace());
+    rows.filter_map(|mut words| {
+        let listening = words.nth(3)? == "0A";
+        let (_, rx) = words.next()?.split_once(':')?;
+        listening.then(|| u64::from_str_radix(rx, 16).ok())?
+    })
+    .sum()
+}
+
 /// Connections from outside to the listening sockets of a network namespace that are not over
 /// yet, told by its tables in the form of `/proc/net/tcp`.
 pub fn accepted(tables: &[String]) -> usize {
@@ -369,6 +386,15 @@ pub fn checksum(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn accept_queues_count() {
+        let t = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when\n\
+                 0: 00000000:18EB 00000000:0000 0A 00000000:00000003 00:00000000 0 0 0 1\n\
+                 1: 0100007F:18EB 0100007F:1234 01 00000000:00000009 00:00000000 0 0 0 1\n";
+        assert_eq!(backlog(t), 3);
+        assert_eq!(backlog("header\nshort 1"), 0);
+    }
 
     #[test]
     fn accepted_connections_count() {

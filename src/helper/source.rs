@@ -27,10 +27,6 @@ use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::{HookName, Method};
 use crate::wire::guest::{ErrorKind, Event, RoundStats};
 
-/// Longest wait for criu between two steps of a dump.
-const CRIU_STEP: Duration = Duration::from_secs(120);
-/// Longest wait for criu to end after its last answer.
-const CRIU_END: Duration = Duration::from_secs(30);
 /// Largest deleted file that is carried along with the images, bytes.
 pub const GHOST_LIMIT: u32 = 64 << 20;
 /// Longest wait for the freezer.
@@ -80,7 +76,7 @@ pub struct Source {
 /// Has criu freed from a failed conversation: its socket closes, it resumes the tasks by itself.
 fn let_go(criu: Criu, id: &str) {
     drop(criu);
-    if !criu::wait_none(id, CRIU_END) {
+    if !criu::wait_none(id, criu::END) {
         tracing::error!("criu of move {id} does not end; look at its process in the guest");
     }
 }
@@ -94,19 +90,12 @@ impl Source {
         events: &dyn Fn(Event),
     ) -> Result<RoundStats, Failure> {
         let mut inner = lock(&self.inner);
-        let none = rehearsal::none();
         let mut record = self.record(ask)?;
-        drop(none);
         if ask.round == 1 {
             self.hook(ask.id, &mut record, HookName::Prepare, events)?;
         }
         if record.method != Method::Live {
-            let sending = Instant::now();
-            let sent = self.send(ask, &mut record, &mut inner.walk, send, events)?;
-            return Ok(RoundStats {
-                send_ms: sending.elapsed().as_millis() as u64,
-                ..sent
-            });
+            return self.send(ask, &mut record, &mut inner.walk, send, events);
         }
         let pid = Self::first_process(ask, &record, &mut inner)?;
         let begin = Instant::now();
@@ -125,12 +114,7 @@ impl Source {
         let dump_ms = begin.elapsed().as_millis() as u64;
         // It now waits for the next round's request, or the last one's.
         inner.prepared = Some(criu);
-        let image = std::fs::read(paths::move_dir(ask.id).join("stats-dump"));
-        let took = image
-            .ok()
-            .and_then(|b| stats::parse(&b))
-            .unwrap_or_default();
-        let sending = Instant::now();
+        let took = stats::read(&paths::move_dir(ask.id));
         let sent = self.send(ask, &mut record, &mut inner.walk, send, events)?;
         inner.tracked = true;
         let stats = RoundStats {
@@ -138,7 +122,6 @@ impl Source {
             pages_skipped: took.pages_skipped,
             frozen_ms: u64::from(took.frozen_us) / 1000,
             dump_ms,
-            send_ms: sending.elapsed().as_millis() as u64,
             ..sent
         };
         tracing::debug!("move {} round {}: {stats:?}", ask.id, ask.round);
@@ -173,12 +156,7 @@ impl Source {
         tracked: bool,
     ) -> Result<(), CriuError> {
         Self::request(criu, Kind::PreDump, ask, pid, tracked)?;
-        loop {
-            match criu.next(CRIU_STEP)? {
-                Incoming::Step(_) => criu.answer(true)?,
-                Incoming::Done(_) => return Ok(()),
-            }
-        }
+        criu.to_end()
     }
 
     fn request(
@@ -221,9 +199,7 @@ impl Source {
         events: &dyn Fn(Event),
     ) -> Result<RoundStats, Failure> {
         let mut inner = lock(&self.inner);
-        let none = rehearsal::none();
         let mut record = self.record(ask)?;
-        drop(none);
         // In a handover nobody is to find it quiesced.
         if record.method != Method::Handover {
             self.hook(ask.id, &mut record, HookName::Quiesce, events)?;
@@ -243,7 +219,7 @@ impl Source {
                 Ok(stats)
             }
             Err(e) => {
-                if let Err(thaw) = thaw(&mut inner, ask.id, ask.feature) {
+                if let Err(thaw) = thaw(&mut inner, ask.id, &record) {
                     tracing::error!("feature {} is not thawed: {thaw}", ask.feature);
                     return Err(e);
                 }
@@ -269,7 +245,7 @@ impl Source {
         record.save(ask.id)?;
         let spec = record.definition()?;
         let begin = Instant::now();
-        let mut held = || {
+        let mut hold = || {
             full_speed(ask.feature, record);
             if record.method == Method::Handover {
                 anew::retire(ask.feature, &spec)?;
@@ -278,15 +254,11 @@ impl Source {
             } else {
                 anew::stop(ask.feature)?;
             }
-            let held = begin.elapsed();
+            let frozen_ms = begin.elapsed().as_millis() as u64;
             let sent = self.send(ask, record, &mut inner.walk, send, events)?;
-            Ok(RoundStats {
-                frozen_ms: held.as_millis() as u64,
-                send_ms: begin.elapsed().saturating_sub(held).as_millis() as u64,
-                ..sent
-            })
+            Ok(RoundStats { frozen_ms, ..sent })
         };
-        let end: Result<RoundStats, Failure> = held();
+        let end: Result<RoundStats, Failure> = hold();
         if end.is_err() {
             if let Err(e) = anew::go_on(ask.feature, &spec) {
                 tracing::error!("feature {} does not go on here: {e}", ask.feature);
@@ -352,7 +324,7 @@ impl Source {
         let mut begin = asked;
         let mut drained = None;
         loop {
-            match criu.next(CRIU_STEP)? {
+            match criu.next(criu::STEP)? {
                 Incoming::Step(s) if s == "post-dump" => break,
                 Incoming::Step(s) => {
                     // criu has looked around and is about to stop the tasks: not earlier, as the
@@ -390,14 +362,12 @@ impl Source {
             begin.elapsed()
         );
         let (pages_written, pages_skipped) = pages(&paths::round_dir(ask.id, ask.round));
-        let sending = Instant::now();
         let sent = self.send(ask, record, &mut inner.walk, send, events)?;
         Ok(RoundStats {
             pages_written,
             pages_skipped,
             frozen_ms: dumped.as_millis() as u64,
             dump_ms: dumped.saturating_sub(drained).as_millis() as u64,
-            send_ms: sending.elapsed().as_millis() as u64,
             ..sent
         })
     }
@@ -429,22 +399,21 @@ impl Source {
                 ),
             ));
         }
-        let frozen = record.as_ref().is_some_and(|r| r.decided);
-        match (frozen, commit) {
-            (true, true) => bury(&mut inner, id, feature)?,
-            (true, false) => match record.as_ref().filter(|r| r.method != Method::Live) {
-                Some(r) => anew::go_on(feature, &r.definition()?)?,
-                None => thaw(&mut inner, id, feature)?,
-            },
-            (false, true) if Record::load(id).is_some() => {
+        match &record {
+            Some(r) if r.decided && commit => bury(&mut inner, id, r)?,
+            Some(r) if r.decided && r.method != Method::Live => {
+                anew::go_on(feature, &r.definition()?)?;
+            }
+            Some(r) if r.decided => thaw(&mut inner, id, r)?,
+            Some(_) if commit => {
                 return Err(Failure::new(
                     ErrorKind::Invalid,
                     format!("feature '{feature}' is not frozen by move {id}; nothing to commit"),
                 ));
             }
-            (false, _) => {}
+            _ => {}
         }
-        if !criu::wait_none(id, CRIU_END) {
+        if !criu::wait_none(id, criu::END) {
             return Err(Failure::new(
                 ErrorKind::Criu,
                 format!("criu of move {id} does not end; it holds feature '{feature}'"),
@@ -468,20 +437,20 @@ impl Source {
 
     /// What rounds with memory need: the feature's first process.
     fn first_process(ask: &Ask<'_>, record: &Record, inner: &mut Inner) -> Result<i32, Failure> {
-        let pid = features::pid(ask.feature)
-            .filter(|p| Path::new(&format!("/proc/{p}")).exists())
-            .ok_or_else(|| {
-                Failure::new(
-                    ErrorKind::NotFound,
-                    format!("feature '{}' does not run here", ask.feature),
-                )
-            })?;
+        let pid = features::running(ask.feature).ok_or_else(|| {
+            Failure::new(
+                ErrorKind::NotFound,
+                format!("feature '{}' does not run here", ask.feature),
+            )
+        })?;
         inner.tracked &= record.round > 0;
         Ok(pid)
     }
 
     /// What all rounds begin with: checks, the record, the round's directory.
     fn record(&self, ask: &Ask<'_>) -> Result<Record, Failure> {
+        // None begins until the record tells of the move.
+        let _none = rehearsal::none();
         let invalid = |why: String| Failure::new(ErrorKind::Invalid, why);
         if self.cancel.load(Ordering::Relaxed) {
             return Err(invalid(format!("move {} was released already", ask.id)));
@@ -548,6 +517,7 @@ impl Source {
         send: &bulk::Send,
         events: &dyn Fn(Event),
     ) -> Result<RoundStats, Failure> {
+        let sending = Instant::now();
         let sender = Sender {
             send,
             stream: ask.stream,
@@ -592,6 +562,7 @@ impl Source {
         sender.end(ask.round, sent).map_err(failed)?;
         record.round = ask.round;
         record.save(ask.id)?;
+        stats.send_ms = sending.elapsed().as_millis() as u64;
         Ok(stats)
     }
 }
@@ -607,21 +578,22 @@ fn full_speed(feature: &FeatureName, record: &Record) {
 }
 
 /// Lets the feature go on here.
-fn thaw(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failure> {
+fn thaw(inner: &mut Inner, id: &str, record: &Record) -> Result<(), Failure> {
+    let feature = &record.feature;
     let dir = paths::workload_cgroup(feature);
     drop(inner.unlimited.take());
     if let Some(mut criu) = inner.held.take() {
         // criu answers "failed" by design: its gate was not passed.
         if criu.answer(false).is_ok() {
-            match criu.next(CRIU_STEP) {
+            match criu.next(criu::STEP) {
                 Err(CriuError::Failed { .. }) => {}
                 other => tracing::warn!("move {id}: criu said {other:?} to the release"),
             }
         }
-        criu.wait_end(CRIU_END);
+        criu.wait_end(criu::END);
     }
     // Also of a helper before this one: criu ends by itself when its peer is gone.
-    if !criu::wait_none(id, CRIU_END) {
+    if !criu::wait_none(id, criu::END) {
         return Err(Failure::new(
             ErrorKind::Criu,
             format!("criu of move {id} does not end; feature '{feature}' stays frozen"),
@@ -640,14 +612,10 @@ fn thaw(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
         tracing::warn!("feature {feature}: woke {silent} TCP sockets that criu left silent");
     }
     // The namespace is gone when somebody stopped the feature meanwhile.
-    if netns::exists(feature) {
-        let spec = match Record::load(id) {
-            Some(r) => r.definition()?,
-            None => features::get(feature)?,
-        };
-        if let Some(m) = spec.managed() {
-            netns::announce(feature, m)?;
-        }
+    if netns::exists(feature)
+        && let Some(m) = record.definition()?.managed()
+    {
+        netns::announce(feature, m)?;
     }
     if cgroup::populated(&dir) {
         cgroup::freeze(&dir, false, FREEZER)?;
@@ -657,7 +625,8 @@ fn thaw(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
 }
 
 /// Kills the copy here, silently, and removes all of the feature.
-fn bury(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failure> {
+fn bury(inner: &mut Inner, id: &str, record: &Record) -> Result<(), Failure> {
+    let feature = &record.feature;
     // Closed since the freeze began, unless somebody meddled: closing it again costs little, and
     // a FIN that leaves would cut the connections that the target serves by now.
     if netns::exists(feature) {
@@ -666,33 +635,31 @@ fn bury(inner: &mut Inner, id: &str, feature: &FeatureName) -> Result<(), Failur
     drop(inner.unlimited.take());
     if let Some(mut criu) = inner.held.take() {
         if criu.answer(true).is_ok() {
-            match criu.next(CRIU_STEP) {
+            match criu.next(criu::STEP) {
                 Ok(Incoming::Done(_)) => {}
                 other => tracing::warn!("move {id}: criu said {other:?} to the commit"),
             }
         }
-        criu.wait_end(CRIU_END);
+        criu.wait_end(criu::END);
     }
-    let workload = paths::workload_cgroup(feature);
-    // The instance that handed over may end in order.
-    let in_order = Record::load(id).is_some_and(|r| r.method == Method::Handover);
-    if workload.exists() && !in_order {
-        std::fs::write(workload.join("cgroup.kill"), "1")?;
-        let until = Instant::now() + FREEZER;
-        while cgroup::populated(&workload) {
-            if Instant::now() > until {
-                return Err(Failure::new(
-                    ErrorKind::Failed,
-                    format!("the processes of feature '{feature}' do not end after the commit"),
-                ));
-            }
-            std::thread::sleep(Duration::from_millis(2));
+    if record.method == Method::Handover {
+        // The instance that handed over may end in order.
+        unit::remove(feature)?;
+    } else {
+        let workload = paths::workload_cgroup(feature);
+        if workload.exists() {
+            cgroup::kill(&workload, FREEZER).map_err(|e| {
+                let why = format!(
+                    "the processes of feature '{feature}' do not end after the commit: {e}"
+                );
+                Failure::new(ErrorKind::Failed, why)
+            })?;
         }
+        unit::remove_killed(feature)?;
     }
-    unit::remove_killed(feature)?;
     let spec = match features::get(feature) {
         Ok(spec) => Some(spec),
-        Err(_) => Record::load(id).and_then(|r| r.spec),
+        Err(_) => record.spec.clone(),
     };
     // The target has it, on disk, and runs with it.
     for dir in spec
@@ -744,26 +711,10 @@ fn pages(dir: &Path) -> (u64, u64) {
 /// accepted yet: criu cannot carry those. New ones are dropped at the gate already.
 fn drain(pid: i32, timeout: Duration) {
     let until = Instant::now() + timeout;
-    let waiting = || {
-        ["tcp", "tcp6"].iter().any(|f| {
-            let table = std::fs::read_to_string(format!("/proc/{pid}/net/{f}"));
-            table.is_ok_and(|t| backlog(&t) > 0)
-        })
-    };
+    let waiting = || sockets::tables(pid).iter().any(|t| sockets::backlog(t) > 0);
     while waiting() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(2));
     }
-}
-
-/// Sum of the accept queues in a table of `/proc/net/tcp`'s form.
-fn backlog(table: &str) -> u64 {
-    let rows = table.lines().skip(1).map(|l| l.split_ascii_whitespace());
-    rows.filter_map(|mut words| {
-        let listening = words.nth(3)? == "0A";
-        let (_, rx) = words.next()?.split_once(':')?;
-        listening.then(|| u64::from_str_radix(rx, 16).ok())?
-    })
-    .sum()
 }
 
 #[cfg(test)]
@@ -781,14 +732,5 @@ mod tests {
         ] {
             assert_eq!(shared_and_writable(other), None);
         }
-    }
-
-    #[test]
-    fn accept_queues_count() {
-        let t = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when\n\
-                 0: 00000000:18EB 00000000:0000 0A 00000000:00000003 00:00000000 0 0 0 1\n\
-                 1: 0100007F:18EB 0100007F:1234 01 00000000:00000009 00:00000000 0 0 0 1\n";
-        assert_eq!(backlog(t), 3);
-        assert_eq!(backlog("header\nshort 1"), 0);
     }
 }

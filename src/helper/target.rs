@@ -15,7 +15,7 @@ use super::moves::{self, Failure, Record, Side, lock};
 use super::state::place;
 use super::state::store::Store;
 use super::unit::UnitError;
-use super::urgent::Urgent;
+use super::urgent::{self, Urgent};
 use super::{anew, features, netns, paths, preflight, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::{HookName, Method};
@@ -93,10 +93,7 @@ impl Target {
         needs: &Needs<'_>,
     ) -> Result<(), Failure> {
         let _turn = lock(&self.turn);
-        let refused = |why: String| Failure::new(ErrorKind::Refused, why);
-        if self.given_up.load(Ordering::Relaxed) {
-            return Err(refused(format!("move {id} was discarded already")));
-        }
+        self.not_given_up(id)?;
         let name = &spec.name;
         spec.validate()
             .map_err(|e| Failure::new(ErrorKind::Invalid, e.to_string()))?;
@@ -260,7 +257,7 @@ impl Target {
         }
         let hooks = self.hooks(id, r, events);
         hooks.run(HookName::Resume)?;
-        hooks.health()?;
+        hooks.run(HookName::Health)?;
         anew::running(&r.feature)?;
         self.not_given_up(id)?;
         let ms = begin.elapsed().as_millis() as u64;
@@ -296,7 +293,7 @@ impl Target {
             return Ok(());
         }
         let resumed = lock(&self.after).take();
-        let health = self.hooks(id, &r, events).health();
+        let health = self.hooks(id, &r, events).run(HookName::Health);
         resumed.map_or(Ok(()), Err).and(health)
     }
 
@@ -406,6 +403,7 @@ impl Target {
         *lock(&self.receiver) = None;
         let (rounds, id) = (dir.join("rounds"), id.to_owned());
         let wipe = move || {
+            urgent::usual();
             if let Err(e) = moves::remove_tree(&rounds) {
                 tracing::warn!("images of move {id} are not removed: {e}");
             }

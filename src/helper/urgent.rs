@@ -26,8 +26,14 @@ impl Urgent {
 
 impl Drop for Urgent {
     fn drop(&mut self) {
-        set(0, false);
+        usual();
     }
+}
+
+/// The calling thread, and what it starts from now on, goes with all others again: threads and
+/// processes inherit the class of who started them.
+pub fn usual() {
+    set(0, false);
 }
 
 /// Lets a process, and what it starts from now on, go first. Tasks that criu restores get the class
@@ -76,5 +82,15 @@ mod tests {
             assert!([libc::SCHED_RR, before].contains(&class()));
         }
         assert_eq!(class(), libc::SCHED_OTHER);
+    }
+
+    #[test]
+    fn what_is_started_can_be_as_usual() {
+        let _urgent = Urgent::here();
+        let started = std::thread::spawn(|| {
+            usual();
+            class()
+        });
+        assert_eq!(started.join().unwrap(), libc::SCHED_OTHER);
     }
 }

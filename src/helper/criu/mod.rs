@@ -32,6 +32,10 @@ const KERNEL_DATA: &str = "/run/criu.kdat";
 /// cgroup of criu's own processes, one directory per move below it: neither the helper's unit
 /// nor a feature's limits touch them.
 const CGROUP: &str = "/sys/fs/cgroup/drover-criu";
+/// Longest wait for criu between two steps.
+pub const STEP: Duration = Duration::from_secs(120);
+/// Longest wait for criu to end after its last answer.
+pub const END: Duration = Duration::from_secs(30);
 
 /// Why criu did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -144,10 +148,7 @@ impl Criu {
         .map_err(start)?;
         let ns = File::open(netns).map_err(CriuError::Start)?;
         std::fs::create_dir_all(cgroup).map_err(CriuError::Start)?;
-        let procs = File::options()
-            .write(true)
-            .open(cgroup.join("cgroup.procs"))
-            .map_err(CriuError::Start)?;
+        let procs = super::cgroup::entrance(cgroup).map_err(CriuError::Start)?;
         let mut command = Command::new(PROGRAM);
         command
             .args(["swrk", "3"])
@@ -245,6 +246,16 @@ impl Criu {
             what: self.what,
             log,
         })
+    }
+
+    /// Lets it pass every step up to its final answer.
+    pub fn to_end(&mut self) -> Result<(), CriuError> {
+        loop {
+            match self.next(STEP)? {
+                Incoming::Step(_) => self.answer(true)?,
+                Incoming::Done(_) => return Ok(()),
+            }
+        }
     }
 
     fn receive(&mut self, timeout: Duration) -> Result<Response, CriuError> {

@@ -1,5 +1,7 @@
 //! criu's statistics (`stats-dump`) and the page counts in its `pagemap` images.
 
+use std::path::Path;
+
 use prost::Message;
 
 /// Magic numbers before a statistics entry: the common one of service images and its own.
@@ -72,6 +74,12 @@ pub fn parse(image: &[u8]) -> Option<DumpStats> {
         return None;
     }
     Entry::decode(entry(rest)?.0).ok()?.dump
+}
+
+/// What the dump whose statistics are in `dir` took; zeroes when they are not there.
+pub fn read(dir: &Path) -> DumpStats {
+    let image = std::fs::read(dir.join("stats-dump")).ok();
+    image.and_then(|b| parse(&b)).unwrap_or_default()
 }
 
 /// Counts (pages in this image, pages left to the parent) in a `pagemap` image; `None` when it

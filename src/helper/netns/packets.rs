@@ -54,19 +54,24 @@ pub fn arp(interface: &str) -> io::Result<bool> {
     flags(interface, None)
 }
 
+/// A request about an interface.
+fn about(interface: &str) -> libc::ifreq {
+    // SAFETY: ifreq is plain data for which zeroes are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The final zero stays.
+    let room = request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut();
+    for (to, from) in room.zip(interface.bytes()) {
+        *to = from.cast_signed();
+    }
+    request
+}
+
 /// Reads, and with `set` changes, whether an interface does ARP; how it was before.
 fn flags(interface: &str, set: Option<bool>) -> io::Result<bool> {
     let fd = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
-    // SAFETY: ifreq is plain data for which zeroes are valid; the name is copied with room for
-    // the final zero, and both ioctls read and write this one struct, which outlives them.
+    let mut request = about(interface);
+    // SAFETY: both ioctls read and write this one struct, which outlives them.
     unsafe {
-        let mut request: libc::ifreq = std::mem::zeroed();
-        for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1]
-            .iter_mut()
-            .zip(interface.bytes())
-        {
-            *to = from.cast_signed();
-        }
         if libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -89,16 +94,9 @@ fn flags(interface: &str, set: Option<bool>) -> io::Result<bool> {
 /// The MAC address of an interface.
 pub fn mac(interface: &str) -> io::Result<[u8; 6]> {
     let fd = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
-    // SAFETY: ifreq is plain data for which zeroes are valid; the name is copied with room for
-    // the final zero, the ioctl writes this one struct, and what is read of it then is an address.
+    let mut request = about(interface);
+    // SAFETY: the ioctl writes this one struct, and what is read of it then is an address.
     unsafe {
-        let mut request: libc::ifreq = std::mem::zeroed();
-        for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1]
-            .iter_mut()
-            .zip(interface.bytes())
-        {
-            *to = from.cast_signed();
-        }
         if libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) < 0 {
             return Err(io::Error::last_os_error());
         }

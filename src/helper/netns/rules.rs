@@ -93,6 +93,15 @@ fn rule(table: &str, chain: &str, expressions: &[Vec<u8>]) -> (u16, i32, Vec<u8>
     )
 }
 
+/// What goes over the loopback interface, on this side, passes.
+fn loopback(key: u32) -> [Vec<u8>; 3] {
+    [
+        meta(key),
+        equals(&LOOPBACK.to_ne_bytes()),
+        verdict(NF_ACCEPT),
+    ]
+}
+
 /// Drops everything but what stays inside the namespace.
 pub fn close_outside(name: &str) -> io::Result<()> {
     let mut messages = vec![table(name)];
@@ -101,12 +110,7 @@ pub fn close_outside(name: &str) -> io::Result<()> {
         ("out", NF_INET_LOCAL_OUT, META_OIF),
     ] {
         messages.push(chain(name, side, hook, NF_DROP));
-        let inside = [
-            meta(key),
-            equals(&LOOPBACK.to_ne_bytes()),
-            verdict(NF_ACCEPT),
-        ];
-        messages.push(rule(name, side, &inside));
+        messages.push(rule(name, side, &loopback(key)));
     }
     request(libc::NETLINK_NETFILTER, &batch(&messages))
 }
@@ -124,11 +128,6 @@ pub fn close_door(name: &str) -> io::Result<()> {
         &[(1, REGISTER), (2, TRANSPORT_HEADER), (3, TCP_FLAGS), (4, 1)],
         &[],
     );
-    let inside = [
-        meta(META_IIF),
-        equals(&LOOPBACK.to_ne_bytes()),
-        verdict(NF_ACCEPT),
-    ];
     let new = [
         meta(META_L4PROTO),
         equals(&[libc::IPPROTO_TCP as u8]),
@@ -140,7 +139,7 @@ pub fn close_door(name: &str) -> io::Result<()> {
     let messages = [
         table(name),
         chain(name, "in", NF_INET_LOCAL_IN, NF_ACCEPT),
-        rule(name, "in", &inside),
+        rule(name, "in", &loopback(META_IIF)),
         rule(name, "in", &new),
     ];
     request(libc::NETLINK_NETFILTER, &batch(&messages))

@@ -101,13 +101,21 @@ impl Process {
         fs::read_link(self.dir.join("ns").join(kind)).ok()
     }
 
+    fn rollup(&self) -> String {
+        fs::read_to_string(self.dir.join("smaps_rollup")).unwrap_or_default()
+    }
+
+    /// Bytes of its memory, what it shares counted in part.
+    pub fn memory(&self) -> u64 {
+        memory(&self.rollup())
+    }
+
     /// Looks at all of it. `first` is the feature's first process, `guest` the guest's.
     pub fn look(&self, first: &Self, guest: &Self, own: &Own, all: &mut Gathered) {
         let mut found = BTreeSet::new();
         all.threads += fs::read_dir(self.dir.join("task")).map_or(0, Iterator::count);
-        let rollup = fs::read_to_string(self.dir.join("smaps_rollup")).unwrap_or_default();
-        let pss = field(&rollup, "Pss:").or_else(|| field(&rollup, "Rss:"));
-        all.bytes += pss.unwrap_or(0) * 1024;
+        let rollup = self.rollup();
+        all.bytes += memory(&rollup);
         let huge = |key| field(&rollup, key).unwrap_or(0);
         if huge("Private_Hugetlb:") + huge("Shared_Hugetlb:") > 0 {
             found.insert(self.huge("hugetlbfs"));
@@ -506,6 +514,12 @@ fn mapping(line: &str) -> Option<Mapping<'_>> {
         code: mode.contains('x'),
         shared: mode.contains('w') && mode.ends_with('s'),
     })
+}
+
+/// Bytes that a process has, from its `smaps_rollup`.
+fn memory(rollup: &str) -> u64 {
+    let pss = field(rollup, "Pss:").or_else(|| field(rollup, "Rss:"));
+    pss.unwrap_or(0) * 1024
 }
 
 #[cfg(test)]

@@ -56,6 +56,9 @@ pub enum StateError {
         "no room left on the file system of {0} in the target guest; make room or move it elsewhere"
     )]
     NoRoom(String),
+    /// Less is free at the target than the state takes.
+    #[error("{0}")]
+    Short(String),
     /// An entry that cannot be carried.
     #[error("{0} {1}")]
     Kind(String, &'static str),

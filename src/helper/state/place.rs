@@ -52,11 +52,11 @@ pub fn check(path: &Path, feature: &FeatureName, need: u64) -> Result<(), StateE
             return refused(format!("{shown} is on a read-only file system here"));
         }
         if free < need {
-            return refused(format!(
+            return Err(StateError::Short(format!(
                 "{} MiB are free on the file system of {shown} here; the state needs {} MiB",
                 free >> 20,
                 need >> 20
-            ));
+            )));
         }
     }
     if above != path {
