@@ -13,7 +13,7 @@ STAGE := $(CURDIR)/target/stage
 STATIC := RUSTFLAGS="-C target-feature=+crt-static"
 GUEST_FLAGS = --profile $(PROFILE) --target x86_64-unknown-linux-gnu
 
-.PHONY: all setup build stage packages packages-build demo picture scenario-drain scenario-chaos test test-unit test-cluster test-virtqemud bench-forecast bench-history bench-decision bench-model bench-workloads bench-move bench-meter bench-fleet chaos \
+.PHONY: all setup build stage packages packages-build demo picture scenario-drain scenario-chaos test test-unit test-cluster test-virtqemud bench-forecast bench-history bench-decision bench-model bench-workloads bench-move bench-meter bench-fleet bench-placement bench-state chaos fuzz \
 	lint fmt-check vagrant-validate deny clean
 
 all: build
@@ -50,7 +50,7 @@ picture: demo
 	vagrant/scenarios/picture.py
 
 # The other scenarios; BACKEND=vagrant runs them, and the demo, on Vagrant's machines.
-BACKEND ?= namespaces
+BACKEND ?= $(or $(DROVER_BACKEND),namespaces)
 export DROVER_BACKEND := $(BACKEND)
 
 scenario-drain: setup stage
@@ -76,8 +76,11 @@ test-virtqemud: setup stage
 bench-forecast:
 	$(CARGO) run --locked --release --example bench_forecast
 
+# State directories in the freeze: many small files, a large one; target/bench/state.json.
+bench-state: setup stage
+	tests/bench/bench_state.py $(BENCH_ARGS)
+
 # Drover beside other policies on the same traces; target/bench/placement.json.
-.PHONY: bench-placement
 bench-placement: bench-forecast
 	$(CARGO) run --locked --release --example bench_placement
 
@@ -122,7 +125,6 @@ bench-fleet:
 
 # Every decoder of what guests, peers and users send, FUZZ_SECONDS each, under libFuzzer (nightly).
 FUZZ_SECONDS ?= 60
-.PHONY: fuzz
 fuzz:
 	fuzz/run.sh $(FUZZ_SECONDS)
 

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 
-from shared import HERE, OUT, TOOLS, Bench, Failed, Report, gap_within, median, say, wait_until
+from shared import HERE, OUT, Bench, Failed, Report, gap_within, median, say, wait_until
 
 ADDRESS = "10.88.0.240"
 MAC = "02:be:00:00:00:f0"
@@ -204,10 +204,7 @@ def fill(cluster, case):
     keys, size = CASES[case]
     # The way before had another MAC.
     cluster.exec("client", "ip", "neigh", "flush", "dev", "eth0")
-    address = f"{ADDRESS}:6379"
-    wait_until(lambda: cluster.exec("client", TOOLS / "drover-counter", "fill", address,
-                                    "--keys", str(keys), "--bytes", str(size), check=False,
-                                    timeout=300)[0] == 0, 300, "redis is filled")
+    cluster.fill(f"{ADDRESS}:6379", keys, size, 300)
 
 
 def bench(cluster, way, case, runs, result, report):

@@ -115,9 +115,7 @@ class Chaos:
         self.fill()
 
     def fill(self):
-        wait_until(lambda: self.c.exec("client", TOOLS / "drover-counter", "fill",
-                                       f"{ADDRESS}:6379", "--keys", KEYS, "--bytes", "1000",
-                                       check=False, timeout=120)[0] == 0, 120, "redis is filled")
+        self.c.fill(f"{ADDRESS}:6379", KEYS, timeout=120)
 
     def place(self):
         """(host, guest, status) of every place that has the feature; None without an answer."""

@@ -5,7 +5,6 @@
 
 One of them is moved in the middle; the plot of its history is written beside, `recording.txt`."""
 
-import concurrent.futures
 import json
 import os
 import pathlib
@@ -15,7 +14,7 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1] / "vagrant" / "scenarios")]
 
-from cluster_api import ROOT, TOOLS, Client, Cluster, load_feature, redis, wait_until  # noqa: E402
+from cluster_api import ROOT, Client, Cluster, load_feature, redis  # noqa: E402
 
 CLUSTER = Cluster(os.environ.get("DROVER_CLUSTER", "record"), extra_toml="""
 [decision]
@@ -34,22 +33,14 @@ def features():
     yield "h3", "g3", load_feature("busy", "10.88.0.215", 25, "cpu")
 
 
-def prepare(n):
-    CLUSTER.drover(f"h{n}", "guest", "install", f"g{n}", timeout=180)
-    CLUSTER.push(f"g{n}", TOOLS / "drover-load", "/usr/local/bin/drover-load")
-
-
 def record(minutes):
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        list(pool.map(prepare, (1, 2, 3)))
+    CLUSTER.prepare_all()
     for host, guest, spec in features():
         CLUSTER.define(host, guest, spec)
         CLUSTER.drover(host, "enable", guest, spec["name"])
     clients = []
     for address in ("10.88.0.210:6379", "10.88.0.211:6379"):
-        wait_until(lambda a=address: CLUSTER.exec(
-            "client", TOOLS / "drover-counter", "fill", a, "--keys", "20000", "--bytes", "1000",
-            check=False)[0] == 0, 60, "redis answers")
+        CLUSTER.fill(address)
         clients.append(Client(CLUSTER, "count", address))
     half = minutes * 30
     time.sleep(half / 2)

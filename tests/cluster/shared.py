@@ -5,7 +5,7 @@ import pathlib
 import re
 import unittest
 
-from cluster_api import TOOLS, Client, Cluster, Events, redis, wait_until
+from cluster_api import Client, Cluster, Events, redis, wait_until
 
 CLUSTER = Cluster(os.environ.get("DROVER_CLUSTER", "test"), extra_toml="""
 [model]
@@ -24,12 +24,6 @@ listen = "0.0.0.0:9177"
 # The hook's notices are logged at debug.
 CLUSTER.env["RUST_LOG"] = "info,drover=debug"
 GUESTS = {"h1": "g1", "h2": "g2", "h3": "g3"}
-
-
-def prepare(n):
-    """Helper and load program in one guest."""
-    CLUSTER.drover(f"h{n}", "guest", "install", f"g{n}", timeout=180)
-    CLUSTER.push(f"g{n}", TOOLS / "drover-load", "/usr/local/bin/drover-load")
 
 
 def traces(guest, feature):
@@ -117,10 +111,7 @@ class FeatureCase(unittest.TestCase):
             CLUSTER.drover(host, "undefine", domain, self.FEATURE)
 
     def fill(self, keys):
-        address = f"{self.ADDRESS}:6379"
-        wait_until(lambda: CLUSTER.exec("client", TOOLS / "drover-counter", "fill", address,
-                                        "--keys", str(keys), "--bytes", "1000",
-                                        check=False)[0] == 0, 60, "redis answers")
+        CLUSTER.fill(f"{self.ADDRESS}:6379", keys)
 
     def client(self, mode="count", *args):
         c = Client(CLUSTER, mode, f"{self.ADDRESS}:6379", *args)

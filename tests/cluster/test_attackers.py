@@ -23,10 +23,8 @@ def memory(host):
 
 
 def answers(host):
-    """Whether droverd answers at once; it may be asked at any time."""
-    begin = time.monotonic()
-    CLUSTER.drover(host, "list", timeout=20)
-    return time.monotonic() - begin < 10
+    """droverd answers at once; it may be asked at any time."""
+    CLUSTER.drover(host, "list", timeout=10)
 
 
 class HostileGuest(unittest.TestCase):
@@ -46,13 +44,13 @@ class HostileGuest(unittest.TestCase):
                       f"timeout 5 head -c 1000 /dev/zero >{PORT}"):
             CLUSTER.guest("g1", "sh", "-c", f"({flood}) >/dev/null 2>&1 &")
             for _ in range(3):
-                self.assertTrue(answers("h1"))
+                answers("h1")
                 time.sleep(1)
         time.sleep(5)
         # It allocates nothing that a guest asks for, and a guest cannot fill the disk with its log.
         self.assertLess(memory("h1") - before, 64)
         self.assertLess(len(log.said()), 200_000)
-        self.assertTrue(answers("h2"))
+        answers("h2")
 
 
 class LocalUser(unittest.TestCase):
@@ -63,15 +61,17 @@ class LocalUser(unittest.TestCase):
                             check=check, timeout=60)
 
     def test_changes_nothing(self):
-        calls = [("Register", "ss", "g1", "{}"), ("Deregister", "ss", "g1", "x"), ("Enable", "ss", "g1", "x"),
+        web = '{"name":"x","workload":{"kind":"unit","unit":"x.service"}}'
+        calls = [("Register", "ss", "g1", web), ("Deregister", "ss", "g1", "x"), ("Enable", "ss", "g1", "x"),
                  ("Disable", "ss", "g1", "x"), ("SetThresholds", "ssas", "g1", "x", "0"),
-                 ("Migrate", "ssss", "g1", "x", "", ""), ("GuestInstall", "s", "g1"), ("GuestRemove", "s", "g1"),
-                 ("Reload", "")]
+                 ("Migrate", "ssss", "g1", "x", "", ""), ("MigrateBy", "sssss", "g1", "x", "", "", ""),
+                 ("Rehearse", "ss", "g1", "x"), ("GuestInstall", "s", "g1"), ("GuestRemove", "s", "g1"),
+                 ("Reload",)]
         for method, *args in calls:
             code, _, err = self.user("busctl", "--system", "--timeout=30", "call", "org.drover1", "/org/drover1",
-                                     "org.drover1.Manager", method, *[a for a in args if a or method == "Migrate"])
+                                     "org.drover1.Manager", method, *args)
             self.assertNotEqual(code, 0, method)
-            self.assertRegex(err, "may not|not valid|denied|not permitted", method)
+            self.assertRegex(err, "may not|denied|not permitted", method)
         code, _, err = self.user("drover", "drain")
         self.assertEqual(code, 4, err)
         self.assertIn("accepts moves", CLUSTER.drover("h1", "drain", "--status"))
@@ -89,8 +89,6 @@ class LocalUser(unittest.TestCase):
         self.assertNotEqual(code, 0)
         self.assertIn("PermissionError", err)
         # Nor may somebody else be the daemon.
-        code, _, err = self.user("busctl", "--system", "call", "org.freedesktop.DBus", "/org/freedesktop/DBus",
-                                 "org.freedesktop.DBus", "RequestName", "su", "org.drover1.evil", "0")
         taken = self.user("busctl", "--system", "call", "org.freedesktop.DBus", "/org/freedesktop/DBus",
                           "org.freedesktop.DBus", "RequestName", "su", "org.drover1", "0")
         self.assertNotEqual(taken[0], 0)
@@ -99,7 +97,7 @@ class LocalUser(unittest.TestCase):
 
 SNIFF = """
 import socket, sys, time
-found, bulk, overlap = 0, 0, b""
+found, bulk = 0, 0
 s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
 s.setsockopt(socket.SOL_SOCKET, 33, 64 << 20)  # SO_RCVBUFFORCE
 s.settimeout(1)
@@ -203,7 +201,7 @@ class Network(FeatureCase):
         put = (f"import socket; s=socket.create_connection(('{address}', 6379), 5); "
                f"s.sendall(b'SET {MARK} {MARK}\\r\\n'); print(s.recv(9))")
         self.assertIn("OK", CLUSTER.exec("client", "python3", "-c", put)[1])
-        sniffer = CLUSTER.popen("fabric", "python3", "-c", SNIFF.replace("recv(65536)", "recv(65536)"), MARK,
+        sniffer = CLUSTER.popen("fabric", "python3", "-c", SNIFF, MARK,
                                 stdout=subprocess.PIPE)
         self.assertEqual(sniffer.stdout.readline().strip(), "listening")
         CLUSTER.drover("h1", "migrate", "g1", self.FEATURE, "--to", "h2")
@@ -223,7 +221,7 @@ class Network(FeatureCase):
         self.addCleanup(crowd.wait)
         self.addCleanup(crowd.kill)
         crowd.stdout.readline()
-        self.assertTrue(answers("h1"))
+        answers("h1")
         client = self.client()
         CLUSTER.drover("h1", "migrate", "g1", self.FEATURE, "--to", "h2")
         self.good(client)
@@ -272,7 +270,7 @@ open(path, "w").write(text)
         opened = int(flood.stdout.readline())
         self.assertGreater(opened, 10)
         for _ in range(3):
-            self.assertTrue(answers("h1"))
+            answers("h1")
             names = {s["name"] for s in CLUSTER.drover_json("h1", "hosts")}
             self.assertIn("h2", names)
         self.assertLess(memory("h1") - before, 64)

@@ -96,6 +96,10 @@ class Methods(FeatureCase):
             "workload": {"kind": "managed", "environment": environment or {}, "address": f"{self.ADDRESS}/24", "state": [DIR],
                          "exec": ["/usr/bin/python3", "/usr/local/lib/method.py"]}})
         CLUSTER.drover("h1", "enable", "g1", self.FEATURE)
+        wait_until(lambda: not any("of this name" in r for c in
+                                   CLUSTER.drover_json("h1", "plan", "g1", self.FEATURE)["candidates"]
+                                   for r in c["refusals"]),
+                   30, "the others have none of this name any more, and h1 knows")
         out = pathlib.Path(tempfile.mkdtemp(), "client.json")
         self.out = out
         self.process = CLUSTER.popen("client", "python3", "-c", CLIENT, self.ADDRESS, out)

@@ -1,6 +1,6 @@
 """Addresses: IPv6 alone and beside IPv4, macvlan and ipvlan, moved under a client from outside."""
 
-from cluster_api import TOOLS, Client, wait_until
+from cluster_api import Client, wait_until
 from shared import CLUSTER, FeatureCase
 
 OUTSIDE = "fd88::100/64"
@@ -43,9 +43,7 @@ class Dual(FeatureCase):
             self.at(b)
             self.nothing_tentative(f"g{b[1]}")
         # One that comes anew must find it, too.
-        wait_until(lambda: CLUSTER.exec("client", TOOLS / "drover-counter", "fill",
-                                        f"[{self.V6}]:6379", "--keys", "10", "--bytes", "10",
-                                        check=False)[0] == 0, 20, "a new connection over IPv6")
+        CLUSTER.fill(f"[{self.V6}]:6379", keys=10, size=10, timeout=20)
         self.good(client)
 
     def at(self, host):

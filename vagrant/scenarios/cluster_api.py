@@ -80,6 +80,21 @@ class Cluster:
         return subprocess.Popen([str(CLUSTER), "exec", where, *[str(a) for a in args]],
                                 env=self.env, text=True, **kw)
 
+    def prepare(self, n):
+        """Helper and load program in a guest."""
+        self.drover(f"h{n}", "guest", "install", f"g{n}", timeout=300)
+        self.push(f"g{n}", TOOLS / "drover-load", "/usr/local/bin/drover-load")
+
+    def prepare_all(self):
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            list(pool.map(self.prepare, range(1, self.hosts + 1)))
+
+    def fill(self, address, keys=20_000, size=1000, timeout=60):
+        """Fills the redis at an address, as soon as it answers."""
+        wait_until(lambda: self.exec("client", TOOLS / "drover-counter", "fill", address, "--keys", str(keys),
+                                     "--bytes", str(size), check=False, timeout=timeout)[0] == 0,
+                   timeout, f"redis at {address} answers")
+
     def define(self, host, domain, spec):
         """Registers a feature given as a dict, from a file on the host."""
         path = f"/tmp/{spec['name']}.json"
@@ -216,17 +231,11 @@ class Scenario:
         self.clients.append(client)
         return client
 
-    def prepare(self, n):
-        """Helper and load program in a guest."""
-        self.cluster.drover(f"h{n}", "guest", "install", f"g{n}", timeout=300)
-        self.cluster.push(f"g{n}", TOOLS / "drover-load", "/usr/local/bin/drover-load")
-
     def begin(self):
         say(f"{self.cluster.hosts} hosts ({BACKEND}), each with libvirtd, droverd and a guest", "#")
         self.cluster.down()
         self.cluster.up()
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            list(pool.map(self.prepare, range(1, self.cluster.hosts + 1)))
+        self.cluster.prepare_all()
 
 
 def main(scenario, play):

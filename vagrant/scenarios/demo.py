@@ -4,13 +4,13 @@ moved, live, to the host that suits it best, while a client outside stays connec
 
 Writes target/demo/report.json. `--keep` leaves the cluster up."""
 
-import concurrent.futures
 import json
 import os
+import re
 import sys
 import time
 
-from cluster_api import ROOT, TOOLS, Client, Cluster, Events, Failed, load_feature, redis, wait_until
+from cluster_api import ROOT, Client, Cluster, Events, Failed, load_feature, redis, say, wait_until
 
 ADDRESS = "10.88.0.200"
 # Shorter than the defaults, so that a demo of minutes shows what takes hours in earnest.
@@ -21,15 +21,6 @@ horizon_s = 2.0
 rows_min = 20
 rows_full = 200
 """
-
-START = time.monotonic()
-COLOUR = sys.stdout.isatty()
-
-
-def say(text, mark=" "):
-    line = f"{time.monotonic() - START:6.1f}s {mark} {text}"
-    print(f"\033[1m{line}\033[0m" if COLOUR and mark == "#" else line, flush=True)
-
 
 def mib(n):
     return f"{n / 1048576:.1f} MiB"
@@ -42,9 +33,13 @@ class Tee:
         self.file, self.out = path.open("w"), sys.stdout
 
     def write(self, text):
-        self.file.write(text)
+        # The picture has colours of its own.
+        self.file.write(re.sub(r"\033\[\d*m", "", text))
         self.file.flush()
         return self.out.write(text)
+
+    def isatty(self):
+        return self.out.isatty()
 
     def flush(self):
         self.out.flush()
@@ -112,13 +107,7 @@ def main():
         cluster.down()
         cluster.up()
         say("installing the helper into the guests: channels, binary, unit", "#")
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            jobs = [pool.submit(cluster.drover, f"h{n}", "guest", "install", f"g{n}", timeout=180)
-                    for n in (1, 2, 3)]
-            jobs += [pool.submit(cluster.push, f"g{n}", TOOLS / "drover-load",
-                                 "/usr/local/bin/drover-load") for n in (1, 2, 3)]
-            for j in jobs:
-                j.result()
+        cluster.prepare_all()
         say("features: redis 'cache' and a batch job on h1, little on h2, a batch job on h3", "#")
         cluster.define("h1", "g1", redis("cache", ADDRESS, automatic=True, downtime_ms=1000,
                                          workload={"cpu_quota_percent": 55}))
@@ -129,9 +118,7 @@ def main():
         for host, guest, feature in (("h1", "g1", "cache"), ("h1", "g1", "batch"),
                                      ("h2", "g2", "ticker"), ("h3", "g3", "report")):
             cluster.drover(host, "enable", guest, feature)
-        wait_until(lambda: cluster.exec("client", TOOLS / "drover-counter", "fill",
-                                        f"{ADDRESS}:6379", "--keys", "20000", "--bytes", "1000",
-                                        check=False, timeout=60)[0] == 0, 60, "redis answers")
+        cluster.fill(f"{ADDRESS}:6379")
         story = Story()
         events = Events(cluster, "h1", story)
         say("a client outside counts on one TCP connection; light load for a while", "#")
