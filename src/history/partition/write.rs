@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use sled::Batch;
 
 use super::super::SeriesKey;
+use super::super::codec;
 use super::super::point::{self, Point};
 use super::super::record;
 use super::{CHUNK, HEAD_ENTRIES, HEAD_POINTS, Partition, Result};
@@ -164,7 +165,7 @@ impl<P: Point> Partition<P> {
     /// many more points the chunks have.
     fn merge_into(&self, batch: &mut Batch, id: u32, bucket: i64, points: &[P]) -> Result<u64> {
         let from = bucket * self.bucket_ms;
-        let packed = self.read_packed(id, from, from + self.bucket_ms)?;
+        let packed = self.read_packed(id, from, from + self.bucket_ms, codec::ALL)?;
         let wanted = |p: &&P| {
             if self.in_head(id, p.at_ms()) {
                 return false;
@@ -176,7 +177,7 @@ impl<P: Point> Partition<P> {
         if points.is_empty() {
             return Ok(0);
         }
-        let (old, mut run) = self.chunks(id, bucket)?;
+        let (old, mut run) = self.chunks(id, bucket, codec::ALL)?;
         let before = run.len();
         if !point::merge(&mut run, &points) {
             return Ok(0);
@@ -191,13 +192,25 @@ impl<P: Point> Partition<P> {
     /// Merges points in time order into a series. Returns how many are new; durable after
     /// [`Self::sync`].
     pub(in super::super) fn merge(&mut self, key: &SeriesKey, points: &[P]) -> Result<u64> {
+        self.merge_all([(key, points)])
+    }
+
+    /// The same for several series, none of them twice: one batch, as sled writes each by itself.
+    pub(in super::super) fn merge_all<'a>(
+        &mut self,
+        series: impl IntoIterator<Item = (&'a SeriesKey, &'a [P])>,
+    ) -> Result<u64> {
         let mut batch = Batch::default();
-        let id = self.id(key, &mut batch);
         let mut added = 0;
+        let mut merged = BTreeMap::new();
         let bucket_ms = self.bucket_ms;
         let bucket = |p: &P| p.at_ms().div_euclid(bucket_ms);
-        for run in points.chunk_by(|a, b| bucket(a) == bucket(b)) {
-            added += self.merge_into(&mut batch, id, bucket(&run[0]), run)?;
+        for (key, points) in series {
+            let id = self.id(key, &mut batch);
+            for run in points.chunk_by(|a, b| bucket(a) == bucket(b)) {
+                added += self.merge_into(&mut batch, id, bucket(&run[0]), run)?;
+            }
+            merged.insert(id, points.to_vec());
         }
         let seq = self.seq + 1;
         batch.insert(
@@ -207,7 +220,7 @@ impl<P: Point> Partition<P> {
         self.db.apply_batch(batch)?;
         self.seq = seq;
         self.sealed_points += added;
-        self.note_sealed(&BTreeMap::from([(id, points.to_vec())]));
+        self.note_sealed(&merged);
         Ok(added)
     }
 }
