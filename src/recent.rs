@@ -43,7 +43,11 @@ impl Recent {
             }
         }
         let before = self.latest.filter(|_| self.in_open > 0);
-        encode(&mut self.open, &before.unwrap_or_default(), &point);
+        let mut bytes = Vec::with_capacity(128);
+        encode(&mut bytes, &before.unwrap_or_default(), &point);
+        // No more than is needed: there are thousands of these.
+        self.open.reserve_exact(bytes.len());
+        self.open.extend_from_slice(&bytes);
         self.in_open += 1;
         self.latest = Some(point);
     }

@@ -32,8 +32,8 @@
 //! Partitions of earlier versions (`DIR/2025-01-31`) are taken into `raw` as they are.
 //!
 //! Dropping a partition is deleting its directory. The newest points are head records, one per
-//! append; at 120 points of a series, and at each full hour, the head is sealed into chunks, one
-//! per series with all its columns, in one batch with the deletion of the head. When its time is
+//! append and 256 series; at 120 points of a series, and at each full hour, those of these series are
+//! sealed into chunks, one per series with all its columns, in one batch with their deletion. When its time is
 //! over and it is rolled up, a partition is packed: written anew with longer chunks, compressed
 //! with more effort (see `codec`), in a few large values that sled keeps without loss of space. All
 //! values carry a CRC-32. Points are exact.

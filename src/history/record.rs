@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! c | bucket u64 | series u32 | first_ms i64 sealed chunk of one series, count points
-//! h | seq u64 | part u16                     head: one appended tick, count entries
+//! h | seq u64 | part u16                     head: an appended tick of one shard of series, count entries
 //! m                                          what is sealed: sequence number and points
 //! s | series u32                             name of a series (JSON)
 //! ```

@@ -44,7 +44,7 @@ impl<P: Point> Partition<P> {
                 append(&mut run, &points);
             }
         }
-        if let Some(head) = self.head.get(&id) {
+        if let Some(head) = self.head.run(id) {
             append(&mut run, head);
         }
         run.retain(|p| (from_ms..to_ms).contains(&p.at_ms()));
