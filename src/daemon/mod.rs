@@ -5,6 +5,7 @@
 //! - [`metering`]: meter frames to usage, history and breaches
 //! - [`agent_meter`]: guests without the helper
 //! - [`metadata`]: features in the domains' XML
+//! - [`arrivals`]: domains that libvirt migrates as a whole
 //! - [`forecast`]: what is expected to be breached
 //! - [`placement`]: host state, automatic moves
 //! - [`decisions`], [`audit`]: plans, recorded decisions, advice, scores
@@ -17,6 +18,7 @@
 
 pub mod affinity;
 mod agent_meter;
+mod arrivals;
 pub mod audit;
 mod certificates;
 pub mod clock;
@@ -119,6 +121,7 @@ pub struct Daemon {
     /// Forecasts that users ask for are made one at a time.
     forecast_turn: tokio::sync::Mutex<()>,
     outgoing: Mutex<BTreeMap<MoveId, Handle>>,
+    arrivals: Mutex<arrivals::Arrivals>,
     /// Incoming moves.
     pub incoming: target::Moves,
     /// Per domain: serialises what changes its features, begins a move or takes an offer. Taken
@@ -295,6 +298,7 @@ pub async fn run(
         forecasts: Mutex::default(),
         forecast_turn: tokio::sync::Mutex::new(()),
         outgoing: Mutex::default(),
+        arrivals: Mutex::default(),
         incoming: target::Moves::default(),
         changes: Locks::default(),
         names: Locks::default(),
@@ -338,6 +342,7 @@ pub async fn run(
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
     tasks.spawn(agent_meter::run(Arc::clone(&daemon)));
     tasks.spawn(metadata::follow(Arc::clone(&daemon)));
+    tasks.spawn(arrivals::follow(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(affinity::training(Arc::clone(&daemon)));
     tasks.spawn(drain::draining(Arc::clone(&daemon)));
