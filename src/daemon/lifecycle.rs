@@ -154,6 +154,12 @@ impl Daemon {
         let Some(guest) = self.guest(domain) else {
             return;
         };
+        if self.holds(domain)
+            && let Err(e) = guest.call(Call::Announce, SHORT).await
+        {
+            // Switches learn it later, from the features' own traffic.
+            tracing::debug!(%domain, error = %e, "addresses of features not announced");
+        }
         let interval_ms = (self.config.meter.interval_s * 1000.0) as u64;
         let told = async {
             guest.call(Call::Meter { interval_ms }, SHORT).await?;
