@@ -9,7 +9,7 @@
 //! - Ingest: one tick of all features is one append to Drover and one remote-write request to
 //!   Prometheus (its own protocol, two connections, each half of the features); the requests are
 //!   encoded beforehand and not counted. Drover has made a tick durable when it answers, Prometheus
-//!   has not.
+//!   has not; up to 256 ticks wait for an answer.
 //! - Bytes: Drover's `raw` tier once all is packed (`du`, with the marks); its rollups are told
 //!   beside. Prometheus' snapshot of its database, one block of all (no write-ahead log).
 //! - Range: two hours of one column of one feature, as points in JSON. Prometheus over HTTP on
@@ -37,6 +37,8 @@ use serde_json::{Value, json};
 
 use series::{Feature, STEP_MS, TICKS};
 
+/// Ticks on their way at once: as many as Drover makes durable together at most.
+const AHEAD: usize = 256;
 const QUERIES: usize = 400;
 const RANGE_MS: i64 = 2 * 3_600_000;
 
@@ -107,7 +109,7 @@ async fn drover(features: &[Feature], questions: &[Question], dir: &Path) -> Mea
     let mut m = Measured::default();
     let h = History::open(dir, options).unwrap();
     let keys: Vec<SeriesKey> = features.iter().map(key).collect();
-    for part in (0..TICKS).collect::<Vec<_>>().chunks(64) {
+    for part in (0..TICKS).collect::<Vec<_>>().chunks(AHEAD) {
         let ticks: Vec<Vec<(SeriesKey, Usage)>> = part
             .iter()
             .map(|t| {
@@ -136,7 +138,11 @@ async fn drover(features: &[Feature], questions: &[Question], dir: &Path) -> Mea
             step_ms: Some(0),
             limit: 10_000,
         };
-        let page = h.query(&keys[q.feature], query).await.unwrap();
+        let columns = std::slice::from_ref(q.column);
+        let page = h
+            .query_columns(&keys[q.feature], query, columns)
+            .await
+            .unwrap();
         let values: Vec<(i64, Option<f64>)> = page
             .points
             .iter()

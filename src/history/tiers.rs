@@ -4,6 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 
+use super::codec;
 use super::files;
 use super::partition::Packer;
 use super::partitions::{Partitions, Tier};
@@ -280,7 +281,9 @@ impl Tiers {
     /// Minutes of one hour of a series from its points. Durable after a sync.
     pub(super) fn roll_hour(&mut self, key: &SeriesKey, hour: i64) -> Result<()> {
         let slot = self.raw.slot_of(hour);
-        let points = self.raw.range(&slot, key, hour, hour + HOUR_MS)?;
+        let points = self
+            .raw
+            .range(&slot, key, hour, hour + HOUR_MS, codec::ALL)?;
         let points: Vec<Rollup> = points.into_iter().map(Rollup::from).collect();
         let rolled = roll_up(&points, MINUTE_MS);
         if rolled.is_empty() {
@@ -295,7 +298,9 @@ impl Tiers {
     /// Quarters of one day of a series from its minutes. Durable after a sync.
     pub(super) fn roll_day(&mut self, key: &SeriesKey, day: i64) -> Result<()> {
         let slot = self.minute.slot_of(day);
-        let points = self.minute.range(&slot, key, day, day + DAY_MS)?;
+        let points = self
+            .minute
+            .range(&slot, key, day, day + DAY_MS, codec::ALL)?;
         let rolled = roll_up(&points, QUARTER_MS);
         if rolled.is_empty() {
             return Ok(());

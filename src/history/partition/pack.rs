@@ -159,7 +159,13 @@ impl<P: Point> Partition<P> {
         !self.packed.is_empty()
     }
 
-    pub(super) fn read_packed(&self, id: u32, from_ms: i64, to_ms: i64) -> Result<Vec<P>> {
+    pub(super) fn read_packed(
+        &self,
+        id: u32,
+        from_ms: i64,
+        to_ms: i64,
+        wanted: u64,
+    ) -> Result<Vec<P>> {
         let mut run: Vec<P> = Vec::new();
         let Some(chunks) = self.packed.get(&id) else {
             return Ok(run);
@@ -172,7 +178,7 @@ impl<P: Point> Partition<P> {
             let block = self.db.open_tree(tree_name(c.block))?.get(TREE)?;
             let points = block.as_ref().and_then(|b| {
                 let v = b.get(c.offset as usize..(c.offset + c.len) as usize)?;
-                record::chunk_points::<P>(&key, v).ok()
+                record::chunk_points::<P>(&key, v, wanted).ok()
             });
             match points {
                 Some(points) => run.extend(
@@ -223,7 +229,7 @@ impl<P: Point> Partition<P> {
                 packer.flush()?;
                 return Ok(true);
             };
-            let run = self.range_of(id, 0, i64::MAX)?;
+            let run = self.range_of(id, 0, i64::MAX, codec::ALL)?;
             for points in run.chunks(PACKED_CHUNK) {
                 packer.add(id, points)?;
             }

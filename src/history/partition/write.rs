@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use sled::Batch;
 
 use super::super::SeriesKey;
+use super::super::codec;
 use super::super::point::{self, Point};
 use super::super::record;
 use super::{CHUNK, HEAD_ENTRIES, HEAD_POINTS, Partition, Result};
@@ -164,7 +165,7 @@ impl<P: Point> Partition<P> {
     /// many more points the chunks have.
     fn merge_into(&self, batch: &mut Batch, id: u32, bucket: i64, points: &[P]) -> Result<u64> {
         let from = bucket * self.bucket_ms;
-        let packed = self.read_packed(id, from, from + self.bucket_ms)?;
+        let packed = self.read_packed(id, from, from + self.bucket_ms, codec::ALL)?;
         let wanted = |p: &&P| {
             if self.in_head(id, p.at_ms()) {
                 return false;
@@ -176,7 +177,7 @@ impl<P: Point> Partition<P> {
         if points.is_empty() {
             return Ok(0);
         }
-        let (old, mut run) = self.chunks(id, bucket)?;
+        let (old, mut run) = self.chunks(id, bucket, codec::ALL)?;
         let before = run.len();
         if !point::merge(&mut run, &points) {
             return Ok(0);
