@@ -26,6 +26,12 @@ const HEAD_POINTS: usize = 50_000;
 /// sled's page cache per partition, bytes.
 const CACHE: u64 = 4 << 20;
 
+/// Bytes by which a partition's database grows: sled's own.
+const SEGMENT: usize = 512 << 10;
+/// The same of a packed one, which has little beside its blocks. sled fills a segment up each time
+/// it is opened.
+const PACKED_SEGMENT: usize = 64 << 10;
+
 pub(super) type Result<T> = std::result::Result<T, sled::Error>;
 
 /// An open partition.
@@ -56,11 +62,26 @@ pub(super) struct Partition<P> {
     problems: Problems,
 }
 
-fn config(path: &Path) -> sled::Config {
+/// How a database is opened; `segment` bytes are what a new one grows by.
+fn config(path: &Path, segment: usize) -> sled::Config {
     sled::Config::new()
         .path(path)
         .cache_capacity(CACHE)
+        .segment_size(segment_of(path).unwrap_or(segment))
         .flush_every_ms(None)
+}
+
+/// The size of an existing database's segments, with which alone sled opens it.
+fn segment_of(path: &Path) -> Option<usize> {
+    let conf = std::fs::read(path.join("conf")).ok()?;
+    let line = conf.split(|b| *b == b'\n').next()?;
+    let size: usize = std::str::from_utf8(line)
+        .ok()?
+        .strip_prefix("segment_size: ")?
+        .parse()
+        .ok()?;
+    // What sled would panic about is damage; let it say so.
+    [SEGMENT, PACKED_SEGMENT].contains(&size).then_some(size)
 }
 
 impl<P: Point> Partition<P> {
@@ -73,7 +94,7 @@ impl<P: Point> Partition<P> {
         bucket_ms: i64,
         problems: &Problems,
     ) -> Result<Self> {
-        let db = config(path).open()?;
+        let db = config(path, SEGMENT).open()?;
         let mut p = Self {
             name,
             mark_path,

@@ -22,7 +22,7 @@ use super::super::codec::{self, Effort, Malformed};
 use super::super::files::{self, Mark};
 use super::super::point::Point;
 use super::super::record;
-use super::{Partition, Result, config};
+use super::{PACKED_SEGMENT, Partition, Result, config};
 
 /// Points of one packed chunk: two hours at one each 5 s.
 const PACKED_CHUNK: usize = 1440;
@@ -202,11 +202,13 @@ impl<P: Point> Partition<P> {
         if self.is_packed() && self.db.scan_prefix(b"c").next().is_none() {
             return Ok(None);
         }
-        let to = config(&path).open()?;
+        let to = config(&path, PACKED_SEGMENT).open()?;
+        let mut names = sled::Batch::default();
         for item in self.db.scan_prefix(b"s") {
             let (k, v) = item?;
-            to.insert(k, v)?;
+            names.insert(k, v);
         }
+        to.apply_batch(names)?;
         let mut ids: Vec<u32> = self.ids.values().copied().collect();
         ids.sort_unstable();
         Ok(Some(Packer {
