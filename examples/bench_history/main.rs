@@ -238,7 +238,10 @@ fn main() -> ExitCode {
     let traces = std::env::var("DROVER_TRACES").unwrap_or_else(|_| "../shared/traces".into());
     let alibaba = series::alibaba(Path::new(&traces));
     // One's own, or the one that came with the sources.
-    let paths = ["target/bench/recording.json", "tests/bench/recording.json.gz"];
+    let paths = [
+        "target/bench/recording.json",
+        "tests/bench/recording.json.gz",
+    ];
     let path = paths.map(Path::new).into_iter().find(|p| p.exists());
     let recording = path.map(series::recording).unwrap_or_default();
     if alibaba.is_empty() {

@@ -424,7 +424,7 @@ impl Worker {
             .collect();
         hours.dedup();
         for hour in &hours {
-            self.tiers.roll_hour(key, *hour)?;
+            self.tiers.roll_hour(std::slice::from_ref(key), *hour)?;
         }
         self.after_minutes(key, &hours)?;
         Ok(added)
@@ -442,7 +442,7 @@ impl Worker {
             let slot = self.tiers.minute.slot_of(day);
             self.tiers.minute.write(&slot, |p| p.sync())?;
             if day < self.tiers.rolled.quarter_ms {
-                self.tiers.roll_day(key, day)?;
+                self.tiers.roll_day(std::slice::from_ref(key), day)?;
                 let slot = self.tiers.quarter.slot_of(day);
                 self.tiers.quarter.write(&slot, |p| p.sync())?;
             }

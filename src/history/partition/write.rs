@@ -192,13 +192,25 @@ impl<P: Point> Partition<P> {
     /// Merges points in time order into a series. Returns how many are new; durable after
     /// [`Self::sync`].
     pub(in super::super) fn merge(&mut self, key: &SeriesKey, points: &[P]) -> Result<u64> {
+        self.merge_all([(key, points)])
+    }
+
+    /// The same for several series, none of them twice: one batch, as sled writes each by itself.
+    pub(in super::super) fn merge_all<'a>(
+        &mut self,
+        series: impl IntoIterator<Item = (&'a SeriesKey, &'a [P])>,
+    ) -> Result<u64> {
         let mut batch = Batch::default();
-        let id = self.id(key, &mut batch);
         let mut added = 0;
+        let mut merged = BTreeMap::new();
         let bucket_ms = self.bucket_ms;
         let bucket = |p: &P| p.at_ms().div_euclid(bucket_ms);
-        for run in points.chunk_by(|a, b| bucket(a) == bucket(b)) {
-            added += self.merge_into(&mut batch, id, bucket(&run[0]), run)?;
+        for (key, points) in series {
+            let id = self.id(key, &mut batch);
+            for run in points.chunk_by(|a, b| bucket(a) == bucket(b)) {
+                added += self.merge_into(&mut batch, id, bucket(&run[0]), run)?;
+            }
+            merged.insert(id, points.to_vec());
         }
         let seq = self.seq + 1;
         batch.insert(
@@ -208,7 +220,7 @@ impl<P: Point> Partition<P> {
         self.db.apply_batch(batch)?;
         self.seq = seq;
         self.sealed_points += added;
-        self.note_sealed(&BTreeMap::from([(id, points.to_vec())]));
+        self.note_sealed(&merged);
         Ok(added)
     }
 }
