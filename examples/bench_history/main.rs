@@ -3,8 +3,7 @@
 //! Series: the files `alibaba-2018-*` in `DROVER_TRACES` (five columns, a value each 10 s), and a
 //! recording of the test cluster (`tests/cluster/record.py` writes `target/bench/recording.json`;
 //! without it the one in `tests/bench/recording.json.gz` is played). 200 features play each of them:
-//! every feature begins at
-//! another moment and goes round, so that the values are real and no two series are the same.
+//! every feature begins at another moment and goes round, so that the values are real and no two series are the same.
 //! Six hours in steps of 10 s, as Drover keeps them as metered.
 //!
 //! - Ingest: one tick of all features is one append to Drover and one remote-write request to

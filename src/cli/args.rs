@@ -226,6 +226,8 @@ pub enum Command {
         no_wait: bool,
     },
     /// Empty this host: it accepts no moves, and its features go one after another
+    ///
+    /// Ctrl-C during --wait ends the waiting, not the drain.
     Drain {
         /// This host, to be sure
         host: Option<String>,
@@ -240,6 +242,10 @@ pub enum Command {
         wait: bool,
     },
     /// Move a feature to a guest on another host
+    ///
+    /// Ctrl-C cancels the move as virsh does, as long as it is not committed; a second Ctrl-C
+    /// leaves it alone and ends the waiting. On a terminal its progress is shown on standard
+    /// error.
     Migrate {
         /// Feature
         #[command(flatten)]
@@ -322,11 +328,13 @@ impl Command {
             | Self::Enable(_)
             | Self::Disable(_)
             | Self::Migrate { .. }
+            | Self::Approve { .. }
             | Self::Jobabort(_)
             | Self::Reload => true,
             Self::Threshold {
                 thresholds, clear, ..
             } => *clear || !thresholds.is_empty(),
+            Self::Drain { status, .. } => !status,
             Self::Guest { action } => !matches!(action, GuestAction::Status { .. }),
             _ => false,
         }

@@ -9,6 +9,7 @@ use zbus::proxy::CacheProperties;
 use super::args::{Cli, Format};
 use super::client::{Client, Result, decode};
 use super::error::CliError;
+use super::progress::{Progress, Shown};
 use super::screen::{Screen, plain};
 use super::views::{self, decisions as view};
 use super::{moves, run::select};
@@ -183,14 +184,13 @@ pub(super) async fn advice(
 pub(super) async fn approve(
     cli: &Cli,
     out: &mut dyn Write,
-    screen: &Screen,
     client: &Client,
     id: &str,
     wait: bool,
 ) -> Result<()> {
     let d = Decisions::new(client).await?;
     let row = d.show(id).await?.row;
-    moves::follow_begun(cli, out, screen, client, wait, d.approve(&row.id)).await
+    moves::follow_begun(cli, out, client, wait, d.approve(&row.id)).await
 }
 
 /// What `drover jobinfo` adds: the decision behind a move, and whether the move helped.
@@ -224,20 +224,30 @@ pub(super) async fn drain(
         now = decode(&d.take(d.proxy.drain(!undo).await)?)?;
     }
     let mut stop = super::interrupts()?;
+    let mut bar = Progress::new();
     while wait && now.draining && !now.settled() {
+        if bar.visible() {
+            bar.show(&drained(client, &now).await?);
+        }
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(500)) => {}
-            _ = stop.recv() => break,
+            _ = stop.recv() => return Err(CliError::Canceled(format!(
+                "no longer waiting; '{}' goes on being emptied, \"drover drain --undo\" ends that",
+                now.host
+            ))),
         }
         let next = d.drain_status().await?;
         if cli.format != Format::Json && next.moved.len() > now.moved.len() {
-            for (feature, to) in next.moved.iter().skip(now.moved.len()) {
-                writeln!(out, "{}", plain(&format!("'{feature}' went to {to}")))?;
-            }
-            out.flush()?;
+            bar.aside(|| {
+                for (feature, to) in next.moved.iter().skip(now.moved.len()) {
+                    writeln!(out, "{}", plain(&format!("'{feature}' went to {to}")))?;
+                }
+                out.flush()
+            })?;
         }
         now = next;
     }
+    bar.end();
     if cli.format == Format::Json {
         views::json(out, &now)?;
     } else {
@@ -251,4 +261,25 @@ pub(super) async fn drain(
         )));
     }
     Ok(())
+}
+
+/// How far a host is emptied, with the move under way.
+async fn drained(client: &Client, now: &DrainStatus) -> Result<Shown> {
+    let (gone, left) = (now.moved.len(), now.left.len());
+    let mut how = format!("{gone} of {} features left it", gone + left);
+    if let Some(feature) = &now.moving {
+        let moves = client.jobs().await?;
+        let job = moves
+            .iter()
+            .find(|j| j.result.is_none() && j.feature == *feature);
+        how = match job {
+            Some(job) => format!("{how}; {}", views::jobs::progress(job)),
+            None => format!("{how}; {feature} moves"),
+        };
+    }
+    Ok(Shown {
+        what: format!("drain {}", now.host),
+        part: Some((gone as u64, (gone + left) as u64)),
+        how,
+    })
 }

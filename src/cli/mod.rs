@@ -22,6 +22,7 @@ pub mod error;
 pub mod events;
 pub mod generate;
 pub mod moves;
+mod progress;
 mod remote;
 pub mod run;
 pub mod screen;

@@ -12,7 +12,7 @@ use zbus::OwnedObjectPath;
 use super::args::{Cli, Format, Target, To};
 use super::client::{Client, Result};
 use super::error::CliError;
-use super::screen::Screen;
+use super::progress::{self, Progress};
 use super::views::{self, jobs};
 use crate::api::{Job, JobResult};
 use crate::dbus::client::ManagerProxy;
@@ -26,7 +26,6 @@ const LOOK: Duration = Duration::from_secs(1);
 pub async fn migrate(
     cli: &Cli,
     out: &mut dyn Write,
-    screen: &Screen,
     client: &Client,
     target: &Target,
     to: Option<&To>,
@@ -34,14 +33,13 @@ pub async fn migrate(
 ) -> Result<()> {
     let (host, domain) = to.map_or(("", ""), |t| (t.host.as_str(), t.domain.as_str()));
     let begin = client.migrate(&target.domain, &target.feature, host, domain);
-    follow_begun(cli, out, screen, client, wait, begin).await
+    follow_begun(cli, out, client, wait, begin).await
 }
 
 /// Begins a move and follows it to its end.
 pub(super) async fn follow_begun(
     cli: &Cli,
     out: &mut dyn Write,
-    screen: &Screen,
     client: &Client,
     wait: bool,
     begin: impl Future<Output = Result<OwnedObjectPath>>,
@@ -62,11 +60,11 @@ pub(super) async fn follow_begun(
         return accepted(cli, out, &job);
     }
 
-    let mut report = Report::new(cli, screen);
+    let mut bar = Progress::new();
     let deadline = cli.timeout.map(|t| tokio::time::Instant::now() + t);
     let mut interrupts = 0;
     while job.result.is_none() {
-        report.show(out, &job)?;
+        bar.show(&progress::of_move(&job));
         let late = async {
             match deadline {
                 Some(d) => tokio::time::sleep_until(d).await,
@@ -77,7 +75,6 @@ pub(super) async fn follow_begun(
             () = news.wake.notified() => {}
             () = tokio::time::sleep(LOOK) => {}
             () = late => {
-                report.end(out)?;
                 return Err(CliError::Timeout(format!(
                     "the move {} of '{}' goes on after the --timeout; see \"drover jobinfo {0}\"",
                     job.id, job.feature
@@ -85,19 +82,20 @@ pub(super) async fn follow_begun(
             }
             _ = stop.recv() => {
                 interrupts += 1;
-                report.end(out)?;
                 if interrupts > 1 {
                     return Err(CliError::Canceled(format!(
                         "no longer waiting; the move {} of '{}' is in state {}, see \"drover jobinfo {0}\"",
                         job.id, job.feature, job.state
                     )));
                 }
-                cancel(client, &job).await;
+                let note = cancel(client, &job).await;
+                // A standard error that nobody reads changes nothing.
+                let _ = bar.aside(|| writeln!(std::io::stderr(), "{note}"));
             }
         }
         job = look(client, &path, &job).await?;
     }
-    report.end(out)?;
+    bar.end();
     finish(cli, out, &job)
 }
 
@@ -137,7 +135,7 @@ impl News {
 }
 
 /// Asks to cancel after Ctrl-C and says what comes of it; the result decides the exit code.
-async fn cancel(client: &Client, job: &Job) {
+async fn cancel(client: &Client, job: &Job) -> String {
     let note = match client.abort(&job.id).await {
         Ok(()) => format!(
             "asked to cancel the move {}; Ctrl-C again leaves it alone",
@@ -145,8 +143,7 @@ async fn cancel(client: &Client, job: &Job) {
         ),
         Err(e) => format!("cannot cancel the move {}: {e}", job.id),
     };
-    // A standard error that nobody reads changes nothing.
-    let _ = writeln!(std::io::stderr(), "{}", super::screen::plain(&note));
+    super::screen::plain(&note)
 }
 
 /// The move now. A daemon that is gone is told with the move's name: the move may go on.
@@ -183,51 +180,6 @@ fn finish(cli: &Cli, out: &mut dyn Write, job: &Job) -> Result<()> {
         Some(JobResult::Canceled) => Err(CliError::Canceled(jobs::failure(job))),
         Some(JobResult::Timeout) => Err(CliError::Timeout(jobs::failure(job))),
         Some(JobResult::Failed) | None => Err(CliError::Failed(jobs::failure(job))),
-    }
-}
-
-/// Progress: one line written over on a terminal, a line per change otherwise, none for JSON.
-struct Report {
-    last: String,
-    over: bool,
-    silent: bool,
-    width: usize,
-}
-
-impl Report {
-    fn new(cli: &Cli, screen: &Screen) -> Self {
-        Self {
-            last: String::new(),
-            over: screen.terminal,
-            silent: cli.format == Format::Json,
-            width: screen.width.unwrap_or(usize::MAX),
-        }
-    }
-
-    fn show(&mut self, out: &mut dyn Write, job: &Job) -> std::io::Result<()> {
-        let line = jobs::progress(job);
-        if self.silent || line == self.last {
-            return Ok(());
-        }
-        if self.over {
-            // A line longer than the screen would wrap and could not be written over.
-            let short: String = line.chars().take(self.width.saturating_sub(1)).collect();
-            write!(out, "\r\x1b[K{short}")?;
-        } else {
-            writeln!(out, "{line}")?;
-        }
-        self.last = line;
-        out.flush()
-    }
-
-    /// Clears the line that is written over.
-    fn end(&mut self, out: &mut dyn Write) -> std::io::Result<()> {
-        if self.over && !self.last.is_empty() {
-            write!(out, "\r\x1b[K")?;
-            self.last.clear();
-            out.flush()?;
-        }
-        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use super::error::CliError;
 use super::screen::{Screen, plain};
 use super::time::now_ms;
 use super::views::{self, features, forecast, history, hosts, jobs, plan};
-use super::{config, decisions, doctor, edit, events, generate, moves, show, spec, top};
+use super::{config, decisions, doctor, edit, events, generate, moves, progress, show, spec, top};
 use crate::api::{Changed, FeatureRow, HistoryQuery};
 use crate::feature::{FeatureName, Threshold};
 use crate::threshold;
@@ -221,7 +221,8 @@ pub(super) async fn run_kept(
             }
         }
         Command::Plan(t) => {
-            let p = client.plan(&t.domain, &t.feature).await?;
+            let looks = client.plan(&t.domain, &t.feature);
+            let p = progress::waiting("droverd compares the hosts", looks).await?;
             if json {
                 views::json(out, &p)?;
             } else {
@@ -244,7 +245,7 @@ pub(super) async fn run_kept(
         }
         Command::Advice => decisions::advice(cli, out, screen, &client).await?,
         Command::Approve { id, no_wait } => {
-            decisions::approve(cli, out, screen, &client, id, !no_wait).await?;
+            decisions::approve(cli, out, &client, id, !no_wait).await?;
         }
         Command::Drain {
             host,
@@ -260,7 +261,7 @@ pub(super) async fn run_kept(
             to,
             no_wait,
         } => {
-            moves::migrate(cli, out, screen, &client, target, to.as_ref(), !no_wait).await?;
+            moves::migrate(cli, out, &client, target, to.as_ref(), !no_wait).await?;
         }
         Command::Jobs => {
             let list = client.jobs().await?;

@@ -70,7 +70,18 @@ fn terminal_width() -> Option<usize> {
 
 /// Rows and columns of the terminal on standard output, if it is one; 0 where it does not say.
 pub fn terminal_size() -> Option<(usize, usize)> {
-    use nix::libc::{STDOUT_FILENO, TIOCGWINSZ, ioctl, winsize};
+    size_of(nix::libc::STDOUT_FILENO)
+}
+
+/// Columns of the terminal on standard error, if it is one and says so.
+pub fn error_width() -> Option<usize> {
+    size_of(nix::libc::STDERR_FILENO)
+        .map(|(_, columns)| columns)
+        .filter(|columns| *columns > 0)
+}
+
+fn size_of(fd: i32) -> Option<(usize, usize)> {
+    use nix::libc::{TIOCGWINSZ, ioctl, winsize};
     let mut size = winsize {
         ws_row: 0,
         ws_col: 0,
@@ -78,7 +89,7 @@ pub fn terminal_size() -> Option<(usize, usize)> {
         ws_ypixel: 0,
     };
     // SAFETY: TIOCGWINSZ writes one `winsize` through the pointer, which outlives the call.
-    let rc = unsafe { ioctl(STDOUT_FILENO, TIOCGWINSZ, &raw mut size) };
+    let rc = unsafe { ioctl(fd, TIOCGWINSZ, &raw mut size) };
     (rc == 0).then_some((usize::from(size.ws_row), usize::from(size.ws_col)))
 }
 

@@ -102,7 +102,12 @@ async fn look(base: &Cli) -> Option<Known> {
 fn minds_interrupts(command: &Command) -> bool {
     matches!(
         command,
-        Command::Migrate { .. } | Command::Event { .. } | Command::Stats { watch: Some(_), .. }
+        Command::Migrate { .. }
+            | Command::Approve { .. }
+            | Command::Drain { wait: true, .. }
+            | Command::Guest { .. }
+            | Command::Event { .. }
+            | Command::Stats { watch: Some(_), .. }
     )
 }
 

@@ -4,12 +4,16 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+
 use super::args::{Cli, Format, GuestAction};
 use super::client::{Client, Result};
 use super::error::CliError;
+use super::progress::{self, Progress};
 use super::run::select;
 use super::screen::{Screen, plain};
 use super::views::{self, features, hosts};
+use crate::dbus::client::ManagerProxy;
 use crate::feature::FeatureName;
 
 /// `drover stats`, again and again with `watch`.
@@ -84,8 +88,14 @@ pub(super) async fn guest(
     action: &GuestAction,
 ) -> Result<()> {
     let (domain, answer) = match action {
-        GuestAction::Install { domain } => (domain, client.guest_install(domain).await?),
-        GuestAction::Remove { domain } => (domain, client.guest_remove(domain).await?),
+        GuestAction::Install { domain } => {
+            let call = client.guest_install(domain);
+            (domain, followed(client, domain, "installing", call).await?)
+        }
+        GuestAction::Remove { domain } => {
+            let call = client.guest_remove(domain);
+            (domain, followed(client, domain, "removing", call).await?)
+        }
         GuestAction::Status { domain } => {
             let hosts = client.hosts().await?;
             let here = hosts.first().map_or(&[][..], |h| &h.instances);
@@ -111,6 +121,38 @@ pub(super) async fn guest(
         writeln!(out, "{}", plain(&answer))?;
     }
     Ok(())
+}
+
+/// Waits for the end of what droverd does with the helper in a guest, and shows its steps. The
+/// first comes after a password was typed, where one is asked for.
+async fn followed(
+    client: &Client,
+    domain: &str,
+    doing: &str,
+    call: impl Future<Output = Result<String>>,
+) -> Result<String> {
+    let bus = |e: zbus::Error| client.error(&e);
+    let manager = ManagerProxy::new(client.connection()).await.map_err(bus)?;
+    let mut steps = manager.receive_instance_changed().await.map_err(bus)?;
+    let mut stop = super::interrupts()?;
+    let mut call = std::pin::pin!(call);
+    let mut bar = Progress::new();
+    let what = format!("{doing} the helper in {domain}");
+    loop {
+        tokio::select! {
+            answer = &mut call => return answer,
+            Some(step) = steps.next() => {
+                let words = step.args().ok().filter(|a| a.domain == domain);
+                let words = words.and_then(|a| Some(a.what.strip_prefix(doing)?.strip_prefix(": ")?.to_owned()));
+                if let Some(words) = words {
+                    bar.show(&progress::of_words(&what, &words));
+                }
+            }
+            _ = stop.recv() => return Err(CliError::Canceled(format!(
+                "no longer waiting; {what} goes on, see \"drover guest status {domain}\""
+            ))),
+        }
+    }
 }
 
 /// `drover doctor` about another host: it looks at files and processes, so it runs there.

@@ -486,7 +486,13 @@ impl Api for Service {
         {
             g.close();
         }
-        let progress = |what: &str| tracing::info!(%domain, what, "removing the helper");
+        let progress = |what: &str| {
+            tracing::info!(%domain, what, "removing the helper");
+            self.0.emit(ApiEvent::Instance {
+                domain: domain.to_owned(),
+                what: format!("removing: {what}"),
+            });
+        };
         remove(&self.0.hypervisor, domain, &progress)
             .await
             .map_err(|e| ApiError::Failed(format!("removing from '{domain}': {e}")))?;

@@ -136,8 +136,10 @@ pub trait Decisions {
     /// JSON [`crate::decision::Replay`].
     fn replay(&self, id: &str) -> zbus::Result<String>;
     /// Begins the proposed move; its object path.
+    #[zbus(allow_interactive_auth)]
     fn approve(&self, id: &str) -> zbus::Result<OwnedObjectPath>;
     /// Begins or ends to empty this host; JSON [`crate::decision::DrainStatus`].
+    #[zbus(allow_interactive_auth)]
     fn drain(&self, on: bool) -> zbus::Result<String>;
     /// JSON [`crate::decision::DrainStatus`].
     fn drain_status(&self) -> zbus::Result<String>;

@@ -9,6 +9,7 @@ mod decisions;
 mod features;
 mod interactive;
 mod moves;
+mod progress;
 mod schema;
 mod support;
 mod surroundings;

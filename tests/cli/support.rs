@@ -1,6 +1,9 @@
 //! Runs of the program and what is expected of each.
 
-use std::process::{Command, Stdio};
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use crate::dbus_support::Bus;
 
@@ -56,4 +59,72 @@ pub async fn as_json<T: serde::de::DeserializeOwned>(bus: &Bus, args: &[&str]) -
     let mut all = vec!["--format", "json"];
     all.extend(args);
     serde_json::from_str(&good(bus, &all).await).unwrap()
+}
+
+/// A terminal with `drover` in it.
+pub struct Terminal {
+    input: std::fs::File,
+    seen: mpsc::Receiver<Vec<u8>>,
+    text: String,
+}
+
+impl Terminal {
+    /// All of it on the terminal.
+    pub fn start(c: Command) -> (Self, Child) {
+        Self::with(c, false)
+    }
+
+    /// Only standard error on the terminal; standard output is a pipe.
+    pub fn on_error(c: Command) -> (Self, Child) {
+        Self::with(c, true)
+    }
+
+    fn with(mut c: Command, error_only: bool) -> (Self, Child) {
+        let size = nix::pty::Winsize {
+            ws_row: 24,
+            ws_col: 100,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pty = nix::pty::openpty(Some(&size), None).unwrap();
+        c.env("TERM", "xterm")
+            .stderr(pty.slave.try_clone().unwrap());
+        if error_only {
+            drop(pty.slave);
+            c.stdout(Stdio::piped());
+        } else {
+            c.stdin(pty.slave.try_clone().unwrap()).stdout(pty.slave);
+        }
+        let child = c.spawn().unwrap();
+        drop(c);
+        let input = std::fs::File::from(pty.master);
+        let mut output = input.try_clone().unwrap();
+        let (tell, seen) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut part = [0; 4096];
+            while let Ok(n @ 1..) = output.read(&mut part) {
+                if tell.send(part[..n].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        let text = String::new();
+        (Self { input, seen, text }, child)
+    }
+
+    pub fn send(&mut self, keys: &str) {
+        self.input.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Reads until `part` came; what came with it.
+    pub fn wait(&mut self, part: &str) -> String {
+        loop {
+            if let Some(at) = self.text.find(part) {
+                return self.text.drain(..at + part.len()).collect();
+            }
+            let more = self.seen.recv_timeout(Duration::from_secs(20));
+            let more = more.unwrap_or_else(|_| panic!("no {part:?} in {:?}", self.text));
+            self.text.push_str(&String::from_utf8_lossy(&more));
+        }
+    }
 }

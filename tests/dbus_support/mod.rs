@@ -93,6 +93,8 @@ pub struct Fake {
     pub features: Mutex<Vec<FeatureRow>>,
     pub jobs: Mutex<VecDeque<Job>>,
     pub draining: Mutex<bool>,
+    /// How emptying the host stands, if not as by default.
+    pub drain: Mutex<Option<DrainStatus>>,
 }
 
 pub fn name(s: &str) -> FeatureName {
@@ -296,6 +298,7 @@ impl Fake {
             ),
             jobs: Mutex::default(),
             draining: Mutex::default(),
+            drain: Mutex::default(),
         })
     }
 
@@ -539,6 +542,9 @@ impl Api for Fake {
     }
 
     async fn drain_status(&self) -> DrainStatus {
+        if let Some(status) = self.drain.lock().unwrap().clone() {
+            return status;
+        }
         let draining = *self.draining.lock().unwrap();
         let left = Left {
             domain: "web".into(),
@@ -629,6 +635,16 @@ impl Api for Fake {
         self.log(format!("guest_install {domain}"));
         match domain {
             "web" => Ok("helper 0.1.0 runs in 'web'".into()),
+            "new" => {
+                for what in ["asking the guest agent", "copied 3 of 5.1 MiB"] {
+                    let _ = self.events.send(ApiEvent::Instance {
+                        domain: "new".into(),
+                        what: format!("installing: {what}"),
+                    });
+                    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+                }
+                Ok("helper 0.1.0 runs in 'new'".into())
+            }
             "hung" => Err(ApiError::Timeout(
                 "the guest agent of 'hung' did not answer within 5 s".into(),
             )),

@@ -149,16 +149,30 @@ fn parts(j: &Job) -> String {
     }
 }
 
-/// A move under way in a line.
-pub fn progress(j: &Job) -> String {
+/// Where a move comes from and goes to.
+pub fn arrow(j: &Job) -> String {
     let (from, to) = route(j);
-    let mut parts = Vec::new();
+    format!("{from} -> {to}")
+}
+
+/// Whether its memory is being sent, so that the bytes of the round say how it goes.
+pub fn sends(j: &Job) -> bool {
+    matches!(j.state.as_str(), "pre-copy" | "freezing")
+}
+
+/// How a move under way goes: state, rounds, bytes, the freeze that is expected.
+pub fn how(j: &Job) -> String {
+    let mut parts = vec![j.state.clone()];
+    let d = &j.detail;
     if j.rounds > 0 {
         parts.push(format!("round {}, {} sent", j.rounds, bytes(j.bytes_sent)));
     }
-    let d = &j.detail;
-    if let Some(percent) = d.round_sent.saturating_mul(100).checked_div(d.round_total) {
-        parts.push(format!("{} % of the round", percent.min(100)));
+    if d.round_total > 0 && sends(j) {
+        parts.push(format!(
+            "{} of {} of this round",
+            bytes(d.round_sent.min(d.round_total)),
+            bytes(d.round_total)
+        ));
     }
     if d.throttle_percent > 0 {
         parts.push(format!("slowed down by {} %", d.throttle_percent));
@@ -166,11 +180,12 @@ pub fn progress(j: &Job) -> String {
     if let Some(ms) = d.predicted_freeze_ms.filter(|_| d.freeze.is_none()) {
         parts.push(format!("freeze of {ms} ms predicted"));
     }
-    let round: String = parts.iter().flat_map(|p| [", ", p]).collect();
-    plain(&format!(
-        "{}: {from} -> {to}: {}{round}",
-        j.feature, j.state
-    ))
+    parts.join(", ")
+}
+
+/// A move under way in a line.
+pub fn progress(j: &Job) -> String {
+    plain(&format!("{}: {}: {}", j.feature, arrow(j), how(j)))
 }
 
 /// A move that ended well in a sentence.
