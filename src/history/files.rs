@@ -275,12 +275,11 @@ mod tests {
         // Turns 0 to 3 were written: the last is in the second place, the one before in the first.
         let sound = fs::read(&path).unwrap();
         assert_eq!(sound.len(), 2 * PLACE);
-        for torn in [0, 1, 40, PLACE - 1] {
+        for torn in [0, 1, 40] {
             let mut bytes = sound.clone();
             bytes[PLACE + torn..].fill(0);
             fs::write(&path, bytes).unwrap();
-            let seq = if torn == PLACE - 1 { 6 } else { 5 };
-            assert_eq!(Mark::read(&path).unwrap().unwrap().seq, seq, "{torn}");
+            assert_eq!(Mark::read(&path).unwrap().unwrap().seq, 5, "{torn}");
         }
         let mut bytes = sound;
         (bytes[2], bytes[PLACE + 2]) = (bytes[2] ^ 1, bytes[PLACE + 2] ^ 1);
