@@ -71,6 +71,9 @@ pub struct Config {
     /// Features from files.
     #[serde(default)]
     pub features: FeaturesSection,
+    /// Questions to QEMU's monitors.
+    #[serde(default)]
+    pub qmp: QmpSection,
     /// Metrics for Prometheus; none without it.
     pub metrics: Option<MetricsSection>,
     /// Peers; without it the host is alone.
@@ -380,6 +383,26 @@ impl Default for FeaturesSection {
     }
 }
 
+/// `[qmp]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QmpSection {
+    /// Names of the domains whose monitor is asked, `*` being any text. None by default: libvirt
+    /// marks a domain that was asked as tainted.
+    pub domains: Vec<String>,
+    /// Seconds between two questions to a domain, 5 to 3600.
+    pub interval_s: f64,
+}
+
+impl Default for QmpSection {
+    fn default() -> Self {
+        Self {
+            domains: Vec::new(),
+            interval_s: 15.0,
+        }
+    }
+}
+
 /// `[metrics]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -600,6 +623,9 @@ impl Config {
                 "must be between 5 and 3600 seconds",
             );
         }
+        if !(5.0..=3600.0).contains(&c.qmp.interval_s) {
+            return value("qmp.interval_s", "must be between 5 and 3600 seconds");
+        }
         if c.host.cpus.is_some_and(|n| !(n.is_finite() && n > 0.0)) {
             return value("host.cpus", "must be more than 0");
         }
@@ -765,6 +791,7 @@ mod tests {
         let text = "[host]\nname = 'a'\n[peer]\n[[peer.hosts]]\nname = 'b'\nssh = 'root@b'\n";
         assert_eq!(Config::parse(text, p).unwrap().peer.unwrap().listen, None);
         assert_eq!(c.metrics, None, "off unless configured");
+        assert_eq!(c.qmp.domains, Vec::<String>::new(), "off unless configured");
         let text = "[host]\nname = 'a'\n[metrics]\nlisten = '127.0.0.1:9177'\n";
         let m = Config::parse(text, p).unwrap().metrics.unwrap();
         assert_eq!((m.listen.port(), m.max_features), (9177, 200));

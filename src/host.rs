@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attribution::{DomainCost, Share};
 use crate::feature::{FeatureName, FeatureSpec};
+use crate::qemu::QemuState;
 use crate::usage::Usage;
 
 /// What a host can offer; changes rarely.
@@ -213,6 +214,9 @@ pub struct InstanceState {
     /// The part of that which no feature causes.
     #[serde(default)]
     pub rest: Share,
+    /// What QEMU's monitor tells, where the administrator has it asked (`[qmp]`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu: Option<Box<QemuState>>,
     /// What it can take, if the helper told.
     pub capabilities: Option<GuestCapabilities>,
     /// Its features.
@@ -302,6 +306,7 @@ impl InstanceState {
             },
             cost: DomainCost::default(),
             rest: Share::default(),
+            qemu: None,
             capabilities: None,
             features: Vec::new(),
         }

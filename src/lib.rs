@@ -40,6 +40,10 @@ pub mod host;
 #[cfg(feature = "daemon")]
 pub mod moving;
 #[cfg(feature = "daemon")]
+pub mod qemu;
+#[cfg(feature = "daemon")]
+pub mod recent;
+#[cfg(feature = "daemon")]
 pub mod rollup;
 #[cfg(feature = "daemon")]
 pub mod threshold;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Files and directories of the pure core, under `src/`.
-const PURE: [&str; 16] = [
+const PURE: [&str; 18] = [
     "attribution.rs",
     "counters",
     "feature.rs",
@@ -14,6 +14,8 @@ const PURE: [&str; 16] = [
     "host.rs",
     "api.rs",
     "columns.rs",
+    "recent.rs",
+    "qemu.rs",
     "rollup.rs",
     "threshold",
     "affinity",

@@ -5,6 +5,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::QmpError;
+
 mod sealed {
     pub trait Sealed {}
 }
@@ -21,7 +23,47 @@ pub trait Command: sealed::Sealed + Send {
     }
 }
 
+/// A command that only asks; all but the negotiation are.
+pub trait Query: Command {}
+
+/// A query as a message of its own, for a connection that someone else keeps (libvirt's).
+pub fn text<Q: Query>(query: &Q) -> String {
+    let mut message = json!({ "execute": Q::NAME });
+    if let (Some(arguments), Some(object)) = (query.arguments(), message.as_object_mut()) {
+        object.insert("arguments".into(), arguments);
+    }
+    message.to_string()
+}
+
+/// Reads the answer to a query that was sent as [`text`].
+pub fn answer<Q: Query>(text: &str) -> Result<Q::Answer, QmpError> {
+    if text.len() > crate::codec::MAX_LINE {
+        return Err(QmpError::TooLong(text.len()));
+    }
+    let message: Value = serde_json::from_str(text).map_err(QmpError::NotJson)?;
+    if let Some(error) = message.get("error") {
+        let word = |key| {
+            let word = error.get(key).and_then(Value::as_str).unwrap_or_default();
+            word.chars().take(500).collect()
+        };
+        return Err(QmpError::Refused {
+            command: Q::NAME,
+            class: word("class"),
+            description: word("desc"),
+        });
+    }
+    let value = message.get("return").cloned().unwrap_or(Value::Null);
+    Q::Answer::deserialize(value).map_err(|source| QmpError::Answer {
+        command: Q::NAME,
+        source,
+    })
+}
+
 macro_rules! command {
+    ($(#[$doc:meta])* query $type:ident, $name:literal, $answer:ty) => {
+        command!($(#[$doc])* $type, $name, $answer);
+        impl Query for $type {}
+    };
     ($(#[$doc:meta])* $type:ident, $name:literal, $answer:ty) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,19 +82,19 @@ command!(
 );
 command!(
     /// `query-status`: run state.
-    QueryStatus, "query-status", Status
+    query QueryStatus, "query-status", Status
 );
 command!(
     /// `query-blockstats`: counters of all disks.
-    QueryBlockstats, "query-blockstats", Vec<BlockStats>
+    query QueryBlockstats, "query-blockstats", Vec<BlockStats>
 );
 command!(
     /// `query-cpus-fast`: vCPUs and their threads.
-    QueryCpusFast, "query-cpus-fast", Vec<Cpu>
+    query QueryCpusFast, "query-cpus-fast", Vec<Cpu>
 );
 command!(
     /// `query-iothreads`: I/O threads.
-    QueryIothreads, "query-iothreads", Vec<Iothread>
+    query QueryIothreads, "query-iothreads", Vec<Iothread>
 );
 
 /// `query-stats` (QEMU 7.1 and later): KVM's statistics of the whole guest or of its vCPUs.
@@ -64,6 +106,7 @@ pub enum QueryStats {
     Vcpu,
 }
 impl sealed::Sealed for QueryStats {}
+impl Query for QueryStats {}
 impl Command for QueryStats {
     const NAME: &'static str = "query-stats";
     type Answer = Vec<StatsResult>;
@@ -200,4 +243,52 @@ pub enum StatValue {
     Number(u64),
     /// A histogram's bins.
     List(Vec<u64>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every query there is; the traits are sealed, so there is no other.
+    fn all() -> Vec<(&'static str, String)> {
+        vec![
+            (QueryStatus::NAME, text(&QueryStatus)),
+            (QueryBlockstats::NAME, text(&QueryBlockstats)),
+            (QueryCpusFast::NAME, text(&QueryCpusFast)),
+            (QueryIothreads::NAME, text(&QueryIothreads)),
+            (QueryStats::NAME, text(&QueryStats::Vm)),
+            (QueryStats::NAME, text(&QueryStats::Vcpu)),
+        ]
+    }
+
+    #[test]
+    fn queries_only_ask() {
+        for (name, text) in all() {
+            assert!(name.starts_with("query-"), "{name}");
+            let message: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(message["execute"], name);
+            assert!(message.get("id").is_none());
+        }
+        // As many as this file declares: one that is added is looked at here too.
+        let source = include_str!("command.rs")
+            .split("mod tests")
+            .next()
+            .unwrap();
+        let declared = source.matches("\n    query Query").count()
+            + source.matches("\nimpl Query for Query").count();
+        let mut names: Vec<&str> = all().iter().map(|(name, _)| *name).collect();
+        names.dedup();
+        assert_eq!(names.len(), declared);
+    }
+
+    #[test]
+    fn answers_and_refusals() {
+        let good = r#"{"return":{"running":true,"status":"running"},"id":"libvirt-9"}"#;
+        assert_eq!(answer::<QueryStatus>(good).unwrap().status, "running");
+        let bad = r#"{"id":"x","error":{"class":"CommandNotFound","desc":"no"}}"#;
+        let e = answer::<QueryStats>(bad).unwrap_err();
+        assert!(matches!(e, QmpError::Refused { .. }), "{e}");
+        assert!(answer::<QueryStatus>("{").is_err());
+        assert!(answer::<QueryStatus>(r#"{"return":[]}"#).is_err());
+    }
 }

@@ -1,19 +1,17 @@
 //! Turns the stream of usage points into rows: inputs now, service quality over the horizon
 //! that follows.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use crate::feature::FeatureName;
 use crate::host::{FeatureStatus, HostState};
+use crate::recent::Recent;
 use crate::usage::Usage;
 
 use super::input::{ScoreInput, UsageWindow};
 use super::quality::quality;
 use super::reservoir::Row;
 use super::schema::{Inputs, row};
-
-/// Points kept per feature at most, whatever their interval.
-const MAX_POINTS: usize = 120;
 
 /// One usage point and where it was measured.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +51,7 @@ struct Pending {
 
 #[derive(Debug, Clone, Default)]
 struct Track {
-    points: VecDeque<Usage>,
+    points: Recent,
     pending: Option<Pending>,
 }
 
@@ -106,7 +104,7 @@ impl Collector {
         }
         let track = self.tracks.entry(key).or_default();
         let now = usage.at_ms;
-        if let Some(last) = track.points.back() {
+        if let Some(last) = track.points.latest() {
             if now == last.at_ms {
                 return Taken::default();
             }
@@ -114,15 +112,8 @@ impl Collector {
                 *track = Track::default();
             }
         }
-        track.points.push_back(*usage);
-        while track.points.len() > MAX_POINTS
-            || track
-                .points
-                .front()
-                .is_some_and(|p| now.saturating_sub(p.at_ms) >= self.window_ms)
-        {
-            track.points.pop_front();
-        }
+        track.points.push(*usage);
+        track.points.forget(now.saturating_sub(self.window_ms));
         let mut done = None;
         if let Some(p) = &mut track.pending {
             if let Some(q) = quality(usage, steal_percent) {
@@ -163,10 +154,10 @@ impl Collector {
             return;
         };
         let state = instance.features.iter().find(|f| f.spec.name == *feature);
-        let (Some(last), Some(state)) = (track.points.back(), state) else {
+        let (Some(last), Some(state)) = (track.points.latest(), state) else {
             return;
         };
-        let window = UsageWindow::of(&track.points);
+        let window = UsageWindow::of(&track.points.after(last.at_ms - self.window_ms));
         track.pending = Some(Pending {
             at_ms: last.at_ms,
             host: host.name.clone(),
@@ -186,7 +177,10 @@ impl Collector {
     /// Use over the last window; `None` when nothing was observed in it.
     pub fn window(&self, domain: &str, feature: &FeatureName) -> Option<UsageWindow> {
         let t = self.tracks.get(&(domain.to_owned(), feature.clone()))?;
-        (!t.points.is_empty()).then(|| UsageWindow::of(&t.points))
+        let last = t.points.latest()?;
+        Some(UsageWindow::of(
+            &t.points.after(last.at_ms - self.window_ms),
+        ))
     }
 
     /// Forgets features for which `keep(domain, feature)` is false.

@@ -20,6 +20,7 @@ fn main() -> anyhow::Result<()> {
         .with_writer(drover::log::OneLine)
         .with_ansi(false)
         .init();
+    use_little_memory();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -43,4 +44,19 @@ fn main() -> anyhow::Result<()> {
                 .await
                 .context("droverd cannot go on")
         })
+}
+
+/// Has the C library keep fewer heaps than threads and give large blocks back at once: what is
+/// gathered of thousands of features is short-lived, and would otherwise stay as holes.
+fn use_little_memory() {
+    use nix::libc;
+    for (parameter, value) in [
+        (libc::M_ARENA_MAX, 2),
+        (libc::M_MMAP_THRESHOLD, 128 << 10),
+        (libc::M_TRIM_THRESHOLD, 1 << 20),
+    ] {
+        // SAFETY: sets parameters of the allocator; no other thread runs yet. One that is refused
+        // changes nothing.
+        unsafe { libc::mallopt(parameter, value) };
+    }
 }

@@ -44,11 +44,15 @@ pub(super) async fn stats(
                 .iter()
                 .map(|r| {
                     let of = domains.iter().find(|i| i.domain == r.domain);
-                    serde_json::json!({
+                    let mut row = serde_json::json!({
                         "host": r.host, "domain": r.domain, "feature": r.spec.name,
                         "status": r.status, "usage": r.usage, "metered": r.metered,
                         "domain_cost": of.map(|i| i.cost), "domain_rest": of.map(|i| i.rest)
-                    })
+                    });
+                    if let Some(qemu) = of.and_then(|i| i.qemu.as_ref()) {
+                        row["domain_qemu"] = serde_json::json!(qemu);
+                    }
+                    row
                 })
                 .collect();
             if watch.is_some() {

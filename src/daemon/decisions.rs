@@ -41,7 +41,7 @@ impl Daemon {
         let (recent, moved_at_ms, automatic, limit) = {
             let instances = lock(&self.instances);
             let (_, f) = self.find(&instances, domain, feature)?;
-            let recent: Vec<Usage> = f.recent.iter().copied().collect();
+            let recent = f.recent.all();
             let spec = &f.record.spec;
             let limit = spec
                 .thresholds

@@ -1,7 +1,7 @@
 //! Acting before a limit is crossed: forecasts of every metered feature that has thresholds, made
 //! in the background, and what they expect as causes for [`placement`](super::placement).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,8 +27,14 @@ const MOST_POINTS: usize = 45_000;
 const STEP_MS: i64 = 10_000;
 /// Longest wait for the history of a feature.
 const READ: Duration = Duration::from_secs(10);
-/// CPU time of one pass, at most; features that it did not get to come first in the next.
+/// Shortest time between two readings of a feature's history, unless it got another threshold.
+const READ_AGAIN_MS: i64 = 120_000;
+/// Longest time that can be looked ahead, milliseconds.
+const MOST_LEAD_MS: i64 = 3_600_000;
+/// Time of one pass, at most; features that it did not get to come first in the next.
 const BUDGET: Duration = Duration::from_secs(5);
+/// Part of the time that passes may take: one in so many.
+const SHARE: f64 = 20.0;
 
 /// Domain and feature.
 type Key = (String, FeatureName);
@@ -47,7 +53,10 @@ struct Job {
     thresholds: Vec<Threshold>,
     /// Thresholds in measured breach.
     measured: Vec<Threshold>,
-    recent: Vec<Usage>,
+    /// What is new since the last pass: resource, time, value.
+    news: Vec<(Resource, i64, f64)>,
+    /// The kept series and the news leave nothing out.
+    whole: bool,
 }
 
 /// What the task keeps of a feature between two passes.
@@ -59,6 +68,8 @@ struct Kept {
     /// History has to be read, again: there was too little, and more may have come from the
     /// feature's former host.
     read: bool,
+    /// When it was read, milliseconds since the epoch.
+    read_ms: i64,
 }
 
 impl ForecastSection {
@@ -77,6 +88,17 @@ fn push(series: &mut Series, resource: Resource, points: &[Usage]) {
             series.push(u.at_ms, v);
         }
     }
+}
+
+/// Whether a limit is within what the series may do: twice the most that it ever rose within the
+/// longest time that can be looked ahead. What is further away costs no forecast. Too short a series
+/// is for the forecast to say.
+fn near(series: &Series, resource: Resource, limits: &[Threshold], settings: &Settings) -> bool {
+    let Some((last, rise)) = series.largest_rise(MOST_LEAD_MS, settings.min_points) else {
+        return true;
+    };
+    let of = limits.iter().filter(|t| t.resource == resource);
+    of.map(|t| t.limit).any(|limit| last + 2.0 * rise >= limit)
 }
 
 /// Forecasts jobs, the longest waiting first, until `until`. Returns those that were done.
@@ -101,6 +123,7 @@ fn compute(
         k.at_ms = now_ms;
         let of = k.series.iter();
         let outcome: Outcome = of
+            .filter(|(r, s)| near(s, **r, &jobs[i].thresholds, settings))
             .map(|(r, s)| (*r, forecast(s, settings, now_ms)))
             .collect();
         k.read = outcome
@@ -112,27 +135,43 @@ fn compute(
 }
 
 impl Daemon {
-    /// Features to forecast, and those to leave as they are: they move.
-    fn forecast_jobs(&self) -> (Vec<Job>, Vec<Key>) {
+    /// Features of a domain to forecast, and those to leave as they are: they move.
+    fn forecast_jobs(&self, domain: &str, kept: &BTreeMap<Key, Kept>) -> (Vec<Job>, Vec<Key>) {
+        let interval_ms = (self.config.meter.interval_s * 1000.0) as i64;
         let (mut jobs, mut moving) = (Vec::new(), Vec::new());
-        for (domain, i) in lock(&self.instances).iter() {
-            for (name, f) in &i.features {
-                let key = (domain.clone(), name.clone());
-                if !f.record.enabled || f.record.spec.thresholds.is_empty() {
-                    continue;
-                }
-                if f.moving.is_some() {
-                    moving.push(key);
-                    continue;
-                }
-                jobs.push(Job {
-                    key,
-                    series_key: super::metering::series(&f.record.spec),
-                    thresholds: f.record.spec.thresholds.clone(),
-                    measured: f.watch.active().map(|b| b.threshold).collect(),
-                    recent: f.recent.iter().copied().collect(),
-                });
+        let instances = lock(&self.instances);
+        let features = instances.get(domain).map(|i| &i.features);
+        for (name, f) in features.into_iter().flatten() {
+            let key = (domain.to_owned(), name.clone());
+            let thresholds = &f.record.spec.thresholds;
+            if !f.record.enabled || thresholds.is_empty() {
+                continue;
             }
+            if f.moving.is_some() {
+                moving.push(key);
+                continue;
+            }
+            // Between the newest point that is kept and the oldest recent one more must not be
+            // missing than an interval or so.
+            let begin = f.recent.since_ms().unwrap_or(i64::MAX);
+            let last = |t: &Threshold| kept.get(&key)?.series.get(&t.resource)?.last_ms();
+            let whole = thresholds
+                .iter()
+                .all(|t| last(t).is_some_and(|at| begin.saturating_sub(at) < 3 * interval_ms));
+            let known = thresholds.iter().map(|t| last(t).unwrap_or(i64::MIN));
+            let newer = f.recent.after(known.min().unwrap_or(i64::MIN));
+            let value = |t: &Threshold, u: &Usage| Some((t.resource, u.at_ms, u.get(t.resource)?));
+            jobs.push(Job {
+                series_key: super::metering::series(&f.record.spec),
+                measured: f.watch.active().map(|b| b.threshold).collect(),
+                news: thresholds
+                    .iter()
+                    .flat_map(|t| newer.iter().filter_map(|u| value(t, u)))
+                    .collect(),
+                thresholds: thresholds.clone(),
+                whole,
+                key,
+            });
         }
         (jobs, moving)
     }
@@ -163,16 +202,12 @@ impl Daemon {
         let interval_ms = (self.config.meter.interval_s * 1000.0) as i64;
         let watched = |r: &Resource| job.thresholds.iter().any(|t| t.resource == *r);
         kept.series.retain(|r, _| watched(r));
-        // Between the newest point that is kept and the oldest recent one more must not be
-        // missing than an interval or so.
-        let begin = job.recent.first().map_or(now_ms, |u| u.at_ms);
-        let joins = |s: &Series| s.last_ms().is_some_and(|at| begin - at < 3 * interval_ms);
-        let whole = job
-            .thresholds
-            .iter()
-            .all(|t| kept.series.get(&t.resource).is_some_and(joins));
+        let unknown = |t: &Threshold| !kept.series.contains_key(&t.resource);
+        let again = job.thresholds.iter().any(unknown)
+            || now_ms.saturating_sub(kept.read_ms) >= READ_AGAIN_MS;
         let mut points = Vec::new();
-        if kept.read || !whole {
+        if (kept.read || !job.whole) && again {
+            kept.read_ms = now_ms;
             match self.points(&job.series_key, now_ms).await {
                 Ok(p) => {
                     kept.series.clear();
@@ -188,7 +223,9 @@ impl Daemon {
             let series = kept.series.entry(t.resource);
             let series = series.or_insert_with(|| Series::new(interval_ms));
             push(series, t.resource, &points);
-            push(series, t.resource, &job.recent);
+            for (_, at_ms, value) in job.news.iter().filter(|(r, ..)| *r == t.resource) {
+                series.push(*at_ms, *value);
+            }
         }
     }
 
@@ -263,8 +300,7 @@ impl Daemon {
         let (spec, recent) = {
             let instances = lock(&self.instances);
             let (_, f) = self.find(&instances, domain, feature)?;
-            let recent: Vec<Usage> = f.recent.iter().copied().collect();
-            (f.record.spec.clone(), recent)
+            (f.record.spec.clone(), f.recent.all())
         };
         // Anyone may ask; one at a time leaves the other processors to the daemon.
         let _turn = self.forecast_turn.lock().await;
@@ -397,13 +433,31 @@ pub(super) async fn forecasting(daemon: Arc<Daemon>) {
     let mut kept: BTreeMap<Key, Kept> = BTreeMap::new();
     loop {
         tick.tick().await;
-        let (jobs, moving) = daemon.forecast_jobs();
-        let here = |k: &Key| jobs.iter().any(|j| j.key == *k) || moving.contains(k);
-        kept.retain(|k, _| here(k));
+        let domains: Vec<String> = lock(&daemon.instances).keys().cloned().collect();
+        let mut jobs: Vec<Job> = Vec::new();
+        let mut here: BTreeSet<Key> = BTreeSet::new();
+        // A domain at a time: the lock is held briefly, and what is new need not be kept.
+        for domain in domains {
+            let (own, moving) = daemon.forecast_jobs(&domain, &kept);
+            here.extend(moving);
+            for mut job in own {
+                here.insert(job.key.clone());
+                let of = kept.entry(job.key.clone()).or_default();
+                daemon.gather(&job, of, clock::now_ms()).await;
+                job.news = Vec::new();
+                jobs.push(job);
+            }
+        }
+        kept.retain(|k, _| here.contains(k));
         let now_ms = clock::now_ms();
         let gone: Vec<(Key, Watch)> = {
             let mut all = lock(&daemon.forecasts);
-            let keys: Vec<Key> = all.watches.keys().filter(|k| !here(k)).cloned().collect();
+            let keys: Vec<Key> = all
+                .watches
+                .keys()
+                .filter(|k| !here.contains(*k))
+                .cloned()
+                .collect();
             let taken = keys.into_iter();
             taken
                 .filter_map(|k| all.watches.remove(&k).map(|w| (k, w)))
@@ -412,13 +466,9 @@ pub(super) async fn forecasting(daemon: Arc<Daemon>) {
         for (key, mut watch) in gone {
             daemon.tell(&key, watch.reset(now_ms));
         }
-        for job in &jobs {
-            let of = kept.entry(job.key.clone()).or_default();
-            daemon.gather(job, of, clock::now_ms()).await;
-        }
         let now_ms = clock::now_ms();
         let settings = daemon.config.forecast.settings();
-        let budget = BUDGET.min(Duration::from_secs_f64(config.every_s / 2.0));
+        let budget = BUDGET.min(Duration::from_secs_f64(config.every_s / SHARE));
         let computed = tokio::task::spawn_blocking(move || {
             let done = compute(&jobs, &mut kept, &settings, now_ms, Instant::now() + budget);
             (jobs, kept, done)

@@ -25,7 +25,8 @@ fn job(feature: &str) -> Job {
         },
         thresholds: vec![limit(Resource::Cpu, 80.0)],
         measured: Vec::new(),
-        recent: Vec::new(),
+        news: Vec::new(),
+        whole: true,
     }
 }
 
@@ -43,6 +44,7 @@ fn kept(series: Series, at_ms: i64) -> Kept {
         series: BTreeMap::from([(Resource::Cpu, series)]),
         at_ms,
         read: false,
+        read_ms: 0,
     }
 }
 
@@ -109,6 +111,13 @@ fn what_did_not_fit_the_budget_comes_first() {
     let order: Vec<usize> = done.iter().map(|d| d.0).collect();
     assert_eq!(order, [1, 2, 0]);
     assert!(!all[&key("a")].read);
+    assert!(
+        done.iter().all(|d| d.1.is_empty()),
+        "80 is far from a ramp of 5 that ends at 50"
+    );
+    all.insert(key("a"), kept(ramp(600, 50.0), 0));
+    let (_, outcome) = &compute(&jobs[..1], &mut all, &settings, 3_000_000, later)[0];
+    assert_eq!(outcome.len(), 1, "within twice of what it rose in an hour");
     all.insert(key("a"), kept(ramp(20, 50.0), 0));
     compute(&jobs, &mut all, &settings, 100_000, later);
     assert!(all[&key("a")].read, "too little: the history is read again");

@@ -1,7 +1,7 @@
 //! What the daemon knows of an instance and its features while it runs. Pure state; the registry
 //! in the store is the durable part.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use crate::attribution::{DomainCost, Share};
 use crate::decision::BreachCause;
@@ -12,14 +12,13 @@ use crate::host::{
     Metering,
 };
 use crate::hypervisor::DomainInfo;
+use crate::qemu::QemuState;
+use crate::recent::Recent;
 use crate::sample::{GuestTotals, RawSample};
 use crate::store::FeatureRecord;
 use crate::threshold::Watch;
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
-
-/// Points of use kept in memory per feature.
-pub const RECENT: usize = 60;
 
 const NO_HELPER: &str = "no helper; install it with 'drover guest install'";
 
@@ -32,8 +31,8 @@ pub struct Feature {
     pub running: Option<bool>,
     /// Last raw sample.
     pub last: Option<RawSample>,
-    /// Latest use, oldest first.
-    pub recent: VecDeque<Usage>,
+    /// Latest use.
+    pub recent: Recent,
     /// Thresholds under watch.
     pub watch: Watch,
     /// Move under way from here.
@@ -50,7 +49,7 @@ impl Feature {
             record,
             running: None,
             last: None,
-            recent: VecDeque::new(),
+            recent: Recent::default(),
             moving: None,
             decided_ms: 0,
         }
@@ -58,10 +57,7 @@ impl Feature {
 
     /// Adds a point of use.
     pub fn push(&mut self, usage: Usage) {
-        if self.recent.len() == RECENT {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(usage);
+        self.recent.push(usage);
     }
 
     /// The breach under way that began first.
@@ -89,7 +85,7 @@ impl Feature {
         FeatureState {
             spec: self.record.spec.for_peers(),
             status: self.status(),
-            usage: self.recent.back().copied(),
+            usage: self.recent.latest().copied(),
         }
     }
 }
@@ -115,6 +111,8 @@ pub struct Instance {
     pub cost: DomainCost,
     /// The part of that which no feature causes.
     pub rest: Share,
+    /// What QEMU's monitor tells, where it is asked.
+    pub qemu: Option<Box<QemuState>>,
     /// CPUs that the guest saw busy between its last two frames.
     pub busy: Option<f64>,
     /// Features by name.
@@ -143,6 +141,7 @@ impl Instance {
             },
             cost: DomainCost::default(),
             rest: Share::default(),
+            qemu: None,
             busy: None,
             features,
         }
@@ -167,6 +166,7 @@ impl Instance {
             metering: self.metering(),
             cost: self.cost,
             rest: self.rest,
+            qemu: self.qemu.clone(),
             capabilities: self.capabilities.clone(),
             features: self.features.values().map(Feature::state).collect(),
         }

@@ -4,6 +4,7 @@
 //! - [`lifecycle`]: libvirt's events, helpers coming and going, recovery
 //! - [`metering`]: meter frames to usage, history and breaches
 //! - [`agent_meter`]: guests without the helper
+//! - [`qemu_meter`]: QEMU's monitors, where the administrator wants it
 //! - [`metadata`]: features in the domains' XML
 //! - [`arrivals`]: domains that libvirt migrates as a whole
 //! - [`forecast`]: what is expected to be breached
@@ -35,13 +36,14 @@ mod metering;
 mod moves;
 mod outcome;
 mod placement;
+mod qemu_meter;
 mod serve_api;
 mod serve_peer;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc};
 
@@ -113,6 +115,8 @@ pub struct Daemon {
     instances: Mutex<BTreeMap<String, Instance>>,
     peer_states: Mutex<BTreeMap<String, HostState>>,
     host: Mutex<HostRuntime>,
+    /// This host as it was a moment ago, and when.
+    lately: Mutex<Option<(Instant, Arc<HostState>)>>,
     affinity: Mutex<Affinity>,
     audit: Arc<audit::Audit>,
     outcomes: Mutex<outcome::Outcomes>,
@@ -291,6 +295,7 @@ pub async fn run(
         instances: Mutex::default(),
         peer_states: Mutex::default(),
         host: Mutex::new(host),
+        lately: Mutex::default(),
         affinity: Mutex::new(affinity),
         audit: Arc::new(audit),
         outcomes: Mutex::new(outcomes),
@@ -341,6 +346,7 @@ pub async fn run(
     tasks.spawn(metering::host_meter(Arc::clone(&daemon)));
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
     tasks.spawn(agent_meter::run(Arc::clone(&daemon)));
+    tasks.spawn(qemu_meter::run(Arc::clone(&daemon)));
     tasks.spawn(metadata::follow(Arc::clone(&daemon)));
     tasks.spawn(arrivals::follow(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));

@@ -31,7 +31,7 @@ impl Daemon {
         let Some(f) = instances.get(domain).and_then(|i| i.features.get(feature)) else {
             return Demand::default();
         };
-        let window = UsageWindow::of(f.recent.iter().rev().take(5));
+        let window = UsageWindow::of(&f.recent.last(5));
         let expected = |stat: Option<Stat>| stat.map_or(0.0, |s| s.mean * DEMAND_MARGIN);
         Demand {
             cpus: expected(window.cpus),

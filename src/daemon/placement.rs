@@ -177,6 +177,23 @@ impl Daemon {
         state
     }
 
+    /// This host as it was at most one interval of the meter ago: with thousands of features,
+    /// looking costs more than what is a little late.
+    fn host_state_lately(&self) -> Arc<HostState> {
+        let fresh = Duration::from_secs_f64(self.config.meter.interval_s);
+        let mut lately = lock(&self.lately);
+        match lately.as_ref() {
+            Some((at, state)) if at.elapsed() < fresh => Arc::clone(state),
+            _ => {
+                // Not both at a time.
+                *lately = None;
+                let state = Arc::new(self.host_state_now());
+                *lately = Some((Instant::now(), Arc::clone(&state)));
+                state
+            }
+        }
+    }
+
     /// Reserves what an incoming move needs.
     pub(super) fn reserve(&self, record: &TargetRecord) {
         lock(&self.host).reserved.insert(
@@ -273,9 +290,9 @@ impl Daemon {
                 }
             }
         }
-        // The whole host is looked at once per horizon only.
+        // The whole host is looked at once per horizon of a guest only.
         if !begin.is_empty() {
-            let host = self.host_state_now();
+            let host = self.host_state_lately();
             let mut affinity = lock(&self.affinity);
             for feature in begin {
                 affinity.begin(&host, domain, feature);
@@ -342,8 +359,9 @@ impl Daemon {
         for (domain, i) in lock(&self.instances).iter_mut() {
             for (name, f) in &mut i.features {
                 let spec = &f.record.spec;
-                let expected = expected
-                    .get(&(domain.clone(), name.clone()))
+                let expected = (!expected.is_empty())
+                    .then(|| expected.get(&(domain.clone(), name.clone())))
+                    .flatten()
                     .filter(|e| forecast::holds(e, f.record.enabled, &spec.thresholds));
                 let Some(breach) = f.breach().or_else(|| expected.map(forecast::cause)) else {
                     f.decided_ms = 0;

@@ -136,7 +136,7 @@ impl Api for Service {
                     domain: domain.clone(),
                     spec: spec.clone(),
                     status: f.status(),
-                    usage: f.recent.back().copied(),
+                    usage: f.recent.latest().copied(),
                     breach: f.breach().or(expected).map(|b| b.text),
                     metered: i.metering(),
                 });

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::time::Instant;
 use zbus::Connection;
 use zbus::object_server::SignalEmitter;
 
@@ -17,6 +18,8 @@ use crate::api::{Api, ApiEvent, Job};
 
 /// How often hosts, instances and features are looked at, whatever the events say.
 const REFRESH: Duration = Duration::from_secs(2);
+/// Part of the time that looking may take: one in so many.
+const SHARE: u32 = 100;
 
 /// What is told, and through which objects.
 pub(super) struct Pump {
@@ -29,13 +32,14 @@ pub(super) struct Pump {
 impl Pump {
     /// Runs until the daemon's event channel closes or the bus is gone.
     pub(super) async fn run(self, mut events: Receiver<ApiEvent>) {
-        let mut tick = tokio::time::interval(REFRESH);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut next = Instant::now();
         loop {
             let told = tokio::select! {
                 event = events.recv() => event,
-                _ = tick.tick() => {
+                () = tokio::time::sleep_until(next) => {
+                    let begin = Instant::now();
                     self.refresh().await;
+                    next = Instant::now() + REFRESH.max(begin.elapsed() * SHARE);
                     continue;
                 }
             };

@@ -14,7 +14,8 @@ const ABSURD: f64 = 1e18;
 
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 struct Cell {
-    sum: f64,
+    /// An `f32` is exact enough, and there may be millions of cells.
+    sum: f32,
     n: u32,
 }
 
@@ -89,7 +90,7 @@ impl Series {
             self.first += 1;
         }
         if let Some(c) = self.cells.back_mut() {
-            c.sum += value;
+            c.sum += value as f32;
             c.n += 1;
         }
         self.last_ms = at_ms;
@@ -120,11 +121,41 @@ impl Series {
             if c.n > 0
                 && let Some(to) = cells.back_mut()
             {
-                to.sum += c.sum / f64::from(c.n);
+                to.sum += c.sum / c.n as f32;
                 to.n += 1;
             }
         }
         (self.step_ms, self.first, self.cells) = (step, first, cells);
+    }
+
+    /// The latest value, and the most that the series rose within any `within_ms`; `None` when
+    /// fewer than `least` steps are known.
+    pub fn largest_rise(&self, within_ms: i64, least: usize) -> Option<(f64, f64)> {
+        let (values, _) = self.values();
+        let known = || {
+            values
+                .iter()
+                .enumerate()
+                .filter_map(|(i, v)| Some((i, (*v)?)))
+        };
+        let (_, last) = known().next_back().filter(|_| known().count() >= least)?;
+        let steps = usize::try_from(within_ms / self.step_ms).unwrap_or(0);
+        // Lows of the window, each with what follows higher than it.
+        let mut lows: VecDeque<(usize, f64)> = VecDeque::new();
+        let mut rise = 0.0_f64;
+        for (i, v) in known() {
+            while lows.back().is_some_and(|(_, low)| *low >= v) {
+                lows.pop_back();
+            }
+            lows.push_back((i, v));
+            while lows.front().is_some_and(|(at, _)| at + steps < i) {
+                lows.pop_front();
+            }
+            if let Some((_, low)) = lows.front() {
+                rise = rise.max(v - low);
+            }
+        }
+        Some((last, rise))
     }
 
     /// Values per step, oldest first, with the end of the last one; a step is `None` when
@@ -135,7 +166,7 @@ impl Series {
         let mut values: Vec<Option<f64>> = self
             .cells
             .iter()
-            .map(|c| (c.n > 0).then(|| c.sum / f64::from(c.n)))
+            .map(|c| (c.n > 0).then(|| f64::from(c.sum) / f64::from(c.n)))
             .collect();
         if values.len() > 1 && end - self.last_ms > self.step_ms / 2 {
             values.pop();
@@ -162,6 +193,29 @@ mod tests {
         assert_eq!((v, end), (vec![Some(2.0), None, Some(7.0)], 30_000));
         s.push(36_000, 11.0);
         assert_eq!(s.values().0.last(), Some(&Some(10.0)));
+    }
+
+    #[test]
+    fn the_largest_rise() {
+        let mut s = Series::new(10_000);
+        let values = [5.0, 3.0, 4.0, 9.0, 2.0, 6.0, 1.0];
+        for (at, v) in (1..).zip(values) {
+            s.push(at * 10_000, v);
+        }
+        assert_eq!(s.largest_rise(3_600_000, 7), Some((1.0, 6.0)));
+        assert_eq!(s.largest_rise(10_000, 7), Some((1.0, 5.0)));
+        assert_eq!(s.largest_rise(0, 7), Some((1.0, 0.0)));
+        assert_eq!(s.largest_rise(10_000, 8), None);
+        // As every pair of values tells it.
+        let pairs = |steps: usize| {
+            let of = |i: usize| (i..values.len().min(i + steps + 1)).map(move |j| (i, j));
+            let all = (0..values.len()).flat_map(of);
+            all.map(|(i, j)| values[j] - values[i]).fold(0.0, f64::max)
+        };
+        for steps in 0..7 {
+            let (_, rise) = s.largest_rise(steps * 10_000, 1).unwrap();
+            assert_eq!(rise, pairs(steps as usize));
+        }
     }
 
     #[test]

@@ -14,8 +14,11 @@ use crate::wire::bulk;
 use crate::wire::frame::{Decoder, Frame, Kind};
 use crate::wire::guest::{Event, Message, valid_move_id};
 
-/// Bytes read from a port at a time.
+/// Bytes read from a port at a time: of a busy bulk port, of a busy control port, and of an idle
+/// one, since there are hundreds.
 const READ: usize = 256 << 10;
+const READ_CONTROL: usize = 64 << 10;
+const READ_IDLE: usize = 4 << 10;
 /// Bytes that frames are gathered to before a write: virtio-serial wants large writes.
 const GATHER: usize = 512 << 10;
 /// Pause before more is read from a bulk port that is full of what nobody wants.
@@ -59,7 +62,7 @@ pub(super) async fn read_control(
     let mut bytes = Bucket::new(limits::BYTES_PER_S, 0.0);
     let mut frames = Bucket::new(limits::EVENTS_PER_S, 0.0);
     let mut decoder = Decoder::new();
-    let mut buf = vec![0; 64 << 10];
+    let mut buf = vec![0; READ_IDLE];
     loop {
         let n = match port.read(&mut buf).await {
             Ok(0) => return End::new("QEMU closed the control port"),
@@ -70,6 +73,7 @@ pub(super) async fn read_control(
             return End::offence("it sends more than 4 MiB per second on its control port");
         }
         decoder.push(&buf[..n]);
+        fit(&mut buf, n, READ_CONTROL);
         while let Some(f) = decoder.next() {
             let message = (f.kind == Kind::Control && f.session == session.number())
                 .then(|| serde_json::from_slice::<Message>(&f.payload));
@@ -112,6 +116,16 @@ pub(super) async fn read_control(
                 deliver(event, &domain, &events).await;
             }
         }
+    }
+}
+
+/// Makes a buffer of which `read` bytes were used larger when that was all of it, small when that
+/// was little.
+fn fit(buf: &mut Vec<u8>, read: usize, most: usize) {
+    if read == buf.len() && read < most {
+        *buf = vec![0; (read * 4).min(most)];
+    } else if read < READ_IDLE && buf.len() > READ_IDLE {
+        *buf = vec![0; READ_IDLE];
     }
 }
 
@@ -169,7 +183,7 @@ pub(super) async fn read_bulk(
     let mut unwanted = Bucket::new(limits::UNWANTED_BYTES_PER_S, 0.0);
     let mut decoder = Decoder::new();
     let mut skipped = 0;
-    let mut buf = vec![0; READ];
+    let mut buf = vec![0; READ_IDLE];
     loop {
         let n = match port.read(&mut buf).await {
             Ok(0) => return End::new("QEMU closed the bulk port"),
@@ -177,6 +191,7 @@ pub(super) async fn read_bulk(
             Err(e) => return End::new(format!("bulk port: {e}")),
         };
         decoder.push(&buf[..n]);
+        fit(&mut buf, n, READ);
         let mut waste = 0;
         while let Some(f) = decoder.next() {
             if !forward(&f, &session, &domain).await {

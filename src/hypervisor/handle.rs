@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use drover_qmp::command::Query;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use virt::connect::Connect;
@@ -13,6 +14,7 @@ use super::agent::Agents;
 use super::connection::Connection;
 use super::events::Sink;
 use super::metadata::{self, DomainFeatures};
+use super::monitor::Monitors;
 use super::pool::Pool;
 use super::stats;
 use super::worker::Lane;
@@ -47,6 +49,7 @@ struct Inner {
     statistics: Lane,
     pool: Pool,
     agents: Agents,
+    monitors: Monitors,
     agent_timeout_s: u32,
 }
 
@@ -72,6 +75,7 @@ impl Hypervisor {
         connection.wait(CONNECT).await?;
         Ok(Self(Arc::new(Inner {
             agents: Agents::new(connection.uri()),
+            monitors: Monitors::new(connection.uri()),
             pool: Pool::new(connection.uri()),
             statistics: Lane::new(STATISTICS_WORKERS),
             connection,
@@ -353,6 +357,18 @@ impl Hypervisor {
             timeout_s
         };
         self.0.agents.command(domain, command, timeout_s).await
+    }
+}
+
+impl Hypervisor {
+    /// Asks a domain's QEMU through its monitor, which libvirt counts as a taint of the domain.
+    /// Only queries can be asked.
+    pub async fn monitor<Q: Query>(
+        &self,
+        domain: &str,
+        query: &Q,
+    ) -> Result<Q::Answer, HypervisorError> {
+        self.0.monitors.query(domain, query).await
     }
 }
 

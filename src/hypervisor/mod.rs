@@ -26,6 +26,7 @@ pub mod hook;
 pub mod load;
 mod machine;
 pub mod metadata;
+mod monitor;
 mod pool;
 mod process;
 mod stats;

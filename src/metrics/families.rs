@@ -5,6 +5,7 @@ use super::text::{Kind, Page};
 use crate::api::FeatureRow;
 use crate::columns::COLUMNS;
 use crate::host::{FeatureStatus, HelperState, HostState};
+use crate::qemu::{Operations, QemuState};
 use crate::usage::MIB;
 
 /// What a page is made of.
@@ -22,6 +23,7 @@ pub struct Snapshot<'a> {
     pub max_features: usize,
 }
 
+type DiskCounter = (&'static str, &'static str, fn(&Operations) -> f64);
 type HostGauge = (&'static str, &'static str, fn(&HostState) -> f64);
 
 const HOST: [HostGauge; 10] = [
@@ -78,6 +80,7 @@ pub fn render(s: &Snapshot<'_>) -> String {
         .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
     if let Some(me) = s.hosts.first() {
         host(&mut page, me);
+        qemu(&mut page, me);
     }
     features(&mut page, s);
     let mut up = page.family(
@@ -110,6 +113,55 @@ fn host(page: &mut Page, me: &HostState) {
         "Guests whose helper is connected.",
     )
     .sample(&[], helpers.count() as f64);
+}
+
+/// What QEMU's monitors tell, of the domains that the administrator has asked.
+fn qemu(page: &mut Page, me: &HostState) {
+    let asked: Vec<(&str, &QemuState)> = me
+        .instances
+        .iter()
+        .filter_map(|i| Some((i.domain.as_str(), i.qemu.as_deref()?)))
+        .collect();
+    if asked.is_empty() {
+        return;
+    }
+    let families: [DiskCounter; 3] = [
+        (
+            "drover_disk_operations",
+            "Operations of a domain's disk.",
+            |o| o.count as f64,
+        ),
+        (
+            "drover_disk_failures",
+            "Operations of a domain's disk that failed.",
+            |o| o.failed as f64,
+        ),
+        (
+            "drover_disk_seconds",
+            "Time that the operations of a domain's disk took.",
+            |o| o.seconds,
+        ),
+    ];
+    for (name, help, value) in families {
+        let mut family = page.family(name, Kind::Counter, help);
+        for (domain, q) in &asked {
+            for (disk, d) in &q.disks {
+                for (kind, o) in [("read", &d.read), ("write", &d.write)] {
+                    let labels = [("domain", *domain), ("disk", disk.as_str()), ("kind", kind)];
+                    family.sample(&labels, value(o));
+                }
+            }
+        }
+    }
+    let mut family = page.family("drover_kvm", Kind::Counter, "KVM's counters of a domain.");
+    for (domain, q) in &asked {
+        for (name, value) in &q.kvm {
+            family.sample(
+                &[("domain", *domain), ("name", name.as_str())],
+                *value as f64,
+            );
+        }
+    }
 }
 
 fn features(page: &mut Page, s: &Snapshot<'_>) {

@@ -123,7 +123,11 @@ impl Decoder {
 
     /// Adds bytes as they were read.
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.start > 0 && (self.start == self.buf.len() || self.start > MAX_PAYLOAD) {
+        if self.start == self.buf.len() {
+            // What was large once need not stay so: there are hundreds of ports.
+            self.buf = Vec::new();
+            self.start = 0;
+        } else if self.start > MAX_PAYLOAD {
             self.buf.drain(..self.start);
             self.start = 0;
         }

@@ -21,6 +21,7 @@ def main():
     loader = unittest.TestLoader()
     loader.sortTestMethodsUsing = None
     modules = ["test_basics", "test_hook", "test_doctor", "test_metering", "test_containers", "test_ladder",
+               "test_rungs", "test_monitor",
                "test_metrics", "test_prometheus", "test_history", "test_decision",
                "test_drain",
                "test_forecast", "test_dbus", "test_config", "test_moves", "test_queue", "test_state",

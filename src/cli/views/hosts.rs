@@ -8,6 +8,7 @@ use super::super::time::span;
 use super::NONE;
 use crate::feature::Resource;
 use crate::host::{HelperState, HostState, InstanceState};
+use crate::qemu::{Operations, QemuState};
 use crate::threshold::format_value;
 
 /// A host that was not heard for this long is shown as such, milliseconds.
@@ -78,6 +79,31 @@ fn pair(out: &mut dyn Write, name: &str, value: &str) -> io::Result<()> {
     writeln!(out, "{:<18}{}", format!("{name}:"), plain(value))
 }
 
+/// What QEMU's monitor told.
+fn qemu(out: &mut dyn Write, q: &QemuState) -> io::Result<()> {
+    let told = match q.problem.as_str() {
+        "" => q.status.clone(),
+        problem => format!("not asked: {problem}"),
+    };
+    pair(out, "QEMU", &told)?;
+    for (name, disk) in &q.disks {
+        let part = |what: &str, o: &Operations| {
+            let latency = match o.latency_ms {
+                Some(ms) => format!(", {ms:.2} ms each lately"),
+                None => String::new(),
+            };
+            format!("{} {what}{latency}, {} failed", o.count, o.failed)
+        };
+        let text = format!(
+            "{}; {}",
+            part("reads", &disk.read),
+            part("writes", &disk.write)
+        );
+        pair(out, "Disk", &format!("{name}: {text}"))?;
+    }
+    Ok(())
+}
+
 /// `drover guest status DOMAIN`.
 pub fn guest(out: &mut dyn Write, i: &InstanceState) -> io::Result<()> {
     pair(out, "Domain", &i.domain)?;
@@ -109,6 +135,9 @@ pub fn guest(out: &mut dyn Write, i: &InstanceState) -> io::Result<()> {
     let free = i.memory_available_mib;
     let free = free.map(|m| format_value(Resource::Memory, m));
     pair(out, "Memory available", free.as_deref().unwrap_or(NONE))?;
+    if let Some(q) = &i.qemu {
+        qemu(out, q)?;
+    }
     let names: Vec<String> = i
         .features
         .iter()

@@ -6,7 +6,8 @@
 //! /org/drover1/feature/DOMAIN/NAME    org.drover1.Feature, features of this host
 //! ```
 //!
-//! The daemon is asked anew when it tells of a change and every two seconds; what differs is told
+//! The daemon is asked anew when it tells of a change and every two seconds, less often when there
+//! are so many features that looking takes long; what differs is told
 //! by `InterfacesAdded`, `InterfacesRemoved` and `PropertiesChanged`. What is measured changes
 //! with every sample: those properties can be read, but do not announce themselves.
 
@@ -14,7 +15,7 @@ mod feature;
 mod host;
 mod instance;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Write;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -152,11 +153,9 @@ async fn sync<T: Shown>(
     now: Vec<(ObjectPath<'static>, T)>,
 ) -> zbus::Result<()> {
     let server = connection.object_server();
-    let gone: Vec<String> = shelf
-        .keys()
-        .filter(|k| !now.iter().any(|(p, _)| p.as_str() == k.as_str()))
-        .cloned()
-        .collect();
+    let here: HashSet<&str> = now.iter().map(|(p, _)| p.as_str()).collect();
+    let gone = shelf.keys().filter(|k| !here.contains(k.as_str()));
+    let gone: Vec<String> = gone.cloned().collect();
     for key in gone {
         if let Some((path, _)) = shelf.remove(&key) {
             server.remove::<T::Object, _>(path).await?;

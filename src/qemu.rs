@@ -1,0 +1,208 @@
+//! What QEMU's monitor tells of a domain beyond what libvirt does: opt-in (`[qmp]`), by queries
+//! only. Pure.
+
+use std::collections::BTreeMap;
+
+use drover_qmp::command::{BlockStats, Histogram, StatValue, StatsResult};
+use serde::{Deserialize, Serialize};
+
+/// Most disks and most statistics that are kept of a domain.
+const MOST: usize = 64;
+
+/// What the monitor told last.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct QemuState {
+    /// When, milliseconds since the epoch.
+    pub at_ms: i64,
+    /// Run state: `running`, `paused`, `io-error`, ...; empty when it was never told.
+    pub status: String,
+    /// Why the last questions were not answered; empty when they were.
+    pub problem: String,
+    /// Disks by name.
+    pub disks: BTreeMap<String, Disk>,
+    /// KVM's counters, of the whole guest and the sums over its vCPUs; empty without KVM.
+    pub kvm: BTreeMap<String, u64>,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Disk {
+    /// Reads.
+    pub read: Operations,
+    /// Writes.
+    pub write: Operations,
+}
+
+/// Operations of one kind on one disk, since the domain was started.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Operations {
+    /// Number.
+    pub count: u64,
+    /// Those that failed.
+    pub failed: u64,
+    /// Time that they took in all, seconds.
+    pub seconds: f64,
+    /// Mean latency of those of the last interval, milliseconds; `None` when there were none.
+    pub latency_ms: Option<f64>,
+    /// How many took up to so many seconds, each with all shorter ones, when the administrator had
+    /// QEMU keep a histogram; the last bound is infinite and left out.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub histogram: Vec<(f64, u64)>,
+}
+
+impl Operations {
+    fn new(
+        (count, failed, nanos): (u64, u64, u64),
+        histogram: Option<&Histogram>,
+        before: Option<&Self>,
+    ) -> Self {
+        let seconds = nanos as f64 / 1e9;
+        let latency_ms = before.and_then(|b| {
+            let operations = count.checked_sub(b.count).filter(|n| *n > 0)?;
+            Some(((seconds - b.seconds) * 1e3 / operations as f64).max(0.0))
+        });
+        let mut sum = 0_u64;
+        let bins = histogram
+            .into_iter()
+            .flat_map(|h| h.boundaries.iter().zip(&h.bins));
+        Self {
+            count,
+            failed,
+            seconds,
+            latency_ms,
+            histogram: bins
+                .take(MOST)
+                .map(|(bound, n)| {
+                    sum = sum.saturating_add(*n);
+                    (*bound as f64 / 1e9, sum)
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Disks, with the latencies since `before`.
+pub fn disks(answer: &[BlockStats], before: &BTreeMap<String, Disk>) -> BTreeMap<String, Disk> {
+    let named = answer.iter().filter_map(|b| {
+        // With libvirt's names of nodes a disk has no device name, but a path.
+        let name = if b.device.is_empty() {
+            &b.qdev
+        } else {
+            &b.device
+        };
+        (!name.is_empty()).then_some((name, &b.stats))
+    });
+    named
+        .take(MOST)
+        .map(|(name, s)| {
+            let old = before.get(name);
+            let read = (s.rd_operations, s.failed_rd_operations, s.rd_total_time_ns);
+            let write = (s.wr_operations, s.failed_wr_operations, s.wr_total_time_ns);
+            let disk = Disk {
+                read: Operations::new(read, s.rd_latency_histogram.as_ref(), old.map(|d| &d.read)),
+                write: Operations::new(
+                    write,
+                    s.wr_latency_histogram.as_ref(),
+                    old.map(|d| &d.write),
+                ),
+            };
+            (name.clone(), disk)
+        })
+        .collect()
+}
+
+/// KVM's counters, summed over objects.
+pub fn kvm(answers: &[StatsResult]) -> BTreeMap<String, u64> {
+    let mut sums: BTreeMap<String, u64> = BTreeMap::new();
+    for s in answers
+        .iter()
+        .filter(|r| r.provider == "kvm")
+        .flat_map(|r| &r.stats)
+    {
+        let StatValue::Number(n) = s.value else {
+            continue;
+        };
+        if sums.len() < MOST || sums.contains_key(&s.name) {
+            let sum = sums.entry(s.name.clone()).or_default();
+            *sum = sum.saturating_add(n);
+        }
+    }
+    sums
+}
+
+/// Whether a domain's name is one of these patterns, in which `*` is any text.
+pub fn chosen(patterns: &[String], domain: &str) -> bool {
+    patterns.iter().any(|p| matches(p, domain))
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else {
+        return pattern == name;
+    };
+    let Some(mut left) = name.strip_prefix(first) else {
+        return false;
+    };
+    let mut parts: Vec<&str> = rest.split('*').collect();
+    let last = parts.pop().unwrap_or_default();
+    for part in parts {
+        let Some(at) = left.find(part) else {
+            return false;
+        };
+        left = &left[at + part.len()..];
+    }
+    left.len() >= last.len() && left.ends_with(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns() {
+        let all = |p: &str, names: &[&str]| names.iter().all(|n| chosen(&[p.to_owned()], n));
+        let none = |p: &str, names: &[&str]| !names.iter().any(|n| chosen(&[p.to_owned()], n));
+        assert!(all("*", &["", "a"]) && all("db*", &["db", "db1"]) && all("*b", &["b", "ab"]));
+        assert!(all("a*b*c", &["abc", "axxbyyc"]) && all("web", &["web"]));
+        assert!(none("web", &["web1", "we", ""]) && none("db*", &["adb", "d"]));
+        assert!(none("ab*ba", &["aba", "ab"]) && none("a*b*c", &["acb", "ab"]));
+        assert!(!chosen(&[], "a"), "off unless chosen");
+    }
+
+    #[test]
+    fn latencies_of_the_last_interval() {
+        let of = |n: u64, ns: u64| -> Vec<BlockStats> {
+            serde_json::from_value(serde_json::json!([
+                {"device": "", "qdev": "/machine/peripheral/virtio-disk0/virtio-backend", "stats": {
+                    "rd_bytes": 1, "wr_bytes": 1, "rd_operations": n, "wr_operations": 3,
+                    "rd_total_time_ns": ns, "wr_total_time_ns": 9,
+                    "rd_latency_histogram": {"boundaries": [1_000_000, 5_000_000],
+                                             "bins": [3, 4, 5]}}},
+                {"device": "", "stats": {"rd_bytes": 0, "wr_bytes": 0, "rd_operations": 0,
+                                         "wr_operations": 0}}
+            ]))
+            .unwrap()
+        };
+        let first = disks(&of(10, 20_000_000), &BTreeMap::new());
+        assert_eq!(first.len(), 1, "a node without a name is no disk");
+        let disk = |d: &BTreeMap<String, Disk>| d.values().next().unwrap().read.clone();
+        assert_eq!((disk(&first).count, disk(&first).latency_ms), (10, None));
+        assert_eq!(disk(&first).histogram, [(0.001, 3), (0.005, 7)]);
+        let next = disks(&of(14, 28_000_000), &first);
+        assert!((disk(&next).latency_ms.unwrap() - 2.0).abs() < 1e-9);
+        // No operations, or a domain that was started anew: no latency.
+        assert_eq!(disk(&disks(&of(14, 28_000_000), &next)).latency_ms, None);
+        assert_eq!(disk(&disks(&of(1, 1), &next)).latency_ms, None);
+    }
+
+    #[test]
+    fn counters_of_all_vcpus() {
+        let answers: Vec<StatsResult> = serde_json::from_value(serde_json::json!([
+            {"provider": "kvm", "qom-path": "/a", "stats": [
+                {"name": "exits", "value": 5}, {"name": "blocking", "value": false}]},
+            {"provider": "kvm", "qom-path": "/b", "stats": [{"name": "exits", "value": 7}]},
+            {"provider": "cryptodev", "stats": [{"name": "x", "value": 1}]}
+        ]))
+        .unwrap();
+        assert_eq!(kvm(&answers), BTreeMap::from([("exits".to_owned(), 12)]));
+    }
+}

@@ -1,0 +1,65 @@
+"""QEMU's monitor, where the administrator has it asked, on a real guest."""
+
+import json
+import unittest
+
+from shared import CLUSTER, wait_until
+
+TOML = "/etc/drover/drover.toml"
+
+
+class Monitor(unittest.TestCase):
+    FEATURE = "asked"
+
+    def setUp(self):
+        CLUSTER.define("h3", "g3", {"name": self.FEATURE, "automatic": False, "workload": {
+            "kind": "unit", "unit": "systemd-journald.service"}})
+        CLUSTER.drover("h3", "enable", "g3", self.FEATURE)
+
+    def tearDown(self):
+        CLUSTER.exec("h3", "sed", "-i", "/^.qmp]/,$d", TOML)
+        CLUSTER.call("droverd", "restart", "h3")
+        wait_until(lambda: CLUSTER.drover("h3", "list", check=False)[0] == 0, 60, "droverd is back")
+        CLUSTER.drover("h3", "disable", "g3", self.FEATURE, check=False)
+        CLUSTER.drover("h3", "undefine", "g3", self.FEATURE, check=False)
+
+    def status(self):
+        return CLUSTER.drover_json("h3", "guest", "status", "g3")
+
+    def monitor(self, command):
+        return json.loads(CLUSTER.exec("h3", "virsh", "qemu-monitor-command", "g3",
+                                       json.dumps(command))[1])
+
+    def test_latencies_and_histograms(self):
+        self.assertNotIn("qemu", self.status(), "off by default")
+        # The administrator has QEMU keep histograms; Drover never would.
+        devices = [b["qdev"] for b in self.monitor({"execute": "query-blockstats"})["return"]
+                   if b.get("qdev")]
+        for device in devices:
+            self.monitor({"execute": "block-latency-histogram-set", "arguments": {
+                "id": device, "boundaries": [100_000, 1_000_000, 10_000_000, 100_000_000]}})
+        CLUSTER.exec("h3", "sh", "-c",
+                     f"printf '\\n[qmp]\\ndomains = [\"g*\"]\\ninterval_s = 5\\n' >>{TOML}")
+        CLUSTER.call("droverd", "restart", "h3")
+        wait_until(lambda: CLUSTER.drover("h3", "list", check=False)[0] == 0, 60, "droverd is back")
+
+        def busy():
+            CLUSTER.guest("g3", "sh", "-c",
+                          "dd if=/dev/zero of=/var/tmp/monitor bs=64k count=64 oflag=direct; "
+                          "rm /var/tmp/monitor")
+            disks = self.status().get("qemu", {}).get("disks", {})
+            return next((d for d in disks.values() if d["write"]["latency_ms"]), None)
+        disk = wait_until(busy, 90, "a disk's latency is told")
+        self.assertGreater(disk["write"]["count"], 0)
+        self.assertEqual(disk["write"]["failed"], 0)
+        counts = [n for _, n in disk["write"]["histogram"]]
+        self.assertEqual(len(counts), 4)
+        self.assertEqual(counts, sorted(counts))
+        self.assertGreater(counts[-1], 0)
+        self.assertEqual(self.status()["qemu"]["status"], "running")
+        self.assertIn("ms each lately", CLUSTER.drover("h3", "guest", "status", "g3"))
+        row = next(r for r in CLUSTER.drover_json("h3", "stats") if r["feature"] == self.FEATURE)
+        self.assertIn("disks", row["domain_qemu"])
+        page = CLUSTER.exec("h3", "python3", "-c", "import urllib.request as u; print(u.urlopen("
+                            "'http://127.0.0.1:9177/metrics').read().decode())")[1]
+        self.assertRegex(page, r'drover_disk_operations_total\{domain="g3",disk="[^"]+",kind="write"')
