@@ -278,10 +278,12 @@ pub async fn run(
     let history = History::open(&config.history.dir, options)?;
     let store = Store::open(&config.history.state_dir)?;
     let (hv_events, hv_inbox) = mpsc::channel::<HypervisorEvent>(1024);
+    let (told, told_inbox) = mpsc::channel(256);
     let hypervisor = Hypervisor::connect(
         &config.libvirt.uri,
         config.libvirt.agent_timeout_s,
         hv_events,
+        (!config.qmp.domains.is_empty()).then_some(told),
     )
     .await?;
     let hook = crate::hypervisor::hook::listen(&config.libvirt.hook_socket)?;
@@ -355,6 +357,7 @@ pub async fn run(
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
     tasks.spawn(agent_meter::run(Arc::clone(&daemon)));
     tasks.spawn(qemu_meter::run(Arc::clone(&daemon)));
+    tasks.spawn(qemu_meter::listen(Arc::clone(&daemon), told_inbox));
     tasks.spawn(metadata::follow(Arc::clone(&daemon)));
     tasks.spawn(arrivals::follow(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
