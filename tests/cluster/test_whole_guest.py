@@ -21,6 +21,8 @@ class WholeGuest(FeatureCase):
             c.process.kill()
             c.process.wait()
         self.clients = []
+        # Where a test ended halfway.
+        CLUSTER.exec(self.where(), "virsh", "resume", GUEST, check=False)
         if self.where() != "h1":
             self.migrate(self.where(), "h1")
         wait_until(lambda: self.helper("h1"), 60, "g1's helper is back on h1")
@@ -41,9 +43,9 @@ class WholeGuest(FeatureCase):
                    for i in s["instances"])
 
     def share_disk(self, host, to):
-        """The same file at the same path of both hosts."""
-        path = f"/var/lib/libvirt/images/{GUEST}.qcow2"
-        one, other = (pathlib.Path(CLUSTER.call("path", h, path)[1].strip()) for h in (host, to))
+        """One file below the directories of images of both hosts, which are mounts in them."""
+        one, other = (pathlib.Path("/var/lib/drover-cluster", CLUSTER.name, h, "images", f"{GUEST}.qcow2")
+                      for h in (host, to))
         if other.exists() and other.samefile(one):
             return
         other.unlink(missing_ok=True)
