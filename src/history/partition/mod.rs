@@ -344,7 +344,7 @@ mod tests {
         let mut p = open(dir.path());
         assert_eq!(p.head.points(), 600);
         // One series long enough to be sealed takes all with it.
-        for n in 2..=CHUNK as i64 {
+        for n in 2..=i64::try_from(CHUNK).unwrap() {
             p.append(&mut tick(n * 1000, 1)).unwrap();
         }
         assert_eq!((count(&p, b"h"), p.head.points()), (0, 0));
