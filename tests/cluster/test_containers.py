@@ -63,11 +63,11 @@ class Containers(Metered):
         self.addCleanup(self.remove, name)
         CLUSTER.drover(self.HOST, "enable", GUEST, name)
 
-    def run_container(self, name, *args, options=()):
+    def run_container(self, name, *args, options=(), network="none"):
         CLUSTER.guest(GUEST, "podman", "rm", "-f", "-t", "0", name, check=False)
         self.addCleanup(CLUSTER.guest, GUEST, "podman", "rm", "-f", "-t", "0", name, timeout=120)
         CLUSTER.guest(GUEST, "podman", "run", "-d", "--name", name, "--log-driver", "none",
-                      "--network", "none", *options, "localhost/load",
+                      "--network", network, *options, "localhost/load",
                       "/usr/local/bin/drover-load", *args, timeout=180)
 
     def test_a_container_by_name(self):
@@ -119,7 +119,7 @@ class Containers(Metered):
         self.register("sender", {"kind": "container", "container": "sender"})
         # It is registered before it is there, and idle until its address is known outside.
         self.run_container("sender", "udp-send", f"{CLIENT}:9998", str(size), str(count), "500",
-                           options=("--network", "ns:/run/netns/pod"))
+                           network="ns:/run/netns/pod")
 
         def sent():
             known = [p for p in self.points("sender") if p["net_tx"] is not None]
