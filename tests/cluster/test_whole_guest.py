@@ -44,6 +44,11 @@ class WholeGuest(FeatureCase):
                        for s in CLUSTER.drover_json(asked, "hosts") if s["name"] == host
                        for i in s["instances"]) for asked in (host, "h2"))
 
+    def move(self, host, guest, to):
+        """By hand; again, until the other host has measured the guest that just came to it."""
+        wait_until(lambda: CLUSTER.drover(host, "migrate", guest, self.FEATURE, "--to", to,
+                                          check=False, timeout=180)[0] == 0, 180, f"moved to {to}")
+
     def share_disk(self, host, to):
         """One file below the directories of images of both hosts, which are mounts in them."""
         one, other = (pathlib.Path("/var/lib/drover-cluster", CLUSTER.name, h, "images", f"{GUEST}.qcow2")
@@ -142,7 +147,7 @@ class WholeGuest(FeatureCase):
         self.good(count)
 
     def test_a_feature_arrives_meanwhile(self):
-        CLUSTER.drover("h1", "migrate", GUEST, self.FEATURE, "--to", "h2/g2", timeout=180)
+        self.move("h1", GUEST, "h2/g2")
         count = self.client("count")
         vm = self.migration("h1", "h3", "--undefinesource")
         code, out, err = CLUSTER.drover("h2", "migrate", "g2", self.FEATURE, "--to", "h1/g1",
@@ -180,11 +185,11 @@ class WholeGuest(FeatureCase):
                 self.migrate("h3", "h1")
                 wait_until(lambda: self.helper("h1"), 60, "g1's helper is back on h1")
                 if at == "h2":
-                    CLUSTER.drover("h2", "migrate", "g2", self.FEATURE, "--to", "h1/g1", timeout=180)
+                    self.move("h2", "g2", "h1/g1")
                 self.one_place("h1")
 
     def test_the_guest_goes_with_a_copy_that_arrives(self):
-        CLUSTER.drover("h1", "migrate", GUEST, self.FEATURE, "--to", "h2/g2", timeout=180)
+        self.move("h1", GUEST, "h2/g2")
         for said in ("to=.?restoring", "to=.?committing", "to=.?switching"):
             with self.subTest(said):
                 count = self.client("count")
@@ -197,5 +202,5 @@ class WholeGuest(FeatureCase):
                 wait_until(lambda: self.helper("h1"), 60, "g1's helper is back on h1")
                 if at == "h3":
                     self.one_place("h1")
-                    CLUSTER.drover("h1", "migrate", GUEST, self.FEATURE, "--to", "h2/g2", timeout=180)
+                    self.move("h1", GUEST, "h2/g2")
                 self.one_place("h2")
