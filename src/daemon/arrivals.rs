@@ -169,6 +169,9 @@ pub(super) async fn follow(daemon: Arc<Daemon>) {
         });
         futures_util::future::join_all(asking).await;
         let lifted = lock(&daemon.arrivals).settle(&peers);
+        if !lifted.is_empty() {
+            daemon.tell_peers();
+        }
         for uuid in lifted {
             let Some(domain) = daemon.domain_of(&uuid) else {
                 continue;
