@@ -12,7 +12,6 @@ use crate::feature::FeatureName;
 use crate::forecast::{Levels, Residuals};
 use crate::host::{FeatureStatus, HostLoad, Outlook};
 use crate::rules::Mode;
-use crate::usage::Usage;
 
 use super::{Daemon, clock, lock};
 
@@ -39,7 +38,7 @@ struct Seen {
 /// What a feature did in a step.
 struct Step {
     key: Key,
-    /// CPUs.
+    /// CPUs of the host.
     used: f64,
     window: UsageWindow,
     moved_ms: i64,
@@ -49,18 +48,6 @@ struct Step {
 /// CPUs wanted, from CPUs used while the host was stalled for so many percent of the time.
 fn wanted(used: f64, stall_percent: f64) -> f64 {
     used / (1.0 - stall_percent.clamp(0.0, MOST_STALL) / 100.0)
-}
-
-/// Mean of the CPUs that these points show; `None` without any.
-fn mean_cpus<'a>(points: impl Iterator<Item = &'a Usage>) -> Option<f64> {
-    let (mut sum, mut time) = (0.0, 0.0);
-    for u in points {
-        if let Some(cpu) = u.cpu_percent {
-            sum += cpu / 100.0 * u.dt_s;
-            time += u.dt_s;
-        }
-    }
-    (time > 0.0).then(|| sum / time)
 }
 
 impl Seen {
@@ -117,14 +104,15 @@ impl Daemon {
             };
             for (name, f) in &i.features {
                 let points = f.recent.after(since_ms);
-                let Some(used) = mean_cpus(points.iter()) else {
+                let window = UsageWindow::of(&points);
+                let Some(used) = window.cpus.map(|s| s.mean) else {
                     continue;
                 };
                 if f.status() == FeatureStatus::Running {
                     steps.push(Step {
                         key: (domain.clone(), name.clone()),
                         used,
-                        window: UsageWindow::of(&points),
+                        window,
                         moved_ms: f.record.moved_at_ms,
                         downtime_ms: f.record.spec.downtime_ms,
                     });
@@ -295,17 +283,5 @@ mod tests {
         let (o, _) = seen.outlook(&residuals).unwrap();
         assert!(o.cpus < 2.5, "{o:?}");
         assert_eq!(seen.features.len(), 1);
-    }
-
-    #[test]
-    fn mean_of_points() {
-        let u = |dt_s, cpu| Usage {
-            dt_s,
-            cpu_percent: cpu,
-            ..Usage::default()
-        };
-        assert_eq!(mean_cpus([].iter()), None);
-        let points = [u(5.0, Some(100.0)), u(15.0, Some(20.0)), u(5.0, None)];
-        assert_eq!(mean_cpus(points.iter()), Some(0.4));
     }
 }
