@@ -15,8 +15,8 @@ use crate::rules::Mode;
 
 use super::{Daemon, clock, lock};
 
-/// Means over so long are followed.
-const STEP_S: u32 = 60;
+/// Fewest intervals of the meter in a step.
+const INTERVALS: f64 = 3.0;
 /// Steps before anything is said.
 const LEAST: usize = 10;
 /// Stall of the host up to which use tells what was wanted, percent; beyond, nobody knows.
@@ -29,6 +29,8 @@ type Key = (String, FeatureName);
 
 /// What was seen so far.
 struct Seen {
+    /// Means over so long are followed.
+    step_s: f64,
     features: BTreeMap<Key, Levels>,
     /// What no feature causes.
     rest: Levels,
@@ -51,10 +53,11 @@ fn wanted(used: f64, stall_percent: f64) -> f64 {
 }
 
 impl Seen {
-    fn new() -> Self {
+    fn new(step_s: f64) -> Self {
         Self {
+            step_s,
             features: BTreeMap::new(),
-            rest: Levels::new(f64::from(STEP_S)),
+            rest: Levels::new(step_s),
             steps: 0,
         }
     }
@@ -65,7 +68,7 @@ impl Seen {
             .retain(|k, _| steps.binary_search_by(|s| s.key.cmp(k)).is_ok());
         for s in steps {
             let levels = self.features.entry(s.key.clone());
-            let levels = levels.or_insert_with(|| Levels::new(f64::from(STEP_S)));
+            let levels = levels.or_insert_with(|| Levels::new(self.step_s));
             levels.push(wanted(s.used, load.stall_percent));
         }
         let of_features: f64 = steps.iter().map(|s| s.used).sum();
@@ -203,13 +206,23 @@ impl Daemon {
 
 /// Follows the host's features, and relieves it when it may.
 pub(super) async fn relieving(daemon: Arc<Daemon>) {
-    let mut tick = tokio::time::interval(Duration::from_secs(u64::from(STEP_S)));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let residuals = Residuals::new(f64::from(STEP_S));
-    let mut seen = Seen::new();
+    let step_s = || {
+        let c = &daemon.config;
+        c.decision
+            .relieve_every_s
+            .max(INTERVALS * c.meter.interval_s)
+    };
+    let mut seen = Seen::new(step_s());
+    let mut residuals = Residuals::new(seen.step_s);
     loop {
-        tick.tick().await;
-        let steps = daemon.steps_since(clock::now_ms() - i64::from(STEP_S) * 1000);
+        tokio::time::sleep(Duration::from_secs_f64(seen.step_s)).await;
+        let steps = daemon.steps_since(clock::now_ms() - (seen.step_s * 1000.0) as i64);
+        if seen.step_s != step_s() {
+            // A reload; what was seen in other steps says nothing of these.
+            seen = Seen::new(step_s());
+            residuals = Residuals::new(seen.step_s);
+            continue;
+        }
         let load = lock(&daemon.host).load();
         seen.take(&steps, &load);
         let Some((outlook, sum)) = seen.outlook(&residuals) else {
@@ -265,7 +278,7 @@ mod tests {
     #[test]
     fn an_outlook_after_ten_steps_of_features_and_the_rest() {
         let residuals = Residuals::new(60.0);
-        let mut seen = Seen::new();
+        let mut seen = Seen::new(60.0);
         for n in 0..10 {
             assert!(seen.outlook(&residuals).is_none());
             let wave = f64::from(n % 2);
