@@ -28,7 +28,7 @@ HALVES = [
      "test_drain", "test_forecast", "test_relief"],
     ["test_dbus", "test_config", "test_moves", "test_queue", "test_state", "test_methods",
      "test_check", "test_network", "test_root", "test_failures", "test_ssh", "test_connect",
-     "test_attackers", "test_backend"],
+     "test_attackers", "test_backend", "test_documents"],
 ]
 # By name only: it takes seven minutes, wants a machine that does nothing else, and has not passed as
 # a whole yet (SPECIFICATION.md).
