@@ -11,7 +11,9 @@ const ORIGINS: usize = 120;
 /// Known steps below which nothing can be said, whatever the settings.
 const LEAST: usize = 12;
 /// How much better than the last value a method must have been to be taken instead of it.
-const GAIN: f64 = 0.98;
+const GAIN: f64 = 0.97;
+/// The same for a mean of methods, against the best of them alone.
+const MEAN_GAIN: f64 = 0.98;
 /// Most methods whose mean is tried.
 const TOGETHER: usize = 5;
 /// Age of the last known step, in steps, after which the present is not known.
@@ -63,7 +65,11 @@ pub fn forecast(series: &Series, settings: &Settings, now_ms: i64) -> Result<For
     let mut best = tried.first().cloned();
     for k in 2..=TOGETHER.min(tried.len()) {
         let (e, model) = judge(together(k));
-        if best.as_ref().is_none_or(|(b, _)| e < *b) {
+        let needs = best.as_ref().map_or(f64::INFINITY, |(b, m)| match m {
+            Model::Mean(_) => *b,
+            _ => b * MEAN_GAIN,
+        });
+        if e < needs {
             best = Some((e, model));
         }
     }

@@ -18,7 +18,7 @@ WRITES = (f"mkdir -p {DIR}; while :; do dd if=/dev/zero of={DIR}/file bs=256k co
 COMPUTES = "while :; do timeout 0.3 sh -c 'while :; do :; done'; sleep 0.45; done"
 SCRIPTS = {"writes": WRITES, "computes": COMPUTES}
 # On each host.
-LEARN_S = 45
+LEARN_S = 60
 CONFIG = "/etc/drover/drover.toml"
 # The model counts in full with what two features show in two minutes.
 TUNING = {"train_every_s": 5, "horizon_s": 4.0, "rows_min": 15, "rows_full": 45}
@@ -57,7 +57,7 @@ class Affinity(unittest.TestCase):
     def setUp(self):
         self.features = []
         CLUSTER.call("slow", "h2", "disk", "1")
-        CLUSTER.call("slow", "h3", "cpu", "0.35")
+        CLUSTER.call("slow", "h3", "cpu", "0.3")
 
     def tearDown(self):
         for name in self.features:
@@ -104,7 +104,7 @@ class Affinity(unittest.TestCase):
         model = wait_until(self.trained, 90, "h1 has a model of rows of all hosts")
         print(f"model: {model}")
 
-        for name, to, other, quota in (("computes", "h2", "h3", 15), ("writes", "h3", "h2", 15)):
+        for name, to, other, quota in (("computes", "h2", "h3", 35), ("writes", "h3", "h2", 15)):
             if name == "writes":
                 self.move("writes", "h1")
             # The right host is the busier one: capacity alone would choose the other.
