@@ -73,43 +73,43 @@ impl Regression {
 
 /// Least squares over the moments whose outcome `h` steps later is within `x[..until]`.
 fn weights(x: &[f64], inputs: &[Row], means: &[f64], until: usize, h: usize) -> Option<Row> {
-    let (mut a, mut b) = ([[0.0; K]; K], [0.0; K]);
+    let (mut squares, mut products) = ([[0.0; K]; K], [0.0; K]);
     // The first averages know next to nothing.
     for t in (until / 8).max(1)..(until + 1).saturating_sub(h) {
-        let (input, y) = (&inputs[t - 1], x[t + h - 1] - means[t - 1]);
+        let (input, off) = (&inputs[t - 1], x[t + h - 1] - means[t - 1]);
         for i in 0..K {
-            b[i] += input[i] * y;
+            products[i] += input[i] * off;
             for j in 0..K {
-                a[i][j] += input[i] * input[j];
+                squares[i][j] += input[i] * input[j];
             }
         }
     }
-    let mean = (0..K).map(|i| a[i][i]).sum::<f64>() / K as f64;
-    for (i, row) in a.iter_mut().enumerate() {
+    let mean = (0..K).map(|i| squares[i][i]).sum::<f64>() / K as f64;
+    for (i, row) in squares.iter_mut().enumerate() {
         row[i] += RIDGE * (row[i] + mean) + 1e-9;
     }
-    let w = solve(a, b);
-    w.iter().all(|v| v.is_finite()).then_some(w)
+    let found = solve(squares, products);
+    found.iter().all(|w| w.is_finite()).then_some(found)
 }
 
-/// Gauss's elimination; `a` is positive definite, so no row need be exchanged.
-fn solve(mut a: [Row; K], mut b: Row) -> Row {
+/// Gauss's elimination; the matrix is positive definite, so no row need be exchanged.
+fn solve(mut matrix: [Row; K], mut right: Row) -> Row {
     for i in 0..K {
         for j in i + 1..K {
-            let by = a[j][i] / a[i][i];
-            let above = a[i];
-            for (below, above) in a[j].iter_mut().zip(above) {
+            let by = matrix[j][i] / matrix[i][i];
+            let above = matrix[i];
+            for (below, above) in matrix[j].iter_mut().zip(above) {
                 *below -= by * above;
             }
-            b[j] -= by * b[i];
+            right[j] -= by * right[i];
         }
     }
-    let mut w = [0.0; K];
+    let mut found = [0.0; K];
     for i in (0..K).rev() {
-        let known: f64 = (i + 1..K).map(|k| a[i][k] * w[k]).sum();
-        w[i] = (b[i] - known) / a[i][i];
+        let known: f64 = (i + 1..K).map(|k| matrix[i][k] * found[k]).sum();
+        found[i] = (right[i] - known) / matrix[i][i];
     }
-    w
+    found
 }
 
 #[cfg(test)]
