@@ -252,6 +252,9 @@ pub struct DecisionSection {
     /// Move features away by itself, too, when this host is expected to be short of CPU, whether
     /// or not a threshold is crossed?
     pub relieve: bool,
+    /// Seconds over each of which what the host is asked for is averaged for that, 5 to 600, and at
+    /// least three intervals of the meter; after ten of them it is expected to go on.
+    pub relieve_every_s: f64,
     /// Fraction of a target's capacity kept free after a move.
     pub reserve: f64,
     /// Score by which a target must beat staying.
@@ -300,6 +303,7 @@ impl Default for DecisionSection {
         Self {
             automatic: true,
             relieve: false,
+            relieve_every_s: 60.0,
             reserve: 0.1,
             min_gain: 0.05,
             cooldown_s: 60.0,
@@ -655,6 +659,12 @@ impl Config {
         }
         if c.decision.max_moves_in == 0 {
             return value("decision.max_moves_in", "must be at least 1");
+        }
+        if !(5.0..=600.0).contains(&c.decision.relieve_every_s) {
+            return value(
+                "decision.relieve_every_s",
+                "must be between 5 and 600 seconds",
+            );
         }
         if !(1.0..=3600.0).contains(&c.decision.judge_s) {
             return value("decision.judge_s", "must be between 1 and 3600 seconds");

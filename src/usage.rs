@@ -64,6 +64,13 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// CPUs that the feature takes of its host: its share of what its guest costs, where that is
+    /// known, else what the guest counted. Guests that do not see stolen time count too much.
+    pub fn cpus(&self) -> Option<f64> {
+        let percent = self.host_cpu_percent.or(self.cpu_percent)?;
+        Some(percent / 100.0)
+    }
+
     /// The value that thresholds on `resource` look at, in the resource's unit.
     pub fn get(&self, resource: Resource) -> Option<f64> {
         match resource {
@@ -162,6 +169,20 @@ mod tests {
         let u = usage(&sample(1, 0, 0), &sample(1, 2_000_000_000, 600_000), 5, 1).unwrap();
         assert_eq!(u.cpu_percent, Some(30.0));
         assert_eq!(u.net_rx_bps, None);
+    }
+
+    #[test]
+    fn the_hosts_view_where_it_is_known() {
+        let mut u = Usage {
+            cpu_percent: Some(90.0),
+            host_cpu_percent: Some(40.0),
+            ..Usage::default()
+        };
+        assert_eq!(u.cpus(), Some(0.4));
+        u.host_cpu_percent = None;
+        assert_eq!(u.cpus(), Some(0.9));
+        u.cpu_percent = None;
+        assert_eq!(u.cpus(), None);
     }
 
     #[test]

@@ -32,7 +32,8 @@ pub struct Stat {
 /// Use of one feature over a window, `None` where nothing was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct UsageWindow {
-    /// CPUs.
+    /// CPUs of the host, of the points of which its share of them is known; without such points,
+    /// CPUs as the guest counted.
     pub cpus: Option<Stat>,
     /// MiB.
     pub memory_mib: Option<Stat>,
@@ -62,9 +63,10 @@ impl UsageWindow {
     /// Summarises points, in any order.
     pub fn of<'a>(points: impl IntoIterator<Item = &'a Usage>) -> Self {
         // Sum of value times seconds, seconds, maximum; per resource.
-        let mut sums = [(0.0, 0.0, f64::MIN); 8];
+        let mut sums = [(0.0, 0.0, f64::MIN); 9];
         for u in points {
             let values = [
+                u.host_cpu_percent.map(|p| p / 100.0),
                 u.cpu_percent.map(|p| p / 100.0),
                 u.memory_mib,
                 both(u.net_rx_bps, u.net_tx_bps),
@@ -81,7 +83,8 @@ impl UsageWindow {
             }
         }
         let [
-            cpus,
+            host_cpus,
+            guest_cpus,
             memory_mib,
             net_bps,
             disk_bps,
@@ -96,7 +99,7 @@ impl UsageWindow {
             })
         });
         Self {
-            cpus,
+            cpus: host_cpus.or(guest_cpus),
             memory_mib,
             net_bps,
             disk_bps,
@@ -118,6 +121,23 @@ impl UsageWindow {
             net_bps: mean(self.net_bps),
             disk_bps: mean(self.disk_bps),
         }
+    }
+}
+
+/// Host CPUs per CPU that the guest counted, over the points that tell both; 1 without such.
+pub fn host_per_guest_cpu<'a>(points: impl IntoIterator<Item = &'a Usage>) -> f64 {
+    let (mut host, mut guest) = (0.0, 0.0);
+    for u in points {
+        if let (Some(h), Some(g)) = (u.host_cpu_percent, u.cpu_percent) {
+            host += h * u.dt_s;
+            guest += g * u.dt_s;
+        }
+    }
+    let ratio = host / guest;
+    if ratio.is_finite() && ratio > 0.0 {
+        ratio
+    } else {
+        1.0
     }
 }
 
@@ -253,6 +273,28 @@ mod tests {
         assert_eq!(w.net_bps.unwrap().mean, 10.0);
         assert_eq!(w.memory_mib, None);
         assert_eq!(w.demand().cpus, 0.4);
+    }
+
+    #[test]
+    fn a_window_in_one_view() {
+        let p = |host, guest| Usage {
+            dt_s: 1.0,
+            cpu_percent: Some(guest),
+            host_cpu_percent: host,
+            ..Usage::default()
+        };
+        let points = [p(None, 100.0), p(Some(30.0), 60.0), p(Some(50.0), 100.0)];
+        let w = UsageWindow::of(&points);
+        assert_eq!(
+            w.cpus,
+            Some(Stat {
+                mean: 0.4,
+                max: 0.5
+            })
+        );
+        assert_eq!(host_per_guest_cpu(&points), 0.5);
+        assert_eq!(host_per_guest_cpu(&points[..1]), 1.0);
+        assert_eq!(host_per_guest_cpu([&p(Some(1.0), 0.0)]), 1.0);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub use collector::{Collector, Observation, Taken};
 pub use headroom::{Headroom, score as headroom};
-pub use input::{After, Demand, ScoreInput, Stat, UsageWindow};
+pub use input::{After, Demand, ScoreInput, Stat, UsageWindow, host_per_guest_cpu};
 pub use model::{Explanation, Model, Params};
 pub use quality::quality;
 pub use reservoir::{Batch, Reservoir, Row};

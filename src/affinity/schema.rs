@@ -159,7 +159,7 @@ fn others(instance: &InstanceState, feature: &FeatureName) -> (f64, f64, f64) {
         .filter(|f| f.spec.name != *feature && f.status != FeatureStatus::Disabled)
         .filter_map(|f| f.usage)
     {
-        sum.0 += u.cpu_percent.unwrap_or(0.0) / 100.0;
+        sum.0 += u.cpus().unwrap_or(0.0);
         sum.1 += u.memory_mib.unwrap_or(0.0);
         sum.2 += both(u.net_rx_bps, u.net_tx_bps).unwrap_or(0.0)
             + both(u.disk_read_bps, u.disk_write_bps).unwrap_or(0.0);

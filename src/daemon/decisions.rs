@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::affinity::{Demand, UsageWindow};
+use crate::affinity::{Demand, UsageWindow, host_per_guest_cpu};
 use crate::api::{ApiError, Destination, Job, Plan};
 use crate::decision::{
     Answer, Ask, Cause, Cell, DecisionRecord, DecisionRow, Effect, HostScore, Inputs, Past, Policy,
@@ -62,7 +62,8 @@ impl Daemon {
             && self.measured(domain, feature).is_none()
             && let Some(expected) = self.expected_of(domain, feature)
         {
-            forecast::grow(&mut view, &mut demand, domain, &expected);
+            let ratio = host_per_guest_cpu(&recent);
+            forecast::grow(&mut view, &mut demand, domain, &expected, ratio);
         }
         let mut policy = self.policy();
         policy.automatic &= automatic;

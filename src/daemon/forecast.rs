@@ -383,8 +383,15 @@ fn shown(
 }
 
 /// The view and the demand as they are expected to be at the breach: the feature will have grown,
-/// where it is as well as where it could go.
-pub(super) fn grow(view: &mut View, demand: &mut Demand, domain: &str, expected: &Expected) {
+/// where it is as well as where it could go. What is expected is the guest's view, the rest the
+/// host's: `host_per_guest` CPUs of the host are one of the guest.
+pub(super) fn grow(
+    view: &mut View,
+    demand: &mut Demand,
+    domain: &str,
+    expected: &Expected,
+    host_per_guest: f64,
+) {
     let me = view.me.clone();
     let Some(host) = view.hosts.iter_mut().find(|h| h.name == me) else {
         return;
@@ -401,7 +408,8 @@ pub(super) fn grow(view: &mut View, demand: &mut Demand, domain: &str, expected:
     match expected.threshold.resource {
         Resource::Cpu => {
             // A guest cannot use more than it has.
-            let by = more(&mut demand.cpus, (expected.value / 100.0).min(guest.vcpus));
+            let cpus = (expected.value / 100.0).min(guest.vcpus) * host_per_guest;
+            let by = more(&mut demand.cpus, cpus);
             guest.cpus_used += by;
             load.cpus_used += by;
         }

@@ -166,21 +166,28 @@ fn hosts_are_compared_as_they_will_be() {
         value: 90.0,
         text: String::new(),
     };
-    grow(&mut view, &mut demand, "web", &expected);
+    grow(&mut view, &mut demand, "web", &expected, 1.0);
     assert!((demand.cpus - 0.9).abs() < 1e-9);
     assert!((view.hosts[0].load.cpus_used - 2.4).abs() < 1e-9);
     assert!((view.hosts[0].instances[0].cpus_used - 0.9).abs() < 1e-9);
     // A guest of 2 CPUs never uses 5.
     expected.value = 500.0;
-    grow(&mut view, &mut demand, "web", &expected);
+    grow(&mut view, &mut demand, "web", &expected, 1.0);
     assert!((demand.cpus - 2.0).abs() < 1e-9);
+    // A guest that sees twice what its host gives it.
+    (demand.cpus, expected.value) = (0.5, 160.0);
+    let before = view.hosts[0].load.cpus_used;
+    grow(&mut view, &mut demand, "web", &expected, 0.5);
+    assert!((demand.cpus - 0.8).abs() < 1e-9);
+    assert!((view.hosts[0].load.cpus_used - before - 0.3).abs() < 1e-9);
+    expected.value = 500.0;
     expected.threshold.resource = Resource::Memory;
-    grow(&mut view, &mut demand, "web", &expected);
+    grow(&mut view, &mut demand, "web", &expected, 1.0);
     assert_eq!(demand.memory_mib, 500.0);
     assert_eq!(view.hosts[0].load.memory_used_mib, 1400.0);
     assert_eq!(view.hosts[0].instances[0].memory_available_mib, Some(0.0));
     // Less than now is no reason to count on less.
     expected.value = 1.0;
-    grow(&mut view, &mut demand, "web", &expected);
+    grow(&mut view, &mut demand, "web", &expected, 1.0);
     assert_eq!(demand.memory_mib, 500.0);
 }

@@ -12,12 +12,11 @@ use crate::feature::FeatureName;
 use crate::forecast::{Levels, Residuals};
 use crate::host::{FeatureStatus, HostLoad, Outlook};
 use crate::rules::Mode;
-use crate::usage::Usage;
 
 use super::{Daemon, clock, lock};
 
-/// Means over so long are followed.
-const STEP_S: u32 = 60;
+/// Fewest intervals of the meter in a step.
+const INTERVALS: f64 = 3.0;
 /// Steps before anything is said.
 const LEAST: usize = 10;
 /// Stall of the host up to which use tells what was wanted, percent; beyond, nobody knows.
@@ -30,6 +29,8 @@ type Key = (String, FeatureName);
 
 /// What was seen so far.
 struct Seen {
+    /// Means over so long are followed.
+    step_s: f64,
     features: BTreeMap<Key, Levels>,
     /// What no feature causes.
     rest: Levels,
@@ -39,7 +40,7 @@ struct Seen {
 /// What a feature did in a step.
 struct Step {
     key: Key,
-    /// CPUs.
+    /// CPUs of the host.
     used: f64,
     window: UsageWindow,
     moved_ms: i64,
@@ -51,23 +52,12 @@ fn wanted(used: f64, stall_percent: f64) -> f64 {
     used / (1.0 - stall_percent.clamp(0.0, MOST_STALL) / 100.0)
 }
 
-/// Mean of the CPUs that these points show; `None` without any.
-fn mean_cpus<'a>(points: impl Iterator<Item = &'a Usage>) -> Option<f64> {
-    let (mut sum, mut time) = (0.0, 0.0);
-    for u in points {
-        if let Some(cpu) = u.cpu_percent {
-            sum += cpu / 100.0 * u.dt_s;
-            time += u.dt_s;
-        }
-    }
-    (time > 0.0).then(|| sum / time)
-}
-
 impl Seen {
-    fn new() -> Self {
+    fn new(step_s: f64) -> Self {
         Self {
+            step_s,
             features: BTreeMap::new(),
-            rest: Levels::new(f64::from(STEP_S)),
+            rest: Levels::new(step_s),
             steps: 0,
         }
     }
@@ -78,7 +68,7 @@ impl Seen {
             .retain(|k, _| steps.binary_search_by(|s| s.key.cmp(k)).is_ok());
         for s in steps {
             let levels = self.features.entry(s.key.clone());
-            let levels = levels.or_insert_with(|| Levels::new(f64::from(STEP_S)));
+            let levels = levels.or_insert_with(|| Levels::new(self.step_s));
             levels.push(wanted(s.used, load.stall_percent));
         }
         let of_features: f64 = steps.iter().map(|s| s.used).sum();
@@ -117,14 +107,15 @@ impl Daemon {
             };
             for (name, f) in &i.features {
                 let points = f.recent.after(since_ms);
-                let Some(used) = mean_cpus(points.iter()) else {
+                let window = UsageWindow::of(&points);
+                let Some(used) = window.cpus.map(|s| s.mean) else {
                     continue;
                 };
                 if f.status() == FeatureStatus::Running {
                     steps.push(Step {
                         key: (domain.clone(), name.clone()),
                         used,
-                        window: UsageWindow::of(&points),
+                        window,
                         moved_ms: f.record.moved_at_ms,
                         downtime_ms: f.record.spec.downtime_ms,
                     });
@@ -215,13 +206,23 @@ impl Daemon {
 
 /// Follows the host's features, and relieves it when it may.
 pub(super) async fn relieving(daemon: Arc<Daemon>) {
-    let mut tick = tokio::time::interval(Duration::from_secs(u64::from(STEP_S)));
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let residuals = Residuals::new(f64::from(STEP_S));
-    let mut seen = Seen::new();
+    let step_s = || {
+        let c = &daemon.config;
+        c.decision
+            .relieve_every_s
+            .max(INTERVALS * c.meter.interval_s)
+    };
+    let mut seen = Seen::new(step_s());
+    let mut residuals = Residuals::new(seen.step_s);
     loop {
-        tick.tick().await;
-        let steps = daemon.steps_since(clock::now_ms() - i64::from(STEP_S) * 1000);
+        tokio::time::sleep(Duration::from_secs_f64(seen.step_s)).await;
+        let steps = daemon.steps_since(clock::now_ms() - (seen.step_s * 1000.0) as i64);
+        if seen.step_s != step_s() {
+            // A reload; what was seen in other steps says nothing of these.
+            seen = Seen::new(step_s());
+            residuals = Residuals::new(seen.step_s);
+            continue;
+        }
         let load = lock(&daemon.host).load();
         seen.take(&steps, &load);
         let Some((outlook, sum)) = seen.outlook(&residuals) else {
@@ -277,7 +278,7 @@ mod tests {
     #[test]
     fn an_outlook_after_ten_steps_of_features_and_the_rest() {
         let residuals = Residuals::new(60.0);
-        let mut seen = Seen::new();
+        let mut seen = Seen::new(60.0);
         for n in 0..10 {
             assert!(seen.outlook(&residuals).is_none());
             let wave = f64::from(n % 2);
@@ -295,17 +296,5 @@ mod tests {
         let (o, _) = seen.outlook(&residuals).unwrap();
         assert!(o.cpus < 2.5, "{o:?}");
         assert_eq!(seen.features.len(), 1);
-    }
-
-    #[test]
-    fn mean_of_points() {
-        let u = |dt_s, cpu| Usage {
-            dt_s,
-            cpu_percent: cpu,
-            ..Usage::default()
-        };
-        assert_eq!(mean_cpus([].iter()), None);
-        let points = [u(5.0, Some(100.0)), u(15.0, Some(20.0)), u(5.0, None)];
-        assert_eq!(mean_cpus(points.iter()), Some(0.4));
     }
 }

@@ -421,7 +421,10 @@ impl<'a> Context<'a> {
     /// Says when the measured use may be less than what the feature wants.
     pub(super) fn pressed(&self) -> Option<String> {
         let i = self.source.instance;
-        if i.vcpus > 0.0 && self.demand.cpus >= 0.9 * i.vcpus {
+        // The guest tells: its host may give it less than that.
+        let counted = self.source.feature.usage.and_then(|u| u.cpu_percent);
+        let used = self.demand.cpus.max(counted.unwrap_or(0.0) / 100.0);
+        if i.vcpus > 0.0 && used >= 0.9 * i.vcpus {
             return Some(format!(
                 "it uses all of its guest's {:.0} vCPU, so it may use more elsewhere",
                 i.vcpus

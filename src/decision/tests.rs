@@ -8,6 +8,7 @@ use crate::host::{
     FeatureState, FeatureStatus, GuestCapabilities, HelperState, HostCapabilities, HostLoad,
     InstanceState, StorageKind,
 };
+use crate::usage::Usage;
 
 pub(super) fn name(n: &str) -> FeatureName {
     FeatureName::new(n).unwrap()
@@ -332,6 +333,30 @@ fn no_beneficial_move() {
     let p = decide_with(&view(), &policy, breach(Resource::Cpu), DEMAND);
     assert_eq!(p.outcome, "no_beneficial_move");
     assert!(p.reason.contains("does not gain 0.90"), "{}", p.reason);
+}
+
+/// The host is busy with others: the guest counts a whole CPU, of which it gets 0.3.
+#[test]
+fn stolen_time_does_not_keep_a_feature_where_it_is() {
+    let point = |host_cpu_percent| Usage {
+        dt_s: 1.0,
+        cpu_percent: Some(95.0),
+        host_cpu_percent,
+        memory_mib: Some(100.0),
+        ..Usage::default()
+    };
+    let mut v = view();
+    v.hosts.truncate(2);
+    (v.hosts[0].load.cpus_used, v.hosts[0].instances[0].cpus_used) = (1.6, 0.6);
+    v.hosts[1].load.cpus_used = 0.1;
+    let decide = |share| {
+        let demand = UsageWindow::of(&[point(share)]).demand();
+        decide_with(&v, &Policy::default(), breach(Resource::Cpu), demand)
+    };
+    assert_eq!(decide(Some(30.0)).target().map(|c| &*c.host), Some("b"));
+    // By the guest's count it would ask for more than the busy host has measured of all.
+    let p = decide(None);
+    assert!(p.reason.contains("no host is less pressed"), "{}", p.reason);
 }
 
 #[test]

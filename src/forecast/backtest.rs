@@ -1,6 +1,7 @@
 //! Which method is best, and how wrong it is.
 
 use super::methods::{self, Model};
+use super::regression::Regression;
 use super::{
     Forecast, MOST_CELLS, MOST_HORIZON_MS, MOST_STEPS, NotYet, Series, Settings, Step, season,
 };
@@ -10,7 +11,11 @@ const ORIGINS: usize = 120;
 /// Known steps below which nothing can be said, whatever the settings.
 const LEAST: usize = 12;
 /// How much better than the last value a method must have been to be taken instead of it.
-const GAIN: f64 = 0.98;
+const GAIN: f64 = 0.97;
+/// The same for a mean of methods, against the best of them alone.
+const MEAN_GAIN: f64 = 0.98;
+/// Most methods whose mean is tried.
+const TOGETHER: usize = 5;
 /// Age of the last known step, in steps, after which the present is not known.
 const STALE: i64 = 3;
 
@@ -49,22 +54,28 @@ pub fn forecast(series: &Series, settings: &Settings, now_ms: i64) -> Result<For
         (first..n).rev().step_by(stride).collect()
     };
 
-    let mut best: Option<(f64, Model)> = None;
-    let mut naive = 0.0;
-    for model in models {
-        let e = error(&model, &x, &seen, &origins, judged);
-        let needs = match &model {
-            Model::Naive => {
-                naive = e;
-                f64::INFINITY
-            }
-            _ => naive * GAIN,
-        };
-        if e < needs && best.as_ref().is_none_or(|(b, _)| e < *b) {
+    let judge = |model: Model| (error(&model, &x, &seen, &origins, judged), model);
+    let mut tried: Vec<(f64, Model)> = models.into_iter().map(judge).collect();
+    let naive = tried.first().map_or(f64::INFINITY, |(e, _)| *e);
+    tried.retain(|(e, _)| e.is_finite());
+    tried.sort_by(|a, b| a.0.total_cmp(&b.0));
+    // Methods that forecast the same count once.
+    tried.dedup_by(|a, b| a.0 == b.0);
+    let together = |k: usize| Model::Mean(tried[..k].iter().map(|(_, m)| m.clone()).collect());
+    let mut best = tried.first().cloned();
+    for k in 2..=TOGETHER.min(tried.len()) {
+        let (e, model) = judge(together(k));
+        let needs = best.as_ref().map_or(f64::INFINITY, |(b, m)| match m {
+            Model::Mean(_) => *b,
+            _ => b * MEAN_GAIN,
+        });
+        if e < needs {
             best = Some((e, model));
         }
     }
-    let (mae, model) = best.unwrap_or((naive, Model::Naive));
+    let (mae, model) = best
+        .filter(|(e, _)| *e < naive * GAIN)
+        .unwrap_or((naive, Model::Naive));
     if !mae.is_finite() {
         // Never two known steps at the right distance: too full of gaps to judge anything.
         return Err(NotYet::Short {
@@ -137,6 +148,7 @@ fn models(
     models.extend(periods.into_iter().map(Model::Seasonal));
     models.extend(methods::damped(x, first, judged, most));
     models.extend(methods::reversion(x, first, judged, most));
+    models.extend(Regression::of(x, first, most.max(judged)).map(Model::Regression));
     models
 }
 

@@ -1,6 +1,7 @@
 //! The methods: each forecasts from any moment of a series, looking only at what was before.
 
 use super::Method;
+use super::regression::Regression;
 
 /// Smoothing of the level that [`Model::Reversion`] starts from.
 const ALPHAS: [f64; 7] = [0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0];
@@ -25,6 +26,9 @@ pub(super) enum Model {
         states: Vec<(f64, f64)>,
         left: Vec<f64>,
     },
+    Regression(Regression),
+    /// The mean of several.
+    Mean(Vec<Model>),
 }
 
 impl Model {
@@ -54,6 +58,11 @@ impl Model {
                 let (level, mean) = states[t - 1];
                 mean + left[h - 1] * (level - mean)
             }
+            Self::Regression(r) => r.predict(t, h),
+            Self::Mean(of) => {
+                let sum: f64 = of.iter().map(|m| m.predict(x, t, h)).sum();
+                sum / of.len() as f64
+            }
         }
     }
 
@@ -67,6 +76,8 @@ impl Model {
             },
             Self::Damped { .. } => Method::Damped,
             Self::Reversion { .. } => Method::Reversion,
+            Self::Regression(_) => Method::Regression,
+            Self::Mean(of) => Method::Mean { of: of.len() },
         }
     }
 }
@@ -143,19 +154,22 @@ pub(super) fn damped(x: &[f64], until: usize, judged: usize, most: usize) -> Opt
     best.filter(|(e, _)| e.is_finite()).map(|(_, m)| m)
 }
 
-/// Reversion to the running mean; how much is left of the distance after `h` steps is measured
-/// on `x[..until]` for each smoothing of the level.
-pub(super) fn reversion(x: &[f64], until: usize, judged: usize, most: usize) -> Option<Model> {
+/// The mean after each step; it forgets what is older than a few hundred steps.
+pub(super) fn running_mean(x: &[f64]) -> Vec<f64> {
     let mut mean = 0.0;
-    let means: Vec<f64> = x
-        .iter()
+    x.iter()
         .enumerate()
         .map(|(i, v)| {
-            // The running mean forgets what is older than a few hundred steps.
             mean += (v - mean) / (i as f64 + 1.0).min(240.0);
             mean
         })
-        .collect();
+        .collect()
+}
+
+/// Reversion to the running mean; how much is left of the distance after `h` steps is measured
+/// on `x[..until]` for each smoothing of the level.
+pub(super) fn reversion(x: &[f64], until: usize, judged: usize, most: usize) -> Option<Model> {
+    let means = running_mean(x);
     let mut best: Option<(f64, Model)> = None;
     for alpha in [0.2, 0.5, 1.0] {
         let states: Vec<(f64, f64)> = holt(x, alpha, 0.0, 1.0)

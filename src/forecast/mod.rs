@@ -7,7 +7,7 @@
 //!
 //! [`forecast()`] tries several methods on the series' own past: at many earlier moments it
 //! forecasts what is known by now (rolling origin), and takes the method with the least absolute
-//! error. The same errors, per horizon, are the forecast's quantiles, so that they are as wide as
+//! error; the mean of the best few counts as a method too. The same errors, per horizon, are the forecast's quantiles, so that they are as wide as
 //! the method was wrong. Scaled by the error of the last value as a forecast they tell what the
 //! forecast is worth ([`Forecast::mase`]).
 //!
@@ -18,6 +18,7 @@ mod backtest;
 mod breach;
 mod methods;
 mod outlook;
+mod regression;
 mod season;
 mod series;
 
@@ -81,6 +82,13 @@ pub enum Method {
     Damped,
     /// Back from the smoothed level to the mean, as fast as the series did so far.
     Reversion,
+    /// A regression on averages that forget at different speeds.
+    Regression,
+    /// The mean of the methods that were best.
+    Mean {
+        /// How many.
+        of: usize,
+    },
 }
 
 impl fmt::Display for Method {
@@ -98,6 +106,8 @@ impl fmt::Display for Method {
             }
             Self::Damped => f.write_str("damped smoothing"),
             Self::Reversion => f.write_str("mean reversion"),
+            Self::Regression => f.write_str("regression"),
+            Self::Mean { of } => write!(f, "mean of {of} methods"),
         }
     }
 }
