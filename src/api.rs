@@ -289,6 +289,10 @@ pub struct MoveDetail {
     pub warning: Option<String>,
     /// Where the freeze went, once over.
     pub freeze: Option<FreezeParts>,
+    /// Attempt under way, from 1.
+    pub attempt: u16,
+    /// Why the attempts before it were given up.
+    pub retried: Vec<String>,
 }
 
 /// The freeze step by step, as the source's daemon saw it. The sum is the whole freeze.

@@ -493,6 +493,8 @@ pub enum OverBudget {
     Wait,
     /// Gives up before the freeze, and cuts a freeze short that takes longer.
     GiveUp,
+    /// Goes on by [`Method::Handover`] instead, which the definition must allow.
+    Handover,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -715,6 +717,12 @@ impl FeatureSpec {
         }
         if let Some(why) = self.against(self.method) {
             return Err(bad(&why));
+        }
+        if self.over_budget == OverBudget::Handover && self.hooks().quiesce.is_none() {
+            return Err(bad(
+                "over_budget = \"handover\" needs hooks.quiesce: what the feature has in its memory \
+                 does not move then, so it must have been written into its state directories",
+            ));
         }
         if let Some(why) = self.rules().problem(&self.name) {
             return Err(bad(&why));

@@ -14,6 +14,7 @@ use crate::guest::{Guest, GuestEvent};
 use crate::host::{GuestCapabilities, HelperState};
 use crate::hypervisor::hook::HookNotice;
 use crate::hypervisor::{Change, DomainInfo, HypervisorEvent};
+use crate::moving::record::job_of;
 use crate::store::{JOBS_KEPT, Side};
 use crate::wire::guest::{Call, GuestMoveState, GuestStatus, Reply};
 
@@ -204,7 +205,7 @@ impl Daemon {
             return None;
         }
         let jobs = self.store.jobs(JOBS_KEPT).ok()?;
-        let job = jobs.iter().find(|j| j.id == id);
+        let job = jobs.iter().find(|j| j.id == job_of(id));
         Some(job.is_some_and(|j| j.result == Some(JobResult::Done)))
     }
 
@@ -212,7 +213,7 @@ impl Daemon {
     /// that do not run are started.
     async fn reconcile(&self, domain: &str, guest: &Guest, status: GuestStatus) {
         for m in &status.moves {
-            if lock(&self.outgoing).contains_key(&m.id) || self.incoming.get(&m.id).is_some() {
+            if self.is_outgoing(&m.id) || self.incoming.get(&m.id).is_some() {
                 continue;
             }
             // Not under way: ended, or never committed here and never READY here. A guest that was
@@ -417,8 +418,7 @@ pub(super) async fn follow_guests(
                 });
             }
             GuestEvent::Hook { id, feature, text } => {
-                let known =
-                    lock(&daemon.outgoing).contains_key(&id) || daemon.incoming.get(&id).is_some();
+                let known = daemon.is_outgoing(&id) || daemon.incoming.get(&id).is_some();
                 if known {
                     tracing::info!(%domain, %id, %feature, %text, "hook");
                 }
@@ -431,7 +431,8 @@ pub(super) async fn follow_guests(
             } => {
                 tracing::trace!(%domain, %id, round, sent, total, "round");
                 // Only of moves of its own.
-                if let Some(h) = lock(&daemon.outgoing).get(&id)
+                if let Some(h) = lock(&daemon.outgoing).get(job_of(&id))
+                    && h.is_attempt(&id)
                     && h.job.borrow().from_domain == domain
                 {
                     h.progress.tell(round, sent, total);

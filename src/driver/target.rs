@@ -14,7 +14,7 @@ use crate::method::{HookName, Method};
 use crate::moving::record::{TargetPhase, TargetRecord};
 use crate::moving::target::{Action, Event, State, Target};
 use crate::peer::{BulkReceiver, PeerError};
-use crate::wire::guest::{Call, MoveId, Reply};
+use crate::wire::guest::{Call, ErrorKind, MoveId, Reply};
 use crate::wire::peer::{TargetStatus, Verdict};
 
 /// How long a move may be READY without a word of the source before it is asked.
@@ -40,6 +40,8 @@ pub struct Incoming {
     restore_ms: u64,
     resume_ms: u64,
     failure: Option<String>,
+    /// criu failed; another attempt may not.
+    passing: bool,
     /// The feature's own commands are still asked how it does here.
     settling: bool,
     /// What they found, when it was not good.
@@ -58,6 +60,7 @@ impl Incoming {
             restore_ms: 0,
             resume_ms: 0,
             failure,
+            passing: false,
             settling: false,
             warning: None,
             failed_resumes: 0,
@@ -128,6 +131,7 @@ impl Incoming {
             },
             State::Discarding | State::Gone => TargetStatus::Failed {
                 reason: self.failure.clone().unwrap_or_else(|| "discarded".into()),
+                passing: self.passing,
             },
         }
     }
@@ -281,10 +285,16 @@ pub async fn restore(daemon: &Arc<Daemon>, id: &str, round: u16) -> Result<Targe
         round,
     };
     let answer = match guest(daemon, &record) {
-        Ok(g) => g
-            .call_in_boot(restore, timeout)
-            .await
-            .map_err(|e| e.to_string()),
+        Ok(g) => g.call_in_boot(restore, timeout).await.map_err(|e| {
+            incoming.passing = matches!(
+                e,
+                GuestError::Helper {
+                    kind: ErrorKind::Criu,
+                    ..
+                }
+            );
+            e.to_string()
+        }),
         Err(e) => Err(e),
     };
     match answer {

@@ -111,11 +111,47 @@ impl Ending {
     }
 }
 
+/// Dashes in the identifier of a move's first attempt, a UUID.
+const DASHES: usize = 4;
+
+/// The move that an attempt belongs to: the first attempt's identifier is the move's, the others
+/// have their number behind it.
+pub fn job_of(id: &str) -> &str {
+    match id.rsplit_once('-') {
+        Some((job, _)) if id.matches('-').count() > DASHES => job,
+        _ => id,
+    }
+}
+
+/// Number of an attempt, from 1.
+pub fn attempt_of(id: &str) -> u16 {
+    let number = id
+        .strip_prefix(job_of(id))
+        .and_then(|s| s.strip_prefix('-'));
+    number.and_then(|n| n.parse().ok()).unwrap_or(1)
+}
+
 impl SourceRecord {
+    /// The record of the next attempt: known to nobody yet, its stream neither.
+    #[must_use]
+    pub fn next_attempt(&self, handover: bool) -> Self {
+        let number = attempt_of(&self.id).saturating_add(1);
+        Self {
+            id: format!("{}-{number}", job_of(&self.id)),
+            stream: self.stream.wrapping_add(1).max(1),
+            method: if handover {
+                Method::Handover
+            } else {
+                self.method
+            },
+            ..self.clone()
+        }
+    }
+
     /// The job as it begins.
     pub fn job(&self) -> Job {
         Job {
-            id: self.id.clone(),
+            id: job_of(&self.id).to_owned(),
             feature: self.spec.name.clone(),
             from_host: self.from_host.clone(),
             from_domain: self.domain.clone(),
@@ -133,6 +169,7 @@ impl SourceRecord {
             history: Vec::new(),
             detail: MoveDetail {
                 method: self.method,
+                attempt: attempt_of(&self.id),
                 ..MoveDetail::default()
             },
         }

@@ -95,6 +95,9 @@ pub enum TargetStatus {
     Failed {
         /// Why.
         reason: String,
+        /// criu failed; another attempt may not.
+        #[serde(default)]
+        passing: bool,
     },
 }
 
