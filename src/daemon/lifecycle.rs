@@ -232,9 +232,10 @@ impl Daemon {
                         commit,
                     }
                 }
-                GuestMoveState::Receiving | GuestMoveState::Ready => {
-                    Call::Discard { id: m.id.clone() }
-                }
+                GuestMoveState::Receiving | GuestMoveState::Ready => Call::Discard {
+                    id: m.id.clone(),
+                    force: false,
+                },
                 GuestMoveState::Running => continue,
             };
             tracing::warn!(%domain, id = %m.id, state = ?m.state, "removing what a forgotten move left");

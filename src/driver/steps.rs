@@ -260,6 +260,7 @@ pub(super) async fn perform(shared: &Shared, action: Action) -> Event {
             }
             resume(shared).await
         }
+        Action::GiveUp => give_up(shared).await,
         Action::Release { commit, again } => {
             if again {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -531,6 +532,24 @@ async fn resume(shared: &Shared) -> Event {
             tracing::warn!(id = %r.id, host = %r.to_host, error = %e,
                 "committed; asking the target again to resume");
             Event::ResumeFailed
+        }
+    }
+}
+
+async fn give_up(shared: &Shared) -> Event {
+    let r = &shared.record;
+    let Some(peers) = shared.daemon.peers() else {
+        return Event::GiveUpFailed;
+    };
+    let timeout = 2 * shared.restore_timeout;
+    match peers.give_up(&r.to_host, &r.id, timeout).await {
+        Ok(TargetStatus::Lost { reason }) => {
+            Event::TargetLost(format!("host {}: {reason}", r.to_host))
+        }
+        other => {
+            tracing::error!(id = %r.id, host = %r.to_host, ?other,
+                "the target has not given the move up");
+            Event::GiveUpFailed
         }
     }
 }

@@ -308,7 +308,7 @@ impl Moves {
             | Call::Restore { id, .. }
             | Call::Resume { id }
             | Call::Settled { id }
-            | Call::Discard { id }
+            | Call::Discard { id, .. }
                 if !valid_move_id(id) =>
             {
                 return Err(Failure::new(
@@ -318,7 +318,7 @@ impl Moves {
             }
             _ => {}
         }
-        if let Call::Release { id, .. } | Call::Discard { id } = &call {
+        if let Call::Release { id, .. } | Call::Discard { id, .. } = &call {
             self.end(id);
         }
         match call {
@@ -429,9 +429,15 @@ impl Moves {
                 self.target(&id).settled(&id, events)?;
                 Ok(Reply::Done)
             }
-            Call::Discard { id } => {
+            Call::Discard { id, force } => {
+                let target = self.target(&id);
+                if force && let Some(pid) = target.destroy(&id)? {
+                    return Ok(Reply::Running { resume_ms: 0, pid });
+                }
                 self.drop_stream(&id);
-                self.target(&id).discard(&id)?;
+                if !force {
+                    target.discard(&id)?;
+                }
                 lock(&self.targets).remove(&id);
                 Ok(Reply::Done)
             }

@@ -81,7 +81,10 @@ pub enum TargetPhase {
     Ready,
     /// The feature runs here.
     Running,
-    /// The guest with the restored copy was lost before the feature ran here: it never will.
+    /// The source gave the move up after its commit: the restored copy is to be destroyed.
+    Destroying,
+    /// The guest with the restored copy, or the copy, was lost before the feature ran here: it
+    /// never will.
     Lost,
 }
 
@@ -173,5 +176,19 @@ impl SourceRecord {
                 ..MoveDetail::default()
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_are_named_after_their_move() {
+        let job = "3f2a4b5c-0000-4000-8000-0123456789ab";
+        assert_eq!((job_of(job), attempt_of(job)), (job, 1));
+        let third = format!("{job}-3");
+        assert_eq!((job_of(&third), attempt_of(&third)), (job, 3));
+        assert!(crate::wire::guest::valid_move_id(&third));
     }
 }

@@ -143,6 +143,10 @@ pub enum Event {
     DiscardUnreachable,
     /// Asking the target to resume failed; try again.
     ResumeFailed,
+    /// An administrator gives a committed move up that does not resume at the target.
+    GiveUp,
+    /// The target did not destroy its copy: it cannot be reached, or runs it.
+    GiveUpFailed,
     /// The guest could not end the freeze; try again.
     ReleaseFailed,
     /// A step failed; the reason is shown to users.
@@ -189,6 +193,8 @@ pub enum Action {
         /// After a pause.
         again: bool,
     },
+    /// Ask the target to destroy the copy that does not resume there, durably.
+    GiveUp,
     /// Ask the guest to end the freeze.
     Release {
         /// Kill the copy here; otherwise thaw it.
@@ -473,7 +479,7 @@ impl Source {
                     JobResult::Failed,
                     format!(
                         "{reason}; the feature goes on here from where it was frozen, and what it \
-                         may have done there since is lost with that guest"
+                         may have done there since is lost"
                     ),
                 ));
                 self.state = State::Reverting;
@@ -500,6 +506,8 @@ impl Source {
                 };
                 self.settle()
             }
+            // Nothing changes here until the target says that its copy never runs.
+            (State::Switching { resumed: false, .. }, Event::GiveUp) => vec![Action::GiveUp],
             (State::Switching { resumed: false, .. }, Event::ResumeFailed) => {
                 vec![Action::Resume { again: true }]
             }

@@ -86,7 +86,8 @@ pub enum TargetStatus {
         #[serde(default)]
         warning: Option<String>,
     },
-    /// The guest that held it was lost before it ran there, and this is durable: it never will.
+    /// The guest that held it, or the copy, was lost before it ran there, and this is durable: it
+    /// never will.
     Lost {
         /// How, and how it is known.
         reason: String,
