@@ -559,7 +559,10 @@ mod tests {
             let feature = FeatureName::new("cache").unwrap();
             let calls = [
                 Call::Resume { id: id.into() },
-                Call::Discard { id: id.into() },
+                Call::Discard {
+                    id: id.into(),
+                    force: false,
+                },
                 Call::Release {
                     id: id.into(),
                     feature,
@@ -597,7 +600,10 @@ mod tests {
             commit: false,
         };
         assert_eq!(moves.handle(release, &|_| {}), Reply::Done);
-        let discard = Call::Discard { id: arrived.into() };
+        let discard = Call::Discard {
+            id: arrived.into(),
+            force: false,
+        };
         assert_eq!(moves.handle(discard, &|_| {}), Reply::Done);
         let ask = source::Ask {
             id: left,
