@@ -233,7 +233,8 @@ async fn run(
             Event::Renewed if before == State::Renewing => {
                 (shared, inbox.outcomes) = renewed(&shared, machine.renews_as_handover());
                 freeze = Freeze::default();
-                let reason = machine.ending().and_then(|e| e.reason.clone());
+                let failed = machine.ending().filter(|e| e.result == JobResult::Failed);
+                let reason = failed.and_then(|e| e.reason.clone());
                 job.send_modify(|j| {
                     j.detail.attempt = attempt_of(&shared.record.id);
                     j.detail.method = shared.record.method;

@@ -431,8 +431,10 @@ impl Moves {
             }
             Call::Discard { id, force } => {
                 let target = self.target(&id);
-                if force && let Some(pid) = target.destroy(&id)? {
-                    return Ok(Reply::Running { resume_ms: 0, pid });
+                if force && !target.destroy(&id)? {
+                    let (resume_ms, pid) = target.resume(&id, events)?;
+                    self.drop_stream(&id);
+                    return Ok(Reply::Running { resume_ms, pid });
                 }
                 self.drop_stream(&id);
                 if !force {

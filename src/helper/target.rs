@@ -525,28 +525,24 @@ impl Target {
     }
 
     /// Destroys a copy whose resume was asked for and did not come through, for good: no step of
-    /// the move finds anything here afterwards. The first process of one that does run.
-    pub fn destroy(&self, id: &str) -> Result<Option<u32>, Failure> {
-        let runs = || match gate::last_state(&paths::move_dir(id)) {
-            Some(State::Running { pid }) => Some(pid as u32),
-            _ => None,
-        };
-        if let Some(pid) = runs() {
-            return Ok(Some(pid));
+    /// the move finds anything here afterwards. False when it does run: nothing is changed then.
+    pub fn destroy(&self, id: &str) -> Result<bool, Failure> {
+        if is_running(id) {
+            return Ok(false);
         }
         // An attempt to resume that is under way ends sooner.
         self.given_up.store(true, Ordering::Relaxed);
         let _turn = lock(&self.turn);
         let Some(r) = Record::load(id) else {
-            return Ok(None);
+            return Ok(true);
         };
         if r.side != Side::Target {
             let why = format!("move {id} of '{}' leaves from here", r.feature);
             return Err(Failure::new(ErrorKind::Invalid, why));
         }
-        if let Some(pid) = runs() {
+        if is_running(id) {
             self.given_up.store(false, Ordering::Relaxed);
-            return Ok(Some(pid));
+            return Ok(false);
         }
         tracing::warn!(
             "move {id}: destroying the copy of '{}', which did not resume",
@@ -558,16 +554,17 @@ impl Target {
         if netns::exists(feature) {
             netns::gate(feature)?;
         }
-        let workload = paths::workload_cgroup(feature);
-        if workload.exists() {
-            cgroup::kill(&workload, UNDO)?;
+        // The supervisor with it: it would restore once more.
+        let all = paths::cgroup_dir(feature);
+        if all.exists() {
+            cgroup::kill(&all, UNDO)?;
         }
         self.clean(id, feature)?;
         if unit::running(feature) {
             let why = format!("processes of feature '{feature}' do not end");
             return Err(Failure::new(ErrorKind::Failed, why));
         }
-        Ok(None)
+        Ok(true)
     }
 
     fn clean(&self, id: &str, feature: &FeatureName) -> Result<(), Failure> {

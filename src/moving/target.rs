@@ -193,7 +193,8 @@ impl Target {
                 self.state = S::Resuming;
                 vec![Action::Resume { again: false }]
             }
-            (S::Resuming, Event::Resumed) => {
+            // One that is to be destroyed: an earlier attempt to resume had come through.
+            (S::Resuming | S::Destroying, Event::Resumed) => {
                 self.state = S::Running;
                 vec![Action::Adopt]
             }
@@ -215,11 +216,6 @@ impl Target {
             }
             (S::Destroying, Event::GiveUpRecorded) => vec![Action::Destroy { again: false }],
             (S::Destroying, Event::DestroyFailed) => vec![Action::Destroy { again: true }],
-            // An earlier attempt to resume had come through.
-            (S::Destroying, Event::Resumed) => {
-                self.state = S::Running;
-                vec![Action::Adopt]
-            }
             (S::Lost | S::Destroying, Event::ResumeAsked)
             | (S::Destroying | S::Losing | S::Lost, Event::GiveUpAsked) => Vec::new(),
             // Before READY was reported the source cannot have committed.
