@@ -18,7 +18,7 @@ const STEP: u64 = 20_000;
 fn limits(feature: Feature) -> Limits {
     Limits {
         attempts: 3,
-        over: if feature % 2 == 0 {
+        over: if feature.is_multiple_of(2) {
             OverBudget::Handover
         } else {
             OverBudget::Go
