@@ -398,8 +398,8 @@ impl Default for FeaturesSection {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QmpSection {
-    /// Names of the domains whose monitor is asked, `*` being any text. None by default: libvirt
-    /// marks a domain that was asked as tainted.
+    /// Names of the domains whose monitor is asked and whose events are listened to, `*` being any
+    /// text. None by default: libvirt marks a domain that was asked as tainted.
     pub domains: Vec<String>,
     /// Seconds between two questions to a domain, 5 to 3600.
     pub interval_s: f64,

@@ -4,10 +4,16 @@
 use std::collections::BTreeMap;
 
 use drover_qmp::command::{BlockStats, Histogram, StatValue, StatsResult};
+use drover_qmp::{Event, EventKind};
 use serde::{Deserialize, Serialize};
 
 /// Most disks and most statistics that are kept of a domain.
 const MOST: usize = 64;
+
+/// Latest events of a domain that are kept.
+const LATEST: usize = 8;
+/// Longest text of an event that is kept, characters.
+const TEXT: usize = 200;
 
 /// What the monitor told last.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -22,6 +28,81 @@ pub struct QemuState {
     pub disks: BTreeMap<String, Disk>,
     /// KVM's counters, of the whole guest and the sums over its vCPUs; empty without KVM.
     pub kvm: BTreeMap<String, u64>,
+    /// What QEMU told by itself.
+    #[serde(default)]
+    pub events: Events,
+}
+
+/// What QEMU told by itself since its domain was started or droverd was.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Events {
+    /// How often, by QEMU's name of the event.
+    pub counts: BTreeMap<String, u64>,
+    /// The latest, oldest first.
+    pub latest: Vec<QemuEvent>,
+}
+
+/// An event.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct QemuEvent {
+    /// When, milliseconds since the epoch.
+    pub at_ms: i64,
+    /// QEMU's name of it.
+    pub name: String,
+    /// What it says, in words.
+    pub text: String,
+}
+
+impl Events {
+    /// Notes an event that came at `now_ms`, and gives it as it was noted.
+    pub fn note(&mut self, event: &Event, now_ms: i64) -> QemuEvent {
+        let text = match &event.kind {
+            EventKind::BlockIoError {
+                device,
+                operation,
+                action,
+                reason,
+            } => {
+                let of = if device.is_empty() {
+                    String::new()
+                } else {
+                    format!(" of {device}")
+                };
+                format!("{operation}{of} failed: {reason}; QEMU's action: {action}")
+            }
+            EventKind::VserportChange { id, open } => {
+                format!("{id} {}", if *open { "opened" } else { "closed" })
+            }
+            EventKind::GuestPanicked { action } => format!("QEMU's action: {action}"),
+            EventKind::BalloonChange { actual } => {
+                format!("memory is {} MiB now", actual / (1024 * 1024))
+            }
+            EventKind::Unknown { .. } => String::new(),
+        };
+        let at_ms = event.at_us.and_then(|us| i64::try_from(us / 1000).ok());
+        let noted = QemuEvent {
+            at_ms: at_ms.unwrap_or(now_ms),
+            name: event.kind.name().chars().take(TEXT).collect(),
+            text: text.chars().take(TEXT).collect(),
+        };
+        if self.counts.len() < MOST || self.counts.contains_key(&noted.name) {
+            let count = self.counts.entry(noted.name.clone()).or_default();
+            *count = count.saturating_add(1);
+        }
+        self.latest.push(noted.clone());
+        if self.latest.len() > LATEST {
+            self.latest.remove(0);
+        }
+        noted
+    }
+}
+
+/// Whether an event says that something is wrong with the guest or its disks.
+pub fn is_trouble(event: &Event) -> bool {
+    matches!(
+        event.kind,
+        EventKind::BlockIoError { .. } | EventKind::GuestPanicked { .. }
+    )
 }
 
 /// A disk.
@@ -192,6 +273,45 @@ mod tests {
         // No operations, or a domain that was started anew: no latency.
         assert_eq!(disk(&disks(&of(14, 28_000_000), &next)).latency_ms, None);
         assert_eq!(disk(&disks(&of(1, 1), &next)).latency_ms, None);
+    }
+
+    #[test]
+    fn events_are_counted_and_the_latest_kept() {
+        let mut events = Events::default();
+        let balloon = |n: u64| {
+            let data = serde_json::json!({"actual": n * 1024 * 1024});
+            Event::new("BALLOON_CHANGE", Some(n * 1000), data)
+        };
+        for n in 1..=20 {
+            events.note(&balloon(n), 0);
+        }
+        let failed = Event::new(
+            "BLOCK_IO_ERROR",
+            None,
+            serde_json::json!({"device": "", "operation": "write", "action": "stop",
+                               "reason": "x".repeat(1000)}),
+        );
+        assert!(is_trouble(&failed) && !is_trouble(&balloon(1)));
+        let noted = events.note(&failed, 77);
+        assert_eq!((noted.at_ms, noted.text.chars().count()), (77, TEXT));
+        assert!(noted.text.starts_with("write failed: xxx"));
+        assert_eq!(events.counts["BALLOON_CHANGE"], 20);
+        assert_eq!(events.counts["BLOCK_IO_ERROR"], 1);
+        assert_eq!(events.latest.len(), LATEST);
+        assert_eq!(events.latest.last(), Some(&noted));
+        let first = events.latest.first().unwrap();
+        assert_eq!(
+            (first.at_ms, first.text.as_str()),
+            (14, "memory is 14 MiB now")
+        );
+        // Names without end take no memory without end.
+        for n in 0..1000 {
+            events.note(
+                &Event::new(&format!("E{n}"), None, serde_json::Value::Null),
+                0,
+            );
+        }
+        assert_eq!(events.counts.len(), MOST);
     }
 
     #[test]

@@ -91,7 +91,9 @@ fn domain() -> Option<String> {
 
 async fn connect() -> (Hypervisor, mpsc::Receiver<HypervisorEvent>) {
     let (tx, events) = mpsc::channel(256);
-    let hv = Hypervisor::connect("qemu:///system", 10, tx).await.unwrap();
+    let hv = Hypervisor::connect("qemu:///system", 10, tx, None)
+        .await
+        .unwrap();
     (hv, events)
 }
 

@@ -28,7 +28,7 @@ async fn change(events: &mut mpsc::Receiver<HypervisorEvent>) -> (String, Change
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn domains_events_stats_and_errors() {
     let (tx, mut events) = mpsc::channel(64);
-    let hv = Hypervisor::connect(URI, 2, tx).await.unwrap();
+    let hv = Hypervisor::connect(URI, 2, tx, None).await.unwrap();
 
     let caps = hv.capabilities().await.unwrap();
     assert!(caps.cpus >= 1.0 && caps.memory_mib > 0.0, "{caps:?}");
@@ -86,7 +86,7 @@ async fn domains_events_stats_and_errors() {
 async fn no_libvirt_is_told_so() {
     let (tx, _events) = mpsc::channel(1);
     let uri = "qemu+unix:///system?socket=/nonexistent/drover-test.sock";
-    let e = Hypervisor::connect(uri, 2, tx).await.err().unwrap();
+    let e = Hypervisor::connect(uri, 2, tx, None).await.err().unwrap();
     assert!(matches!(e, HypervisorError::NotConnected { .. }), "{e}");
     assert!(e.to_string().contains("libvirtd"), "{e}");
 }

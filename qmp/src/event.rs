@@ -77,6 +77,23 @@ struct BalloonChange {
 }
 
 impl Event {
+    /// Names of the events that have a kind of their own.
+    pub const NAMES: &[&str] = &[
+        "BLOCK_IO_ERROR",
+        "VSERPORT_CHANGE",
+        "GUEST_PANICKED",
+        "BALLOON_CHANGE",
+    ];
+
+    /// An event of this name and with these data, as whoever holds the monitor passes it on. `at_us`:
+    /// host's wall clock, microseconds since the epoch.
+    pub fn new(name: &str, at_us: Option<u64>, data: Value) -> Self {
+        Self {
+            at_us,
+            kind: EventKind::parse(name, data),
+        }
+    }
+
     /// Takes an event out of a message; `None` when the message is none.
     pub fn parse(message: &Value) -> Option<Self> {
         let name = message.get("event")?.as_str()?;
@@ -88,14 +105,22 @@ impl Event {
                 .checked_mul(1_000_000)?
                 .checked_add(part("microseconds")?)
         });
-        Some(Self {
-            at_us,
-            kind: EventKind::parse(name, data),
-        })
+        Some(Self::new(name, at_us, data))
     }
 }
 
 impl EventKind {
+    /// The name that QEMU has for it.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::BlockIoError { .. } => "BLOCK_IO_ERROR",
+            Self::VserportChange { .. } => "VSERPORT_CHANGE",
+            Self::GuestPanicked { .. } => "GUEST_PANICKED",
+            Self::BalloonChange { .. } => "BALLOON_CHANGE",
+            Self::Unknown { name, .. } => name,
+        }
+    }
+
     fn parse(name: &str, data: Value) -> Self {
         let known = match name {
             "BLOCK_IO_ERROR" => BlockIoError::deserialize(&data)
@@ -159,5 +184,20 @@ mod tests {
         let e = Event::parse(&json!({"event": "BALLOON_CHANGE", "data": {"actual": 7}})).unwrap();
         assert_eq!(e.kind, EventKind::BalloonChange { actual: 7 });
         assert_eq!(Event::parse(&json!({"return": {}})), None);
+        // As QEMU writes them.
+        let io = json!({"device": "", "node-name": "libvirt-1-format", "operation": "write",
+            "action": "stop", "nospace": true, "reason": "No space left on device",
+            "qom-path": "/machine/peripheral/virtio-disk0/virtio-backend"});
+        let data = [
+            io,
+            json!({"id": "channel1", "open": false}),
+            json!({"action": "pause", "info": {"type": "hyper-v"}}),
+            json!({"actual": 1}),
+        ];
+        for (name, data) in Event::NAMES.iter().zip(data) {
+            let e = Event::new(name, None, data);
+            assert!(!matches!(e.kind, EventKind::Unknown { .. }), "{name}");
+            assert_eq!(e.kind.name(), *name);
+        }
     }
 }

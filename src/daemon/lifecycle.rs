@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::api::{ApiEvent, JobResult};
+use crate::api::ApiEvent;
 use crate::driver::target;
 use crate::feature::FeatureName;
 use crate::guest::{Guest, GuestEvent};
@@ -15,14 +15,16 @@ use crate::host::{GuestCapabilities, HelperState};
 use crate::hypervisor::hook::HookNotice;
 use crate::hypervisor::{Change, DomainInfo, HypervisorEvent};
 use crate::moving::record::job_of;
-use crate::store::{JOBS_KEPT, Side};
 use crate::wire::guest::{Call, GuestMoveState, GuestStatus, Reply};
+use crate::wire::peer::Fate;
 
 use super::instance::Instance;
 use super::{Daemon, DaemonError, SHORT, lock};
 
 /// Longest wait for a start: the helper itself gives up earlier.
 pub(super) const START: Duration = Duration::from_secs(130);
+/// Pause before a guest is asked again about a move whose end is not known.
+const AGAIN: Duration = Duration::from_secs(3);
 /// Pause between looks at libvirt's list without an event.
 const RECONCILE: Duration = Duration::from_secs(10);
 
@@ -132,6 +134,9 @@ impl Daemon {
 
     /// Tells a domain's helper which features it has.
     pub(super) async fn define(&self, domain: &str) {
+        if self.holds(domain) {
+            return;
+        }
         let Some(guest) = self.guest(domain) else {
             return;
         };
@@ -146,10 +151,16 @@ impl Daemon {
     }
 
     /// After a helper connected: interval, capabilities, features, and what the guest holds.
-    async fn greet(&self, domain: &str) {
+    async fn greet(self: &Arc<Self>, domain: &str) {
         let Some(guest) = self.guest(domain) else {
             return;
         };
+        if self.holds(domain)
+            && let Err(e) = guest.call(Call::Announce, SHORT).await
+        {
+            // Switches learn it later, from the features' own traffic.
+            tracing::debug!(%domain, error = %e, "addresses of features not announced");
+        }
         let interval_ms = (self.config.meter.interval_s * 1000.0) as u64;
         let told = async {
             guest.call(Call::Meter { interval_ms }, SHORT).await?;
@@ -186,7 +197,10 @@ impl Daemon {
     }
 
     /// Asks a guest what it holds, and brings it in line.
-    pub(crate) async fn recheck(&self, domain: &str) {
+    pub(crate) async fn recheck(self: &Arc<Self>, domain: &str) {
+        if self.holds(domain) {
+            return;
+        }
         let Some(guest) = self.guest(domain) else {
             return;
         };
@@ -197,35 +211,38 @@ impl Daemon {
         }
     }
 
-    /// What the store says of a source's move that is not under way any more: committed, given
-    /// up, or (`None`) not known for sure.
-    fn ended_source(&self, id: &str) -> Option<bool> {
-        let damaged = self.store.damaged_moves(Side::Source).ok()?;
-        if damaged.iter().any(|d| d == id) {
-            return None;
-        }
-        let jobs = self.store.jobs(JOBS_KEPT).ok()?;
-        let job = jobs.iter().find(|j| j.id == job_of(id));
-        Some(job.is_some_and(|j| j.result == Some(JobResult::Done)))
+    /// Asks the guest again after a while: a move's end is not known yet.
+    fn recheck_later(self: &Arc<Self>, domain: &str) {
+        let (daemon, domain) = (Arc::clone(self), domain.to_owned());
+        tokio::spawn(async move {
+            tokio::time::sleep(AGAIN).await;
+            daemon.recheck(&domain).await;
+        });
     }
 
     /// Brings the guest in line: leftovers of moves nobody knows are removed, enabled features
     /// that do not run are started.
-    async fn reconcile(&self, domain: &str, guest: &Guest, status: GuestStatus) {
+    async fn reconcile(self: &Arc<Self>, domain: &str, guest: &Guest, status: GuestStatus) {
+        let mut again = false;
         for m in &status.moves {
             if self.is_outgoing(&m.id) || self.incoming.get(&m.id).is_some() {
                 continue;
             }
-            // Not under way: ended, or never committed here and never READY here. A guest that was
-            // saved and restored may bring back a frozen copy of a move that is long done.
+            // Not under way here: ended, or never committed here and never READY here. A guest that
+            // was saved and restored may bring back a frozen copy of a move that is long done; one
+            // that was migrated here, one of a move that another host makes or made.
             let call = match m.state {
                 GuestMoveState::Copying | GuestMoveState::Frozen => {
-                    let Some(commit) = self.ended_source(&m.id) else {
-                        tracing::error!(%domain, id = %m.id, feature = %m.feature,
-                            "a copy of a feature is frozen here and the record of its move is \
-                             damaged: look at the feature on both hosts");
+                    let Some((fate, told)) = self.fate_of(&m.id).await else {
+                        tracing::warn!(%domain, id = %m.id, feature = %m.feature,
+                            "how a move ended is not known yet; what it left stays, asking again");
+                        again = true;
                         continue;
                     };
+                    let commit = fate == Fate::Gone;
+                    if commit && told {
+                        self.left_before(domain, &m.feature).await;
+                    }
                     Call::Release {
                         id: m.id.clone(),
                         feature: m.feature.clone(),
@@ -236,6 +253,12 @@ impl Daemon {
                     id: m.id.clone(),
                     force: false,
                 },
+                // The host that the domain was on could not tell the guest that it is registered.
+                GuestMoveState::Running if self.registered(domain, &m.feature) => Call::Release {
+                    id: m.id.clone(),
+                    feature: m.feature.clone(),
+                    commit: true,
+                },
                 GuestMoveState::Running => continue,
             };
             tracing::warn!(%domain, id = %m.id, state = ?m.state, "removing what a forgotten move left");
@@ -243,6 +266,14 @@ impl Daemon {
                 tracing::warn!(%domain, id = %m.id, error = %e, "leftovers of a move not removed");
             }
         }
+        if again {
+            self.recheck_later(domain);
+        }
+        let frozen: BTreeSet<&FeatureName> = if again {
+            status.moves.iter().map(|m| &m.feature).collect()
+        } else {
+            BTreeSet::new()
+        };
         let running: BTreeSet<&FeatureName> = status
             .features
             .iter()
@@ -259,7 +290,8 @@ impl Daemon {
                 let runs = running.contains(name);
                 let managed = f.record.spec.managed().is_some();
                 f.running = Some(runs || !managed);
-                if managed && !runs && f.record.enabled && f.moving.is_none() {
+                let waits = f.moving.is_some() || frozen.contains(name);
+                if managed && !runs && f.record.enabled && !waits {
                     start.push(name.clone());
                 }
             }
@@ -343,8 +375,13 @@ impl Daemon {
             } => {
                 tracing::info!(%domain, ?change, "domain event");
                 match change {
+                    Change::MigratedHere if self.peers().is_some() => {
+                        lock(&self.arrivals).coming(&uuid);
+                    }
+                    Change::MigratedAway => lock(&self.arrivals).gone(&uuid),
                     // What was in its memory is gone; a transient domain is not listed any more.
                     Change::Stopped | Change::Crashed => {
+                        lock(&self.arrivals).gone(&uuid);
                         let daemon = Arc::clone(self);
                         tokio::spawn(async move { target::domain_ended(&daemon, &uuid).await });
                     }

@@ -31,6 +31,10 @@ const LOOK: Duration = Duration::from_secs(5);
 struct Written {
     serial: u64,
     digest: u32,
+    /// The features went along with the domain: what the XML says here is old until it runs here
+    /// again.
+    #[serde(default)]
+    left: bool,
 }
 
 fn key(uuid: &str) -> String {
@@ -137,14 +141,28 @@ impl Daemon {
         let Some(mut written) = self.metadata_written(&uuid).await else {
             return false;
         };
+        let left = std::mem::take(&mut written.left);
+        if left && !active && wanted.features.is_empty() {
+            return true;
+        }
         let mut present = written.digest;
         if read {
+            let Some(xml_counts) = self.xml_counts(&uuid, active) else {
+                return false;
+            };
+            let xml_counts = xml_counts && (active || !left);
             match self.hypervisor.features(domain).await {
+                Ok(Some(found)) if found.serial > written.serial && !xml_counts => {
+                    // Peers told what it has; this is only how far the serial numbers are.
+                    written.serial = found.serial;
+                    present = digest(&found);
+                }
                 Ok(Some(found)) if found.serial > written.serial => {
                     self.take_up(domain, &uuid, &found).await;
                     written = Written {
                         serial: found.serial,
                         digest: digest(&found),
+                        left: false,
                     };
                     present = written.digest;
                     match self.metadata_wanted(domain) {
@@ -172,6 +190,7 @@ impl Daemon {
         let next = Written {
             serial: wanted.serial,
             digest: now,
+            left: false,
         };
         if !self.remember_metadata(&uuid, next).await {
             return false;
@@ -250,7 +269,7 @@ impl Daemon {
         });
     }
 
-    fn known_elsewhere(&self, domain: &str, uuid: &str, name: &FeatureName) -> bool {
+    pub(super) fn known_elsewhere(&self, domain: &str, uuid: &str, name: &FeatureName) -> bool {
         let here = lock(&self.instances)
             .iter()
             .any(|(d, i)| d != domain && i.features.contains_key(name));
@@ -262,13 +281,22 @@ impl Daemon {
             .any(|p| p.instances.iter().any(has))
     }
 
-    async fn forget_feature(&self, domain: &str, uuid: &str, feature: &FeatureName) {
+    /// Takes a feature out of the registry; false when that cannot be written.
+    pub(super) async fn forget_feature(
+        &self,
+        domain: &str,
+        uuid: &str,
+        feature: &FeatureName,
+    ) -> bool {
         let (id, name) = (uuid.to_owned(), feature.clone());
         if let Err(e) = self.store.run(move |s| s.remove_feature(&id, &name)).await {
             tracing::error!(%domain, %feature, error = %e, "the registry cannot be written");
-            return;
+            return false;
         }
-        if let Some(i) = lock(&self.instances).get_mut(domain) {
+        if let Some(i) = lock(&self.instances)
+            .get_mut(domain)
+            .filter(|i| i.info.uuid == uuid)
+        {
             i.features.remove(feature);
         }
         self.emit(ApiEvent::Feature {
@@ -276,11 +304,54 @@ impl Daemon {
             feature: feature.clone(),
             what: "left".to_owned(),
         });
+        true
+    }
+
+    /// A feature left by a move that was committed before its domain came here with an older XML.
+    pub(super) async fn left_before(&self, domain: &str, feature: &FeatureName) {
+        let _guard = self.changes.lock(domain).await;
+        let uuid = lock(&self.instances)
+            .get(domain)
+            .filter(|i| i.features.contains_key(feature))
+            .map(|i| i.info.uuid.clone());
+        if let Some(uuid) = uuid {
+            self.forget_feature(domain, &uuid, feature).await;
+        }
+    }
+
+    /// Whether a domain's features were kept here.
+    pub(super) async fn knew_domain(&self, uuid: &str) -> bool {
+        let key = key(uuid);
+        matches!(self.store.run(move |s| s.get(&key)).await, Ok(Some(_)))
+    }
+
+    /// A domain's features were handed over to the host where it runs now: what its XML says here,
+    /// if it is defined here still, is old.
+    pub(super) async fn domain_left(&self, domain: &str, uuid: &str) {
+        let _guard = self.changes.lock(domain).await;
+        let Some(written) = self.metadata_written(uuid).await else {
+            return;
+        };
+        let left = Written {
+            serial: written.serial.saturating_sub(1),
+            digest: 0,
+            left: true,
+        };
+        self.remember_metadata(uuid, left).await;
+        let listed = lock(&self.instances)
+            .get(domain)
+            .is_some_and(|i| i.info.uuid == uuid && !i.info.active);
+        if listed && let Err(e) = self.hypervisor.set_features(domain, None).await {
+            tracing::debug!(%domain, error = %e, "features not taken out of the XML here");
+        }
     }
 
     /// A domain migrated away as a whole: its features went along in its XML, but for those that
-    /// cannot be told there.
+    /// cannot be told there. Where there are peers, the host to which it went asks for them.
     async fn left_with_domain(&self, domain: &str) {
+        if self.peers().is_some() {
+            return;
+        }
         let _guard = self.changes.lock(domain).await;
         let Some((uuid, _, wanted)) = self.metadata_wanted(domain) else {
             return;
@@ -295,6 +366,7 @@ impl Daemon {
         let before = Written {
             serial: written.serial.saturating_sub(1),
             digest: 0,
+            left: true,
         };
         if !self.remember_metadata(&uuid, before).await {
             return;

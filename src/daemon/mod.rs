@@ -6,6 +6,7 @@
 //! - [`agent_meter`]: guests without the helper
 //! - [`qemu_meter`]: QEMU's monitors, where the administrator wants it
 //! - [`metadata`]: features in the domains' XML
+//! - [`arrivals`]: domains that libvirt migrates as a whole
 //! - [`forecast`]: what is expected to be breached
 //! - [`placement`]: host state, automatic moves
 //! - [`decisions`], [`audit`]: plans, recorded decisions, advice, scores
@@ -20,6 +21,7 @@
 
 pub mod affinity;
 mod agent_meter;
+mod arrivals;
 pub mod audit;
 mod certificates;
 mod check;
@@ -128,6 +130,7 @@ pub struct Daemon {
     /// Forecasts that users ask for are made one at a time.
     forecast_turn: tokio::sync::Mutex<()>,
     outgoing: Mutex<BTreeMap<MoveId, Handle>>,
+    arrivals: Mutex<arrivals::Arrivals>,
     /// Incoming moves.
     pub incoming: target::Moves,
     /// Per domain: serialises what changes its features, begins a move or takes an offer. Taken
@@ -275,10 +278,12 @@ pub async fn run(
     let history = History::open(&config.history.dir, options)?;
     let store = Store::open(&config.history.state_dir)?;
     let (hv_events, hv_inbox) = mpsc::channel::<HypervisorEvent>(1024);
+    let (told, told_inbox) = mpsc::channel(256);
     let hypervisor = Hypervisor::connect(
         &config.libvirt.uri,
         config.libvirt.agent_timeout_s,
         hv_events,
+        (!config.qmp.domains.is_empty()).then_some(told),
     )
     .await?;
     let hook = crate::hypervisor::hook::listen(&config.libvirt.hook_socket)?;
@@ -307,6 +312,7 @@ pub async fn run(
         forecasts: Mutex::default(),
         forecast_turn: tokio::sync::Mutex::new(()),
         outgoing: Mutex::default(),
+        arrivals: Mutex::default(),
         incoming: target::Moves::default(),
         changes: Locks::default(),
         names: Locks::default(),
@@ -351,7 +357,9 @@ pub async fn run(
     tasks.spawn(metering::expire(Arc::clone(&daemon)));
     tasks.spawn(agent_meter::run(Arc::clone(&daemon)));
     tasks.spawn(qemu_meter::run(Arc::clone(&daemon)));
+    tasks.spawn(qemu_meter::listen(Arc::clone(&daemon), told_inbox));
     tasks.spawn(metadata::follow(Arc::clone(&daemon)));
+    tasks.spawn(arrivals::follow(Arc::clone(&daemon)));
     tasks.spawn(placement::breaches(Arc::clone(&daemon)));
     tasks.spawn(relief::relieving(Arc::clone(&daemon)));
     tasks.spawn(affinity::training(Arc::clone(&daemon)));

@@ -8,7 +8,7 @@ use crate::affinity::{Demand, Stat, UsageWindow};
 use crate::api::{ApiError, ApiEvent, Destination, Job, JobResult};
 use crate::driver::source::{self, Begin};
 use crate::driver::target;
-use crate::feature::FeatureName;
+use crate::feature::{FeatureName, FeatureSpec};
 use crate::history::{StoredTier, transfer};
 use crate::method::Method;
 use crate::moving::record::{SourceRecord, TargetPhase, TargetRecord, job_of};
@@ -251,7 +251,7 @@ impl Daemon {
             .is_some_and(|h| h.is_attempt(id))
     }
 
-    async fn source_record(&self, id: &str) -> Result<Option<SourceRecord>, String> {
+    pub(super) async fn source_record(&self, id: &str) -> Result<Option<SourceRecord>, String> {
         let moves = self.store.run(|s| s.moves(Side::Source)).await;
         let moves = moves.map_err(|e| e.to_string())?;
         match moves.into_iter().find(|(i, _)| i == id) {
@@ -305,7 +305,8 @@ impl Daemon {
         }
         let feature = &record.spec.name;
         if job.result == Some(JobResult::Done) {
-            self.send_history(record).await;
+            self.send_history(&record.to_host, &record.id, &record.spec)
+                .await;
             let mut instances = lock(&self.instances);
             if let Some(i) = instances.get_mut(&record.domain) {
                 // Unless it has come back meanwhile: then it is another one.
@@ -349,26 +350,23 @@ impl Daemon {
     }
 
     /// Gives the feature's history to its new host, so that it goes on there.
-    async fn send_history(&self, record: &SourceRecord) {
+    pub(super) async fn send_history(&self, to: &str, id: &str, spec: &FeatureSpec) {
         /// Longest wait for one call.
         const TIMEOUT: Duration = Duration::from_secs(30);
         let Some(peers) = self.peers() else { return };
-        let key = super::metering::series(&record.spec);
+        let key = super::metering::series(spec);
         let points = match self.history.range(&key, 0, i64::MAX, usize::MAX).await {
             Ok(p) => p,
             Err(e) => {
-                tracing::warn!(id = %record.id, error = %e, "history of a moved feature not read");
+                tracing::warn!(%id, error = %e, "history of a moved feature not read");
                 return;
             }
         };
         let mut tries = 0;
-        while let Err(e) = peers
-            .import_history(&record.to_host, &record.id, &points, TIMEOUT)
-            .await
-        {
+        while let Err(e) = peers.import_history(to, id, &points, TIMEOUT).await {
             tries += 1;
             if tries == 3 {
-                tracing::warn!(id = %record.id, error = %e,
+                tracing::warn!(%id, error = %e,
                     "history of a moved feature not handed over; it stays readable here");
                 return;
             }
@@ -386,14 +384,14 @@ impl Daemon {
                         .map(transfer::pack)
                         .collect();
                     peers
-                        .import_rollups(&record.to_host, &record.id, name, &parcels, TIMEOUT)
+                        .import_rollups(to, id, name, &parcels, TIMEOUT)
                         .await
                         .map_err(|e| e.to_string())
                 }
                 Err(e) => Err(e.to_string()),
             };
             if let Err(e) = sent {
-                tracing::warn!(id = %record.id, tier = name, error = %e,
+                tracing::warn!(%id, tier = name, error = %e,
                     "rolled up history of a moved feature not handed over; it stays readable here");
             }
         }

@@ -1,15 +1,21 @@
-//! Asks QEMU's monitors, where the administrator wants it: seldom, each domain by itself.
+//! Asks QEMU's monitors, where the administrator wants it: seldom, each domain by itself. Listens to
+//! what those QEMUs tell by themselves.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use drover_qmp::command::{QueryBlockstats, QueryStats, QueryStatus};
+use tokio::sync::mpsc;
 
-use crate::hypervisor::HypervisorError;
+use crate::hypervisor::{HypervisorError, MonitorEvent};
 use crate::qemu::{self, QemuState};
 
 use super::{Daemon, clock, lock};
+
+/// Shortest time between two log lines about trouble of one domain: a failing disk tells of every
+/// operation.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// Looks after all chosen domains, for ever; returns when none are.
 pub(super) async fn run(daemon: Arc<Daemon>) {
@@ -46,6 +52,31 @@ pub(super) async fn run(daemon: Arc<Daemon>) {
     }
 }
 
+/// Notes what the chosen domains' QEMUs tell, for ever.
+pub(super) async fn listen(daemon: Arc<Daemon>, mut events: mpsc::Receiver<MonitorEvent>) {
+    let mut logged: BTreeMap<String, Instant> = BTreeMap::new();
+    while let Some(MonitorEvent { domain, event }) = events.recv().await {
+        if !qemu::chosen(&daemon.config.qmp.domains, &domain) {
+            continue;
+        }
+        let noted = {
+            let mut instances = lock(&daemon.instances);
+            let Some(i) = instances.get_mut(&domain).filter(|i| i.info.active) else {
+                continue;
+            };
+            let state = i.qemu.get_or_insert_default();
+            state.events.note(&event, clock::now_ms())
+        };
+        tracing::debug!(%domain, event = noted.name, text = noted.text, "QEMU tells");
+        let now = Instant::now();
+        logged.retain(|_, at| now.duration_since(*at) < QUIET);
+        if qemu::is_trouble(&event) && !logged.contains_key(&domain) {
+            tracing::warn!(%domain, event = noted.name, text = noted.text, "QEMU tells of trouble");
+            logged.insert(domain, now);
+        }
+    }
+}
+
 impl Daemon {
     async fn ask_monitor(&self, domain: &str) {
         let before = lock(&self.instances)
@@ -66,7 +97,9 @@ impl Daemon {
         };
         let mut instances = lock(&self.instances);
         if let Some(i) = instances.get_mut(domain).filter(|i| i.info.active) {
-            i.qemu = Some(Box::new(state));
+            // Events went on meanwhile.
+            let events = i.qemu.take().map(|q| q.events).unwrap_or_default();
+            i.qemu = Some(Box::new(QemuState { events, ..state }));
         }
     }
 
@@ -92,6 +125,7 @@ impl Daemon {
             problem: String::new(),
             disks: qemu::disks(&blocks, &before.disks),
             kvm: qemu::kvm(&stats),
+            events: qemu::Events::default(),
         })
     }
 }

@@ -15,7 +15,9 @@ use crate::peer::{BulkReceiver, PeerRefusal, PeerService, RefusalKind};
 use crate::reason::Reason;
 use crate::usage::Usage;
 use crate::wire::guest::valid_move_id;
-use crate::wire::peer::{CheckAsk, Offer, PROTOCOL, TargetStatus, Verdict};
+use crate::wire::peer::{
+    CheckAsk, DomainAnswer, DomainAsk, Offer, PROTOCOL, TargetStatus, Verdict,
+};
 
 use super::{Daemon, lock};
 
@@ -52,6 +54,9 @@ impl Service {
                 format!("no move {id} from {from} here"),
             )
         };
+        if let Some(spec) = self.0.expected_history(from, id) {
+            return Ok(spec);
+        }
         let slot = self.0.incoming.get(id).ok_or_else(unknown)?;
         let incoming = slot.lock().await;
         if incoming.record.from_host == from {
@@ -284,6 +289,11 @@ impl PeerService for Service {
             .await
             .map(|_| ())
             .map_err(|e| failed(e.to_string()))
+    }
+
+    async fn about_domain(&self, from: &str, ask: DomainAsk) -> Result<DomainAnswer, PeerRefusal> {
+        let (daemon, from) = (Arc::clone(&self.0), from.to_owned());
+        detached(async move { daemon.about_domain(&from, ask).await }).await
     }
 
     async fn rows(&self, from: &str, after: u64, limit: u32) -> String {

@@ -28,6 +28,8 @@ const BY_HAND: i64 = 1_000_000;
 /// A running move as the rest of the daemon sees it.
 #[derive(Debug, Clone)]
 pub struct Handle {
+    /// libvirt UUID of the domain that the feature leaves.
+    pub domain_uuid: String,
     /// Where events go.
     pub events: mpsc::Sender<Event>,
     /// The job as it stands.
@@ -61,6 +63,7 @@ pub fn spawn(daemon: &Arc<Daemon>, record: SourceRecord, begin: Begin) -> Handle
     let (job, job_rx) = watch::channel(record.job());
     let (state, state_rx) = watch::channel(State::New);
     let progress = Arc::new(Progress::default());
+    let domain_uuid = record.domain_uuid.clone();
     let moves = &daemon.config.moves;
     let shared = Arc::new(Shared {
         daemon: Arc::clone(daemon),
@@ -77,6 +80,7 @@ pub fn spawn(daemon: &Arc<Daemon>, record: SourceRecord, begin: Begin) -> Handle
     });
     tokio::spawn(run(shared, begin, (inbox, outcomes), job, state));
     Handle {
+        domain_uuid,
         events,
         job: job_rx,
         state: state_rx,

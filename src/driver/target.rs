@@ -15,7 +15,7 @@ use crate::moving::record::{TargetPhase, TargetRecord, job_of};
 use crate::moving::target::{Action, Event, State, Target};
 use crate::peer::{BulkReceiver, PeerError};
 use crate::wire::guest::{Call, ErrorKind, MoveId, Reply};
-use crate::wire::peer::{TargetStatus, Verdict};
+use crate::wire::peer::{CopyState, TargetStatus, Verdict};
 
 /// How long a move may be READY without a word of the source before it is asked.
 const DOUBT_AFTER: Duration = Duration::from_secs(5);
@@ -100,6 +100,18 @@ impl Moves {
             })
         };
         self.all().iter().filter(|s| !over(s)).count()
+    }
+    /// Whether a move into this domain is neither over nor given up, as far as is known at once.
+    pub fn into_domain(&self, uuid: &str) -> bool {
+        self.all().iter().any(|s| {
+            s.try_lock().map_or(true, |i| {
+                let over = matches!(
+                    i.machine.state(),
+                    State::Running | State::Gone | State::Lost
+                );
+                i.record.domain_uuid == uuid && !over
+            })
+        })
     }
     fn all(&self) -> Vec<Slot> {
         self.lock().values().cloned().collect()
@@ -377,8 +389,23 @@ pub async fn domain_ended(daemon: &Arc<Daemon>, uuid: &str) {
 
 /// Ends a move whose restored copy is proved to be gone.
 async fn lose_guest(daemon: &Arc<Daemon>, incoming: &mut Incoming) {
-    if let Some(reason) = daemon.copy_is_gone(&incoming.record) {
+    if let Some(reason) = gone(daemon, &incoming.record).await {
         record_loss(daemon, incoming, reason).await;
+    }
+}
+
+/// How it is known that the restored copy is gone, if it is: here, or by the host to which its
+/// domain was migrated.
+async fn gone(daemon: &Daemon, record: &TargetRecord) -> Option<String> {
+    if let Some(reason) = daemon.copy_is_gone(record) {
+        return Some(reason);
+    }
+    match daemon.copy_elsewhere(record).await {
+        (host, CopyState::Gone) => Some(format!(
+            "domain '{}' was migrated to host '{host}' before the feature ran in it",
+            record.domain
+        )),
+        _ => None,
     }
 }
 
@@ -527,7 +554,7 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
                 Err(reason) => {
                     incoming.failed_resumes = incoming.failed_resumes.saturating_add(1);
                     resume_failed(incoming, &reason);
-                    match daemon.copy_is_gone(&incoming.record) {
+                    match gone(daemon, &incoming.record).await {
                         Some(reason) => {
                             incoming.failure = Some(reason);
                             Event::GuestLost
@@ -637,6 +664,10 @@ async fn close_books(daemon: &Daemon, record: &TargetRecord) {
 
 async fn try_resume(daemon: &Daemon, incoming: &mut Incoming) -> Result<(), String> {
     let id = incoming.record.id.clone();
+    if daemon.copy_elsewhere(&incoming.record).await.1 == CopyState::Running {
+        // It was resumed, and its domain migrated before that was told.
+        return Ok(());
+    }
     let timeout = Duration::from_secs(daemon.config.moves.restore_timeout_s)
         + incoming.record.spec.hooks().limit(&[HookName::Resume]);
     match call(daemon, &incoming.record, Call::Resume { id }, timeout).await? {
@@ -660,9 +691,12 @@ async fn put_surely(daemon: &Daemon, incoming: &mut Incoming, phase: TargetPhase
 
 async fn try_destroy(daemon: &Daemon, incoming: &mut Incoming) -> Event {
     let record = &incoming.record;
-    if let Some(reason) = daemon.copy_is_gone(record) {
+    if let Some(reason) = gone(daemon, record).await {
         incoming.failure = Some(reason);
         return Event::GuestLost;
+    }
+    if daemon.copy_elsewhere(record).await.1 == CopyState::Running {
+        return Event::Resumed;
     }
     let destroy = Call::Discard {
         id: record.id.clone(),

@@ -298,6 +298,7 @@ fn call_name(call: &Call) -> &'static str {
         Call::Stop { .. } => "stop",
         Call::Status => "status",
         Call::Capabilities => "capabilities",
+        Call::Announce => "announce",
         Call::Preflight { .. } => "preflight",
         Call::Rehearse { .. } => "rehearsal",
         Call::Check { .. } => "check",

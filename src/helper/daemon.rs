@@ -186,6 +186,10 @@ impl Server {
             }
             Call::Status => Reply::Status(lifecycle::status(self.moves.status())),
             Call::Capabilities => capabilities::reply(),
+            Call::Announce => {
+                lifecycle::announce(&self.moves.status());
+                Reply::Done
+            }
             call => self.moves.handle(call, &|event| {
                 self.outbox.send(session, &Message::Event { event });
             }),

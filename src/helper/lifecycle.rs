@@ -107,6 +107,22 @@ pub(super) fn wait_for_process(name: &FeatureName) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Tells the neighbours where the features are that run here and that no move is about.
+pub fn announce(moves: &[GuestMove]) {
+    let status = status(moves.to_vec());
+    for f in status.features.iter().filter(|f| f.running && !f.frozen) {
+        let Ok(spec) = features::get(&f.feature) else {
+            continue;
+        };
+        let quiet = not_moving(&f.feature, moves).is_ok() && !netns::gated(&f.feature);
+        if let Some(managed) = spec.managed().filter(|_| quiet)
+            && let Err(e) = netns::announce(&f.feature, managed)
+        {
+            tracing::warn!("{e}");
+        }
+    }
+}
+
 /// Stops a managed feature and removes all of it but its definition.
 pub fn stop(name: &FeatureName, moves: &[GuestMove]) -> Result<(), Failure> {
     not_moving(name, moves)?;

@@ -10,6 +10,7 @@ use virt::connect::Connect;
 
 use super::error::one_line;
 use super::events::{Registration, Sink};
+use super::monitor_events::MonitorRegistration;
 use super::{HypervisorError, HypervisorEvent};
 
 /// Seconds without an answer to libvirt's own keep-alive messages, times 3, until a connection
@@ -22,6 +23,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(5);
 pub(super) struct Live {
     // Dropped before the connection.
     _registration: Registration,
+    _monitors: Option<MonitorRegistration>,
     conn: Connect,
     number: u64,
 }
@@ -200,8 +202,10 @@ impl Keeper {
             let _ = signals.send(Signal::Lost(number));
         })
         .map_err(|e| format!("events cannot be registered: {}", one_line(e.message())))?;
+        let monitors = self.sink.monitors();
         Ok(Live {
             _registration: registration,
+            _monitors: monitors.map(|m| MonitorRegistration::new(&conn, m)),
             conn,
             number,
         })

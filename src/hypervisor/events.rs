@@ -8,22 +8,32 @@ use tokio::sync::mpsc;
 use virt::connect::Connect;
 use virt::error::Error;
 
-use super::{Change, HypervisorEvent};
+use super::{Change, HypervisorEvent, MonitorEvent};
 
 /// Where events go. Never blocks: it is used on libvirt's event loop.
 #[derive(Debug)]
 pub(super) struct Sink {
     events: mpsc::Sender<HypervisorEvent>,
     missed: AtomicBool,
+    monitors: Option<mpsc::Sender<MonitorEvent>>,
 }
 
 impl Sink {
-    /// A sink into `events`.
-    pub fn new(events: mpsc::Sender<HypervisorEvent>) -> Self {
+    /// A sink into `events`, and into `monitors` for QEMU's own events, if they are wanted.
+    pub fn new(
+        events: mpsc::Sender<HypervisorEvent>,
+        monitors: Option<mpsc::Sender<MonitorEvent>>,
+    ) -> Self {
         Self {
             events,
             missed: AtomicBool::new(false),
+            monitors,
         }
+    }
+
+    /// Where QEMU's own events go.
+    pub fn monitors(&self) -> Option<&mpsc::Sender<MonitorEvent>> {
+        self.monitors.as_ref()
     }
 
     /// Sends an event; when nobody takes events fast enough, it is dropped and made up for by a
@@ -301,7 +311,7 @@ mod tests {
     #[tokio::test]
     async fn missed_events_are_made_up_for() {
         let (tx, mut rx) = mpsc::channel(1);
-        let sink = Sink::new(tx);
+        let sink = Sink::new(tx, None);
         sink.send(HypervisorEvent::Lost);
         sink.send(HypervisorEvent::Lost);
         sink.catch_up();

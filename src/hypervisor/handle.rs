@@ -19,7 +19,9 @@ use super::pool::Pool;
 use super::stats;
 use super::worker::Lane;
 use super::xml::{self, Channel};
-use super::{Capabilities, Channels, DomainInfo, DomainStats, HypervisorError, HypervisorEvent};
+use super::{
+    Capabilities, Channels, DomainInfo, DomainStats, HypervisorError, HypervisorEvent, MonitorEvent,
+};
 use crate::wire::guest::{BULK_PORT, CONTROL_PORT};
 
 /// How long `connect` waits for the first connection.
@@ -63,15 +65,17 @@ impl std::fmt::Debug for Hypervisor {
 }
 
 impl Hypervisor {
-    /// Connects to `uri` and sends what happens there into `events`. `agent_timeout_s` is the
+    /// Connects to `uri` and sends what happens there into `events`, and what QEMU tells of the domains
+    /// by itself into `monitors`, as far as there is room in it. `agent_timeout_s` is the
     /// timeout of an agent command that names none, seconds. Fails when libvirt cannot be reached
     /// within ten seconds; from then on it reconnects by itself.
     pub async fn connect(
         uri: &str,
         agent_timeout_s: u32,
         events: mpsc::Sender<HypervisorEvent>,
+        monitors: Option<mpsc::Sender<MonitorEvent>>,
     ) -> Result<Self, HypervisorError> {
-        let connection = Connection::start(uri, Sink::new(events))?;
+        let connection = Connection::start(uri, Sink::new(events, monitors))?;
         connection.wait(CONNECT).await?;
         Ok(Self(Arc::new(Inner {
             agents: Agents::new(connection.uri()),

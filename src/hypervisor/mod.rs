@@ -5,7 +5,8 @@
 //!   |- worker: a thread per call under way, bounded by permits; one call per domain at a time
 //!   |- connection: a thread that opens the connection, notices its loss and opens it again
 //!   |- event_loop: libvirt's default event loop on one thread of the process
-//!   `- events: libvirt's callbacks -> HypervisorEvent
+//!   |- events: libvirt's callbacks -> HypervisorEvent
+//!   `- monitor_events: QEMU's own events -> MonitorEvent, for who asks for them
 //! stats: the bulk statistics; process: QEMU's threads; load: rates from two samples of them
 //! xml: domain and host XML; pool: connections for calls that may hang
 //! hook: notices of drover-hook, a fast hint beside libvirt's own events
@@ -29,6 +30,7 @@ pub mod load;
 mod machine;
 pub mod metadata;
 mod monitor;
+mod monitor_events;
 mod pool;
 mod process;
 mod stats;
@@ -40,6 +42,7 @@ use std::path::PathBuf;
 pub use error::{AgentProblem, HypervisorError};
 pub use handle::Hypervisor;
 pub use machine::{network_speed, storage_kind};
+pub use monitor_events::MonitorEvent;
 pub use process::{ProcessTimes, Processes};
 pub use stats::DomainStats;
 

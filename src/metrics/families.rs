@@ -153,6 +153,13 @@ fn qemu(page: &mut Page, me: &HostState) {
             }
         }
     }
+    let help = "What a domain's QEMU told by itself.";
+    let mut family = page.family("drover_qemu_events", Kind::Counter, help);
+    for (domain, q) in &asked {
+        for (name, n) in &q.events.counts {
+            family.sample(&[("domain", *domain), ("event", name.as_str())], *n as f64);
+        }
+    }
     let mut family = page.family("drover_kvm", Kind::Counter, "KVM's counters of a domain.");
     for (domain, q) in &asked {
         for (name, value) in &q.kvm {

@@ -22,7 +22,7 @@ use crate::transport::pki::server_name;
 use crate::transport::{Listener, Pki, Protocol, Route, Ssh, SshListener, TransportError, dial};
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
-use crate::wire::peer::{CheckAsk, Offer, TargetStatus, Verdict};
+use crate::wire::peer::{CheckAsk, DomainAnswer, DomainAsk, Offer, TargetStatus, Verdict};
 
 /// Most calls to one peer under way at once; more wait for their turn within their timeout.
 const CALLS: usize = 24;
@@ -419,6 +419,17 @@ impl Peers {
     /// [`QUERY_TIMEOUT`].
     pub async fn rows(&self, host: &str, after: u64, limit: u32) -> Result<String, PeerError> {
         self.call(host, "Rows", (after, limit), QUERY_TIMEOUT).await
+    }
+
+    /// Asks about a domain that libvirt migrated as a whole; waits [`QUERY_TIMEOUT`].
+    pub async fn about_domain(
+        &self,
+        host: &str,
+        ask: &DomainAsk,
+    ) -> Result<DomainAnswer, PeerError> {
+        let body = (self.text(host, ask)?,);
+        let text: String = self.call(host, "AboutDomain", body, QUERY_TIMEOUT).await?;
+        self.slot(host)?.parse("AboutDomain", &text)
     }
 
     /// Opens a bulk connection for a move that `host` accepted. Waits `timeout_s` for the

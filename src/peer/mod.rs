@@ -24,7 +24,7 @@ use crate::host::HostState;
 use crate::reason::Reason;
 use crate::transport::TransportError;
 use crate::usage::Usage;
-use crate::wire::peer::{CheckAsk, Offer, TargetStatus, Verdict};
+use crate::wire::peer::{CheckAsk, DomainAnswer, DomainAsk, Offer, TargetStatus, Verdict};
 
 pub use bulk::{BulkReceiver, BulkSender};
 pub use client::Peers;
@@ -36,7 +36,7 @@ pub const INTERFACE: &str = "org.drover1.Peer";
 /// Most points of history in one call of `ImportHistory`.
 pub const MAX_POINTS: usize = 2_000;
 /// How long questions without a timeout argument wait for their answer: `host_state`, `status`,
-/// `verdict`, `rows`.
+/// `verdict`, `rows`, `about_domain`.
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What this host does for its peers; implemented by the daemon. `from` is the peer's configured
@@ -99,6 +99,14 @@ pub trait PeerService: Send + Sync + 'static {
     }
     /// Affinity rows after number `after`, at most `limit`, as JSON that is opaque here.
     async fn rows(&self, from: &str, after: u64, limit: u32) -> String;
+    /// Answers about a domain that libvirt migrated as a whole.
+    async fn about_domain(&self, from: &str, ask: DomainAsk) -> Result<DomainAnswer, PeerRefusal> {
+        let _ = (from, ask);
+        Err(PeerRefusal::new(
+            RefusalKind::Refused,
+            "nothing is told about domains here",
+        ))
+    }
     /// A bulk connection for move `id`; only the form of its header was checked. The connection
     /// ends when `incoming` is dropped.
     async fn bulk(&self, from: &str, id: &str, incoming: BulkReceiver);

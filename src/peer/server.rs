@@ -17,7 +17,7 @@ use super::{MAX_POINTS, PATH, PeerRefusal, PeerService, RefusalKind};
 use crate::feature::FeatureSpec;
 use crate::transport::{Incoming, Link, Protocol};
 use crate::wire::guest::valid_move_id;
-use crate::wire::peer::{CheckAsk, Offer, PROTOCOL};
+use crate::wire::peer::{CheckAsk, DomainAsk, MAX_DOMAINS, Offer, PROTOCOL};
 
 /// Most calls of one peer that are answered at once; more are refused as busy.
 pub const CALLS_PER_PEER: usize = 32;
@@ -410,6 +410,29 @@ impl PeerObject {
             self.service
                 .import_rollups(&self.peer, id, tier, parcel)
                 .await
+        })
+        .await
+    }
+
+    async fn about_domain(&self, ask: &str) -> Result<String, WireError> {
+        self.limited(async {
+            let invalid = |m: String| PeerRefusal::new(RefusalKind::Invalid, m);
+            let ask: DomainAsk =
+                serde_json::from_str(ask).map_err(|e| invalid(format!("question: {e}")))?;
+            match &ask {
+                DomainAsk::HandOver { uuids } if uuids.len() > MAX_DOMAINS => {
+                    return Err(invalid(format!(
+                        "{} domains; at most {MAX_DOMAINS} at once",
+                        uuids.len()
+                    )));
+                }
+                DomainAsk::HandedOver { features, .. } => {
+                    features.iter().try_for_each(|(_, id)| check_id(id))?;
+                }
+                DomainAsk::Fate { id } | DomainAsk::Copy { id, .. } => check_id(id)?,
+                DomainAsk::HandOver { .. } => {}
+            }
+            json(&self.service.about_domain(&self.peer, ask).await?)
         })
         .await
     }

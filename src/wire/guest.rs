@@ -82,6 +82,9 @@ pub enum Call {
     Status,
     /// What the guest can take. Answer: `Capabilities`.
     Capabilities,
+    /// Tells the neighbours once more where the addresses of the features are that run here and that
+    /// no move is about: the guest is on another host now. Answer: `Done`.
+    Announce,
     /// Looks for what would keep the feature from being moved, without touching it.
     /// Answer: `Preflight`.
     Preflight {

@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::feature::FeatureSpec;
+use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::Method;
 use crate::wire::guest::{FileDigest, MoveId, Preflight};
 
@@ -112,6 +112,116 @@ pub enum Verdict {
     Aborted,
     /// The move is still under way.
     Pending,
+}
+
+/// A question about a domain that libvirt migrated as a whole, or about what a move left in the
+/// guest of such a domain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "snake_case")]
+pub enum DomainAsk {
+    /// These domains run here now: what are their features? Answer: `HandOver`.
+    HandOver {
+        /// libvirt's UUIDs, at most [`MAX_DOMAINS`].
+        uuids: Vec<String>,
+    },
+    /// These features of a domain are registered here now, durably: let go of them and send their
+    /// history. Answer: `Noted`.
+    HandedOver {
+        /// Domain's UUID.
+        uuid: String,
+        /// Features, each with the identifier under which its history comes.
+        features: Vec<(FeatureName, MoveId)>,
+    },
+    /// A copy of a feature is frozen in a guest here by this move, which did not begin here. What
+    /// shall become of it? Answer: `Fate`.
+    Fate {
+        /// Move.
+        id: MoveId,
+    },
+    /// What is left of an incoming move in the guest of this domain, which ran here when the move
+    /// began. Answer: `Copy`.
+    Copy {
+        /// Move.
+        id: MoveId,
+        /// Domain's UUID.
+        uuid: String,
+    },
+}
+
+/// Most domains in one question.
+pub const MAX_DOMAINS: usize = 16;
+
+/// Answer to a [`DomainAsk`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum DomainAnswer {
+    /// Of those domains that are or were known here.
+    HandOver {
+        /// One for each.
+        domains: Vec<Handover>,
+    },
+    /// Done.
+    Noted,
+    /// What to do with a frozen copy.
+    Fate {
+        /// That.
+        fate: Fate,
+    },
+    /// What is left of an incoming move.
+    Copy {
+        /// That.
+        copy: CopyState,
+    },
+}
+
+/// What a host has of a domain that runs elsewhere now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Handover {
+    /// Domain's UUID.
+    pub uuid: String,
+    /// The domain still runs here, or a move of its features is under way: ask again.
+    pub busy: bool,
+    /// Its features that the asking host may have and no move is about.
+    pub features: Vec<HandedFeature>,
+}
+
+/// A feature that goes along with its domain.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HandedFeature {
+    /// Definition, with arguments and environment.
+    pub spec: FeatureSpec,
+    /// Whether it is enabled.
+    pub enabled: bool,
+    /// When it last arrived by a move, milliseconds since the epoch.
+    pub moved_at_ms: i64,
+    /// Its history comes under this identifier.
+    pub history: MoveId,
+}
+
+/// What shall become of a copy that a move left frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// No such move is or was known here.
+    Unknown,
+    /// Not decided yet, or not known for sure.
+    Pending,
+    /// The feature runs at the target: the copy must go.
+    Gone,
+    /// The move was given up: the copy is the feature, and goes on.
+    Stays,
+}
+
+/// What is left of an incoming move in a guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CopyState {
+    /// The domain is not here, or its guest does not answer.
+    Unknown,
+    /// Nothing, and nothing of it will ever run.
+    Gone,
+    /// The feature was resumed and runs.
+    Running,
 }
 
 /// First line (JSON, newline-terminated, at most 4 KiB) of a bulk connection.

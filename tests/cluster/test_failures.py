@@ -5,7 +5,7 @@ import subprocess
 import time
 
 from cluster_api import wait_until
-from shared import CLUSTER, GUESTS, RUNNING, Daemon, FeatureCase, prepare, traces
+from shared import CLUSTER, GUESTS, RUNNING, Daemon, FeatureCase, traces
 
 
 class Failures(FeatureCase):
@@ -132,7 +132,7 @@ class Failures(FeatureCase):
     def test_target_guest_lost_before_it_runs(self):
         """After the commit only the target may resume, unless its guest is gone for good: then
         the source takes the move back."""
-        self.addCleanup(lambda: (CLUSTER.call("guest-restore", "g2", timeout=300), prepare(2)))
+        self.addCleanup(lambda: (CLUSTER.call("guest-restore", "g2", timeout=300), CLUSTER.prepare(2)))
         self.fill(60_000)
         counter, source, target = self.client(), Daemon("h1"), Daemon("h2")
         CLUSTER.drover("h1", "migrate", "g1", self.FEATURE, "--to", "h2", "--no-wait")

@@ -7,23 +7,17 @@ from cluster_api import load_feature, wait_until
 from shared import CLUSTER
 
 
-class Metering(unittest.TestCase):
-    """Each load is a feature of its own; 20 s of its history are compared with what it did."""
+class Metered(unittest.TestCase):
+    """Features of a guest and what their history says."""
 
-    def feature(self, name, address, *args, quota=None):
-        spec = load_feature(name, address, quota, *args)
-        if quota is None:
-            del spec["workload"]["cpu_quota_percent"]
-        CLUSTER.define("h1", "g1", spec)
-        self.addCleanup(self.remove, name)
-        CLUSTER.drover("h1", "enable", "g1", name)
+    HOST, GUEST = "h1", "g1"
 
     def remove(self, name):
-        CLUSTER.drover("h1", "disable", "g1", name)
-        CLUSTER.drover("h1", "undefine", "g1", name)
+        CLUSTER.drover(self.HOST, "disable", self.GUEST, name)
+        CLUSTER.drover(self.HOST, "undefine", self.GUEST, name)
 
     def points(self, name):
-        return CLUSTER.drover_json("h1", "history", "g1", name)
+        return CLUSTER.drover_json(self.HOST, "history", self.GUEST, name)
 
     def mean(self, name, column, seconds=20, skip=2):
         """Time-weighted mean over the last `seconds`, after the start has settled."""
@@ -33,6 +27,18 @@ class Metering(unittest.TestCase):
         points = wait_until(enough, seconds + 60, f"{seconds} s of {name}")
         self.assertTrue(all(p[column] is not None for p in points), points)
         return (sum(p[column] * p["interval_s"] for p in points) / sum(p["interval_s"] for p in points))
+
+
+class Metering(Metered):
+    """Each load is a feature of its own; 20 s of its history are compared with what it did."""
+
+    def feature(self, name, address, *args, quota=None):
+        spec = load_feature(name, address, quota, *args)
+        if quota is None:
+            del spec["workload"]["cpu_quota_percent"]
+        CLUSTER.define("h1", "g1", spec)
+        self.addCleanup(self.remove, name)
+        CLUSTER.drover("h1", "enable", "g1", name)
 
     def test_cpu(self):
         self.feature("burner", "10.88.0.231", "cpu", quota=30)

@@ -30,6 +30,44 @@ class Monitor(unittest.TestCase):
         return json.loads(CLUSTER.exec("h3", "virsh", "qemu-monitor-command", "g3",
                                        json.dumps(command))[1])
 
+    def listening(self):
+        """droverd anew, with g3's monitor."""
+        CLUSTER.exec("h3", "sh", "-c",
+                     f"printf '\\n[qmp]\\ndomains = [\"g*\"]\\ninterval_s = 5\\n' >>{TOML}")
+        CLUSTER.call("droverd", "restart", "h3")
+        wait_until(lambda: CLUSTER.drover("h3", "list", check=False)[0] == 0, 60, "droverd is back")
+
+    def counts(self):
+        return self.status().get("qemu", {}).get("events", {}).get("counts", {})
+
+    def connected(self):
+        return self.status()["helper"].get("state") == "connected"
+
+    def test_events(self):
+        """What QEMU tells by itself; of a guest that nobody asks about nothing is kept."""
+        self.assertNotIn("qemu", self.status(), "off by default")
+        CLUSTER.guest("g3", "systemctl", "restart", "drover-guest")
+        wait_until(self.connected, 60, "the helper is back")
+        self.assertNotIn("qemu", self.status(), "off by default")
+        self.listening()
+        wait_until(lambda: self.status().get("qemu", {}).get("status"), 60, "QEMU is asked")
+        before = self.counts().get("VSERPORT_CHANGE", 0)
+        CLUSTER.guest("g3", "systemctl", "restart", "drover-guest")
+        wait_until(lambda: self.counts().get("VSERPORT_CHANGE", 0) >= before + 2, 60,
+                   "ports that are closed and opened are told")
+        memory = CLUSTER.exec("h3", "virsh", "dommemstat", "g3")[1].split()
+        now = int(memory[memory.index("actual") + 1])
+        self.addCleanup(CLUSTER.exec, "h3", "virsh", "setmem", "g3", str(now), "--live")
+        CLUSTER.exec("h3", "virsh", "setmem", "g3", str(now - 16 * 1024), "--live")
+        size = f"memory is {(now - 16 * 1024) // 1024} MiB now"
+        wait_until(lambda: any((e["name"], e["text"]) == ("BALLOON_CHANGE", size)
+                               for e in self.status()["qemu"]["events"]["latest"]),
+                   60, "the balloon is told")
+        self.assertIn("BALLOON_CHANGE: memory is", CLUSTER.drover("h3", "guest", "status", "g3"))
+        page = CLUSTER.exec("h3", "python3", "-c", "import urllib.request as u; print(u.urlopen("
+                            "'http://127.0.0.1:9177/metrics').read().decode())")[1]
+        self.assertRegex(page, r'drover_qemu_events_total\{domain="g3",event="VSERPORT_CHANGE"\} [1-9]')
+
     def test_latencies_and_histograms(self):
         self.assertNotIn("qemu", self.status(), "off by default")
         # The administrator has QEMU keep histograms; Drover never would.
@@ -38,10 +76,7 @@ class Monitor(unittest.TestCase):
         for device in devices:
             self.monitor({"execute": "block-latency-histogram-set", "arguments": {
                 "id": device, "boundaries": [100_000, 1_000_000, 10_000_000, 100_000_000]}})
-        CLUSTER.exec("h3", "sh", "-c",
-                     f"printf '\\n[qmp]\\ndomains = [\"g*\"]\\ninterval_s = 5\\n' >>{TOML}")
-        CLUSTER.call("droverd", "restart", "h3")
-        wait_until(lambda: CLUSTER.drover("h3", "list", check=False)[0] == 0, 60, "droverd is back")
+        self.listening()
 
         def busy():
             CLUSTER.guest("g3", "sh", "-c",

@@ -158,6 +158,23 @@ def quickstart(hosts):
                    60, f"{host} sees its peers")
 
 
+# What README.md names and only the source has.
+SOURCE_ONLY = {"CONTRIBUTING.md", "CHANGELOG.md", "vagrant/README.md"}
+
+
+def broken_links(hosts):
+    """Links and pictures of the installed documents that lead nowhere."""
+    base = hosts.root("h1") / "usr/share/doc/drover"
+    pages = sorted(base.rglob("*.md"))
+    assert len(pages) > 10, pages
+    found = []
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
+            if link not in SOURCE_ONLY and not (page.parent / link).is_file():
+                found.append(f"{page.relative_to(base)}: {link}")
+    return found
+
+
 def upgrade(hosts, new, old):
     """One version older, then the new one over it, while a feature moves away from the host."""
     c = hosts.cluster
@@ -257,6 +274,7 @@ def main():
             hosts.give(host, [old])
             hosts.put(host, "/etc/libvirt/hooks/qemu.d/10-mine", "#!/bin/sh\nexit 0\n")
         quickstart(hosts)
+        assert not (broken := broken_links(hosts)), broken
         report["installed"] = True
         print("# upgrade with a move under way", flush=True)
         for host in HOSTS:

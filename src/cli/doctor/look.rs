@@ -59,7 +59,7 @@ pub struct LibvirtFacts {
 /// Asks libvirt for its version and looks into each running domain.
 pub async fn libvirt(section: &LibvirtSection) -> LibvirtFacts {
     let (events, _inbox) = mpsc::channel(16);
-    let hv = match Hypervisor::connect(&section.uri, AGENT_S, events).await {
+    let hv = match Hypervisor::connect(&section.uri, AGENT_S, events, None).await {
         Ok(hv) => hv,
         Err(e) => {
             return LibvirtFacts {

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::super::screen::{Screen, Style, plain};
 use super::super::table::{Cell, Table};
-use super::super::time::span;
+use super::super::time::{span, utc_short};
 use super::NONE;
 use crate::feature::Resource;
 use crate::host::{HelperState, HostState, InstanceState};
@@ -82,6 +82,7 @@ fn pair(out: &mut dyn Write, name: &str, value: &str) -> io::Result<()> {
 /// What QEMU's monitor told.
 fn qemu(out: &mut dyn Write, q: &QemuState) -> io::Result<()> {
     let told = match q.problem.as_str() {
+        "" if q.status.is_empty() => "not asked yet".to_owned(),
         "" => q.status.clone(),
         problem => format!("not asked: {problem}"),
     };
@@ -100,6 +101,16 @@ fn qemu(out: &mut dyn Write, q: &QemuState) -> io::Result<()> {
             part("writes", &disk.write)
         );
         pair(out, "Disk", &format!("{name}: {text}"))?;
+    }
+    for e in &q.events.latest {
+        let times = q.events.counts.get(&e.name).copied().unwrap_or_default();
+        let text = format!(
+            "{} UTC {}: {} ({times} in all)",
+            utc_short(e.at_ms),
+            e.name,
+            e.text
+        );
+        pair(out, "Event", &text)?;
     }
     Ok(())
 }

@@ -1,0 +1,673 @@
+//! Domains that libvirt migrates as a whole: their features go along.
+//!
+//! The host to which a domain came asks its peers what they have of it. Whoever knew the domain
+//! answers with its features as they are registered there, arguments and environment included,
+//! lets go of them once they are registered here durably, and sends their history. What the
+//! domain's XML says is older than that (libvirt copies it when the migration begins), so it counts
+//! only when no peer knew the domain.
+//!
+//! Until the answer is there, the guest's features are left as they are: nothing is started, and
+//! nothing is forgotten.
+//!
+//! A move that was under way in the guest is settled by the hosts that made it: a frozen copy waits
+//! here until its source says whether it was committed ([`Fate`]); what was on its way into the
+//! guest ends here, and the target learns it ([`CopyState`]).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::api::{ApiEvent, JobResult};
+use crate::feature::{FeatureName, FeatureSpec};
+use crate::moving::record::{TargetRecord, job_of};
+use crate::moving::source::State;
+use crate::peer::{PeerError, PeerRefusal, RefusalKind};
+use crate::store::{FeatureRecord, JOBS_KEPT, Side};
+use crate::wire::guest::{Call, GuestMoveState, MoveId, Reply};
+use crate::wire::peer::{
+    CopyState, DomainAnswer, DomainAsk, Fate, HandedFeature, Handover, MAX_DOMAINS,
+};
+
+use super::instance::Feature;
+use super::{Daemon, SHORT, lock};
+
+/// Pause between looks for domains that came.
+const LOOK: Duration = Duration::from_secs(1);
+/// Longest wait for peers about a domain that was migrated here.
+const MIGRATED: Duration = Duration::from_secs(30);
+/// Longest wait for peers about one that appeared otherwise; its XML is not read before.
+const APPEARED: Duration = Duration::from_secs(10);
+/// How long the history of a feature that came along is taken.
+const HISTORY: Duration = Duration::from_secs(3600);
+
+/// What is known of domains that run here.
+#[derive(Debug, Default)]
+pub(super) struct Arrivals {
+    /// UUIDs of domains that are being migrated here, until their features are known.
+    held: HashSet<String>,
+    /// By UUID.
+    asked: HashMap<String, Asked>,
+    /// Histories that are expected: from which peer, and when it handed the feature over.
+    histories: HashMap<MoveId, (String, FeatureSpec, Instant)>,
+}
+
+/// Which peers have answered about a domain.
+#[derive(Debug)]
+struct Asked {
+    since: Instant,
+    answered: HashSet<String>,
+    /// All have, or the time is over.
+    through: bool,
+    /// One of them had it before.
+    known: bool,
+}
+
+impl Arrivals {
+    /// A domain is being migrated here.
+    pub fn coming(&mut self, uuid: &str) {
+        self.held.insert(uuid.to_owned());
+        self.asked.remove(uuid);
+    }
+
+    /// A domain ended or left.
+    pub fn gone(&mut self, uuid: &str) {
+        self.held.remove(uuid);
+        self.asked.remove(uuid);
+    }
+
+    /// Whether a domain's features are to be left as they are for now.
+    pub fn holds(&self, uuid: &str) -> bool {
+        self.held.contains(uuid)
+    }
+
+    /// Whether a running domain's XML may say which features it has; `None`: not known yet.
+    fn xml_counts(&self, uuid: &str) -> Option<bool> {
+        let asked = self.asked.get(uuid).filter(|a| a.through)?;
+        Some(!asked.known)
+    }
+
+    /// Takes the running domains, and gives whom to ask about which.
+    fn look(&mut self, running: &[String], peers: &[String]) -> Vec<(String, Vec<String>)> {
+        let now = Instant::now();
+        self.asked.retain(|uuid, _| running.contains(uuid));
+        self.histories
+            .retain(|_, (.., at)| now.duration_since(*at) < HISTORY);
+        for uuid in running {
+            self.asked.entry(uuid.clone()).or_insert_with(|| Asked {
+                since: now,
+                answered: HashSet::new(),
+                through: false,
+                known: false,
+            });
+        }
+        let open = |peer: &String| {
+            let mut uuids: Vec<String> = running
+                .iter()
+                .filter(|u| {
+                    self.asked
+                        .get(*u)
+                        .is_some_and(|a| !a.answered.contains(peer))
+                })
+                .cloned()
+                .collect();
+            uuids.sort_by_key(|u| !self.held.contains(u));
+            uuids.truncate(MAX_DOMAINS);
+            uuids
+        };
+        let asks = peers.iter().map(|p| (p.clone(), open(p)));
+        asks.filter(|(_, uuids)| !uuids.is_empty()).collect()
+    }
+
+    /// Notes an answer: whether the peer knew the domain, and whether it has no more to tell.
+    fn answered(&mut self, uuid: &str, peer: &str, knew: bool, last: bool) {
+        if let Some(a) = self.asked.get_mut(uuid) {
+            a.known |= knew;
+            if last {
+                a.answered.insert(peer.to_owned());
+            }
+        }
+    }
+
+    /// Those that are through now; of these, the held ones are held no more and named.
+    fn settle(&mut self, peers: &[String]) -> Vec<String> {
+        for (uuid, a) in &mut self.asked {
+            let patience = if self.held.contains(uuid) {
+                MIGRATED
+            } else {
+                APPEARED
+            };
+            let all = peers.iter().all(|p| a.answered.contains(p));
+            a.through |= all || a.since.elapsed() > patience;
+        }
+        let through = |u: &&String| self.asked.get(*u).is_some_and(|a| a.through);
+        let lifted: Vec<String> = self.held.iter().filter(through).cloned().collect();
+        self.held.retain(|u| !lifted.contains(u));
+        lifted
+    }
+}
+
+/// Asks peers about domains that came, for ever.
+pub(super) async fn follow(daemon: Arc<Daemon>) {
+    let Some(peers) = daemon.peers().map(crate::peer::Peers::names) else {
+        return;
+    };
+    let mut tick = tokio::time::interval(LOOK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let running: Vec<String> = lock(&daemon.instances)
+            .values()
+            .filter(|i| i.info.running)
+            .map(|i| i.info.uuid.clone())
+            .collect();
+        let connected: Vec<String> = lock(&daemon.peer_states).keys().cloned().collect();
+        let asks = lock(&daemon.arrivals).look(&running, &connected);
+        // One that does not answer holds up no other.
+        let asking = asks.into_iter().map(|(peer, uuids)| {
+            let daemon = Arc::clone(&daemon);
+            async move { daemon.ask_about(&peer, uuids).await }
+        });
+        futures_util::future::join_all(asking).await;
+        let lifted = lock(&daemon.arrivals).settle(&peers);
+        for uuid in lifted {
+            let Some(domain) = daemon.domain_of(&uuid) else {
+                continue;
+            };
+            tracing::info!(%domain, "features of a migrated domain are settled");
+            // A slow guest must not hold up the others.
+            let daemon = Arc::clone(&daemon);
+            tokio::spawn(async move {
+                daemon.define(&domain).await;
+                daemon.recheck(&domain).await;
+            });
+        }
+    }
+}
+
+impl Daemon {
+    fn domain_of(&self, uuid: &str) -> Option<String> {
+        let instances = lock(&self.instances);
+        let mut all = instances.iter();
+        all.find_map(|(d, i)| (i.info.uuid == uuid).then(|| d.clone()))
+    }
+
+    /// Whether the domain has a QEMU here.
+    fn active_here(&self, uuid: &str) -> bool {
+        lock(&self.instances)
+            .values()
+            .any(|i| i.info.uuid == uuid && i.info.active)
+    }
+
+    /// Whether a domain's features are to be left as they are, since it was just migrated here.
+    pub(super) fn holds(&self, domain: &str) -> bool {
+        let uuid = lock(&self.instances)
+            .get(domain)
+            .map(|i| i.info.uuid.clone());
+        uuid.is_some_and(|u| lock(&self.arrivals).holds(&u))
+    }
+
+    /// Whether a domain's XML may say which features it has; `None`: not known yet.
+    pub(super) fn xml_counts(&self, uuid: &str, active: bool) -> Option<bool> {
+        if self.peers().is_none() || !active {
+            return Some(true);
+        }
+        lock(&self.arrivals).xml_counts(uuid)
+    }
+
+    /// Whose history comes under an identifier from a peer.
+    pub(super) fn expected_history(&self, from: &str, id: &str) -> Option<FeatureSpec> {
+        let arrivals = lock(&self.arrivals);
+        let (peer, spec, _) = arrivals.histories.get(id)?;
+        (peer == from).then(|| spec.clone())
+    }
+
+    async fn ask_about(self: &Arc<Self>, peer: &str, uuids: Vec<String>) {
+        let Some(peers) = self.peers() else { return };
+        let ask = DomainAsk::HandOver {
+            uuids: uuids.clone(),
+        };
+        match peers.about_domain(peer, &ask).await {
+            Ok(DomainAnswer::HandOver { domains }) => {
+                for uuid in &uuids {
+                    let Some(handover) = domains.iter().find(|h| h.uuid == *uuid) else {
+                        lock(&self.arrivals).answered(uuid, peer, false, true);
+                        continue;
+                    };
+                    let taken = self.take_over(peer, handover).await;
+                    let last = taken && !handover.busy;
+                    lock(&self.arrivals).answered(uuid, peer, true, last);
+                }
+            }
+            // One that cannot tell has nothing to tell: an older version.
+            Ok(_) | Err(PeerError::Refused { .. } | PeerError::Protocol { .. }) => {
+                for uuid in &uuids {
+                    lock(&self.arrivals).answered(uuid, peer, false, true);
+                }
+            }
+            Err(e) => tracing::debug!(%peer, error = %e, "not told about domains that came"),
+        }
+    }
+
+    /// Registers what a peer hands over, then tells it so; false to ask again.
+    async fn take_over(self: &Arc<Self>, peer: &str, handover: &Handover) -> bool {
+        let uuid = &handover.uuid;
+        let Some(domain) = self.domain_of(uuid) else {
+            return false;
+        };
+        if handover.features.is_empty() {
+            return true;
+        }
+        let mut taken = Vec::new();
+        let mut new = false;
+        {
+            let _guard = self.changes.lock(&domain).await;
+            for f in &handover.features {
+                let name = &f.spec.name;
+                let _name = self.names.lock(name.as_str()).await;
+                if let Err(reason) = self.may_come(peer, &domain, uuid, &f.spec) {
+                    tracing::warn!(%domain, feature = %name, %peer, %reason,
+                        "a feature that came with its domain is not taken up");
+                    continue;
+                }
+                let known = lock(&self.instances)
+                    .get(&domain)
+                    .is_some_and(|i| i.features.contains_key(name));
+                if !known {
+                    if !self.register_handed(&domain, uuid, f).await {
+                        return false;
+                    }
+                    new = true;
+                }
+                let expected = (peer.to_owned(), f.spec.clone(), Instant::now());
+                lock(&self.arrivals)
+                    .histories
+                    .insert(f.history.clone(), expected);
+                taken.push((name.clone(), f.history.clone()));
+            }
+        }
+        let ask = DomainAsk::HandedOver {
+            uuid: uuid.clone(),
+            features: taken.clone(),
+        };
+        let told = match self.peers() {
+            Some(peers) if !taken.is_empty() => peers.about_domain(peer, &ask).await.map(drop),
+            _ => Ok(()),
+        };
+        if let Err(e) = &told {
+            tracing::warn!(%domain, %peer, error = %e,
+                "features came with their domain, but the host that had them is not told; again");
+        }
+        if new {
+            self.tell_peers();
+            self.define(&domain).await;
+            let (this, domain) = (Arc::clone(self), domain.clone());
+            tokio::spawn(async move { this.recheck(&domain).await });
+        }
+        told.is_ok()
+    }
+
+    /// Why a feature may not come along with its domain.
+    fn may_come(
+        &self,
+        peer: &str,
+        domain: &str,
+        uuid: &str,
+        spec: &FeatureSpec,
+    ) -> Result<(), String> {
+        spec.validate().map_err(|e| e.to_string())?;
+        let groups = self.peers().map(|p| p.groups(peer)).unwrap_or_default();
+        if !groups.contains(&spec.group) {
+            return Err(format!(
+                "group '{}' is not allowed from host '{peer}' here (peer.hosts.groups)",
+                spec.group
+            ));
+        }
+        if self.known_elsewhere(domain, uuid, &spec.name) {
+            return Err("another domain has a feature of that name".into());
+        }
+        Ok(())
+    }
+
+    async fn register_handed(&self, domain: &str, uuid: &str, f: &HandedFeature) -> bool {
+        let record = FeatureRecord {
+            domain: domain.to_owned(),
+            spec: f.spec.clone(),
+            enabled: f.enabled,
+            moved_at_ms: f.moved_at_ms,
+        };
+        let (id, kept) = (uuid.to_owned(), record.clone());
+        if let Err(e) = self.store.run(move |s| s.put_feature(&id, &kept)).await {
+            tracing::error!(%domain, feature = %f.spec.name, error = %e,
+                "a feature that came with its domain cannot be registered");
+            return false;
+        }
+        if let Some(i) = lock(&self.instances).get_mut(domain) {
+            i.features.insert(f.spec.name.clone(), Feature::new(record));
+        }
+        tracing::info!(%domain, feature = %f.spec.name, "came along with its domain");
+        self.emit(ApiEvent::Feature {
+            domain: domain.to_owned(),
+            feature: f.spec.name.clone(),
+            what: "arrived".to_owned(),
+        });
+        true
+    }
+
+    /// Answers a peer's question about a domain.
+    pub(super) async fn about_domain(
+        self: &Arc<Self>,
+        from: &str,
+        ask: DomainAsk,
+    ) -> Result<DomainAnswer, PeerRefusal> {
+        let failed = |m: String| PeerRefusal::new(RefusalKind::Failed, m);
+        match ask {
+            DomainAsk::HandOver { uuids } => {
+                let domains = self.hand_over(from, &uuids).await.map_err(failed)?;
+                Ok(DomainAnswer::HandOver { domains })
+            }
+            DomainAsk::HandedOver { uuid, features } => {
+                self.let_go(from, &uuid, &features).await.map_err(failed)?;
+                Ok(DomainAnswer::Noted)
+            }
+            DomainAsk::Fate { id } => Ok(DomainAnswer::Fate {
+                fate: self.own_fate(&id).await,
+            }),
+            DomainAsk::Copy { id, uuid } => Ok(DomainAnswer::Copy {
+                copy: self.end_copy(&id, &uuid).await,
+            }),
+        }
+    }
+
+    async fn records_of(&self, uuids: &[String]) -> Result<Vec<(String, FeatureRecord)>, String> {
+        let all = self.store.run(crate::store::Store::features).await;
+        let mut all = all.map_err(|e| format!("the registry cannot be read: {e}"))?;
+        all.retain(|(uuid, _)| uuids.contains(uuid));
+        Ok(all)
+    }
+
+    /// What is here of domains that run at a peer now.
+    async fn hand_over(&self, from: &str, uuids: &[String]) -> Result<Vec<Handover>, String> {
+        let groups = self.peers().map(|p| p.groups(from)).unwrap_or_default();
+        let records = self.records_of(uuids).await?;
+        let mut found = Vec::new();
+        for uuid in uuids {
+            let mut handover = Handover {
+                uuid: uuid.clone(),
+                busy: false,
+                features: Vec::new(),
+            };
+            // libvirt ends it here only after it runs there.
+            if self.active_here(uuid) {
+                handover.busy = true;
+                found.push(handover);
+                continue;
+            }
+            let leaving: Vec<FeatureName> = lock(&self.outgoing)
+                .values()
+                .filter(|h| h.domain_uuid == *uuid)
+                .map(|h| h.job.borrow().feature.clone())
+                .collect();
+            handover.busy = !leaving.is_empty() || self.incoming.into_domain(uuid);
+            let own = records.iter().filter(|(u, r)| {
+                u == uuid && groups.contains(&r.spec.group) && !leaving.contains(&r.spec.name)
+            });
+            handover.features = own
+                .map(|(_, r)| HandedFeature {
+                    spec: r.spec.clone(),
+                    enabled: r.enabled,
+                    moved_at_ms: r.moved_at_ms,
+                    history: uuid::Uuid::new_v4().to_string(),
+                })
+                .collect();
+            if handover.busy || !handover.features.is_empty() || self.knew_domain(uuid).await {
+                found.push(handover);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Lets go of features that a peer has registered with their domain, and sends their history.
+    async fn let_go(
+        self: &Arc<Self>,
+        from: &str,
+        uuid: &str,
+        features: &[(FeatureName, MoveId)],
+    ) -> Result<(), String> {
+        if self.active_here(uuid) {
+            return Err("the domain runs here".into());
+        }
+        let groups = self.peers().map(|p| p.groups(from)).unwrap_or_default();
+        let records = self
+            .records_of(std::slice::from_ref(&uuid.to_owned()))
+            .await?;
+        let mut left = Vec::new();
+        for (name, history) in features {
+            let Some((_, record)) = records.iter().find(|(_, r)| r.spec.name == *name) else {
+                continue;
+            };
+            let _guard = self.changes.lock(&record.domain).await;
+            let moving = lock(&self.outgoing)
+                .values()
+                .any(|h| h.domain_uuid == uuid && h.job.borrow().feature == *name);
+            if moving || !groups.contains(&record.spec.group) {
+                continue;
+            }
+            if !self.forget_feature(&record.domain, uuid, name).await {
+                return Err("the registry cannot be written".into());
+            }
+            tracing::info!(domain = %record.domain, feature = %name, to = %from,
+                "went along with its domain");
+            left.push((record.clone(), history.clone()));
+        }
+        if let Some((record, _)) = left.first() {
+            let domain = record.domain.clone();
+            self.domain_left(&domain, uuid).await;
+        }
+        self.tell_peers();
+        let (daemon, to) = (Arc::clone(self), from.to_owned());
+        tokio::spawn(async move {
+            for (record, id) in left {
+                daemon.send_history(&to, &id, &record.spec).await;
+            }
+        });
+        Ok(())
+    }
+
+    /// What this host's journal and list of jobs say of a move's frozen copy.
+    async fn own_fate(&self, id: &str) -> Fate {
+        match self.source_record(id).await {
+            Ok(Some(record)) => {
+                let state = lock(&self.outgoing)
+                    .get(job_of(id))
+                    .map(|h| *h.state.borrow());
+                match state {
+                    // Before it runs there, the frozen copy may be needed once more.
+                    Some(State::Switching { resumed: true, .. }) => Fate::Gone,
+                    Some(State::Aborting { .. }) if !record.committed => Fate::Stays,
+                    _ => Fate::Pending,
+                }
+            }
+            // Another attempt of that move is under way.
+            Ok(None) if lock(&self.outgoing).contains_key(job_of(id)) => Fate::Pending,
+            Ok(None) => self.ended_fate(id),
+            Err(e) => {
+                tracing::error!(%id, error = %e, "the journal cannot be read");
+                Fate::Pending
+            }
+        }
+    }
+
+    fn ended_fate(&self, id: &str) -> Fate {
+        let (Ok(damaged), Ok(jobs)) = (
+            self.store.damaged_moves(Side::Source),
+            self.store.jobs(JOBS_KEPT),
+        ) else {
+            return Fate::Pending;
+        };
+        if damaged.iter().any(|d| d == id) {
+            tracing::error!(%id, "a copy of a feature is frozen and the record of its move is \
+                damaged: look at the feature on both hosts");
+            return Fate::Pending;
+        }
+        match jobs.iter().find(|j| j.id == job_of(id)) {
+            Some(job) if job.result == Some(JobResult::Done) => Fate::Gone,
+            Some(_) => Fate::Stays,
+            None => Fate::Unknown,
+        }
+    }
+
+    /// What shall become of a frozen copy in a guest here, and whether another host said it.
+    /// `None`: not known yet, ask again.
+    pub(super) async fn fate_of(&self, id: &str) -> Option<(Fate, bool)> {
+        match self.ended_fate(id) {
+            Fate::Unknown => {}
+            Fate::Pending => return None,
+            known => return Some((known, false)),
+        }
+        let mut open = false;
+        if let Some(peers) = self.peers() {
+            let names = peers.names();
+            let ask = DomainAsk::Fate { id: id.to_owned() };
+            let answers = names.iter().map(|n| peers.about_domain(n, &ask));
+            for answer in futures_util::future::join_all(answers).await {
+                match answer {
+                    Ok(DomainAnswer::Fate {
+                        fate: fate @ (Fate::Gone | Fate::Stays),
+                    }) => return Some((fate, true)),
+                    Ok(DomainAnswer::Fate {
+                        fate: Fate::Unknown,
+                    })
+                    // An older version, which hands no domain over.
+                    | Err(PeerError::Refused { .. } | PeerError::Protocol { .. }) => {}
+                    Ok(_) | Err(_) => open = true,
+                }
+            }
+        }
+        // Nobody gave it away.
+        (!open).then_some((Fate::Stays, false))
+    }
+
+    /// Ends what is left of an incoming move in the guest of a domain that came here: unless it was
+    /// resumed, it will never run.
+    async fn end_copy(&self, id: &str, uuid: &str) -> CopyState {
+        let guest = self.domain_of(uuid).and_then(|d| self.guest(&d));
+        let Some(guest) = guest else {
+            return CopyState::Unknown;
+        };
+        let look = async || match guest.call(Call::Status, SHORT).await {
+            Ok(Reply::Status(s)) => Some(s.moves.into_iter().find(|m| m.id == id)),
+            _ => None,
+        };
+        match look().await {
+            None => return CopyState::Unknown,
+            Some(None) => return CopyState::Gone,
+            Some(Some(m)) if m.state == GuestMoveState::Running => return CopyState::Running,
+            Some(Some(_)) => {}
+        }
+        let discard = Call::Discard {
+            id: id.to_owned(),
+            force: false,
+        };
+        if let Err(e) = guest.call(discard, SHORT).await {
+            tracing::warn!(%id, error = %e, "what came of a move with its domain is not removed");
+        }
+        match look().await {
+            Some(None) => CopyState::Gone,
+            Some(Some(m)) if m.state == GuestMoveState::Running => CopyState::Running,
+            _ => CopyState::Unknown,
+        }
+    }
+
+    /// What is left of an incoming move whose domain was migrated on, and who says so.
+    pub async fn copy_elsewhere(&self, record: &TargetRecord) -> (String, CopyState) {
+        let unknown = (String::new(), CopyState::Unknown);
+        if self.active_here(&record.domain_uuid) {
+            return unknown;
+        }
+        let host = lock(&self.peer_states)
+            .values()
+            .find(|s| {
+                let runs =
+                    |i: &crate::host::InstanceState| i.uuid == record.domain_uuid && i.running;
+                s.instances.iter().any(runs)
+            })
+            .map(|s| s.name.clone());
+        let (Some(host), Some(peers)) = (host, self.peers()) else {
+            return unknown;
+        };
+        let ask = DomainAsk::Copy {
+            id: record.id.clone(),
+            uuid: record.domain_uuid.clone(),
+        };
+        match peers.about_domain(&host, &ask).await {
+            Ok(DomainAnswer::Copy { copy }) => (host, copy),
+            Ok(_) => unknown,
+            Err(e) => {
+                tracing::debug!(%host, id = %record.id, error = %e,
+                    "not told what is left of a move whose domain was migrated");
+                unknown
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(n: &[&str]) -> Vec<String> {
+        n.iter().map(|s| (*s).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_migrated_domain_is_held_until_every_peer_has_answered() {
+        let mut a = Arrivals::default();
+        let (peers, running) = (names(&["h1", "h2"]), names(&["u"]));
+        a.coming("u");
+        assert!(a.holds("u") && a.settle(&peers).is_empty());
+        // It does not run yet: nobody is asked.
+        assert!(a.look(&[], &peers).is_empty());
+        assert_eq!(a.look(&running, &peers).len(), 2);
+        a.answered("u", "h2", false, true);
+        a.answered("u", "h1", true, false);
+        assert_eq!(
+            a.look(&running, &peers),
+            [("h1".to_owned(), running.clone())],
+            "one that is busy is asked again"
+        );
+        assert!(a.settle(&peers).is_empty());
+        assert_eq!(a.xml_counts("u"), None);
+        a.answered("u", "h1", true, true);
+        assert_eq!(a.settle(&peers), running);
+        assert!(!a.holds("u"));
+        assert_eq!(a.xml_counts("u"), Some(false), "a peer knew better");
+        assert!(a.look(&running, &peers).is_empty());
+    }
+
+    #[test]
+    fn one_that_ran_here_anew_is_asked_about_anew() {
+        let mut a = Arrivals::default();
+        let (peers, running) = (names(&["h1"]), names(&["u"]));
+        a.look(&running, &peers);
+        a.answered("u", "h1", false, true);
+        assert!(a.settle(&peers).is_empty(), "it was not held");
+        assert_eq!(a.xml_counts("u"), Some(true), "nobody knew it");
+        a.look(&[], &peers);
+        assert_eq!(a.look(&running, &peers).len(), 1);
+        // Who is not connected is waited for, but not asked.
+        assert!(a.look(&running, &[]).is_empty() && a.settle(&peers).is_empty());
+        assert_eq!(a.xml_counts("u"), None);
+    }
+
+    #[test]
+    fn many_domains_are_asked_about_in_turns_migrated_ones_first() {
+        let mut a = Arrivals::default();
+        let running: Vec<String> = (0..40).map(|n| format!("u{n}")).collect();
+        a.coming("u39");
+        let asks = a.look(&running, &names(&["h1"]));
+        assert_eq!(
+            (asks[0].1.len(), asks[0].1[0].as_str()),
+            (MAX_DOMAINS, "u39")
+        );
+    }
+}
