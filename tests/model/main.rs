@@ -137,7 +137,9 @@ fn never_none(w: &World) -> bool {
     if w.committed {
         // The source takes the move back only when the target's guest was lost.
         let lost = w.destroyed || w.target_guest.boot != w.target_boot;
-        w.left || w.arrived || there || (here && lost)
+        // Who gives a move up destroys a copy; a guest that dies takes the other one along.
+        let died = w.destroyed && w.source_lost;
+        w.left || w.arrived || there || (here && lost) || died
     } else {
         here || w.source_lost
     }
