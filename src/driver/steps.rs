@@ -541,6 +541,11 @@ async fn give_up(shared: &Shared) -> Event {
     let Some(peers) = shared.daemon.peers() else {
         return Event::GiveUpFailed;
     };
+    // The copy there is not destroyed for one that is not to be had.
+    if let Err(reason) = guest(shared) {
+        tracing::error!(id = %r.id, %reason, "a move is not given up without its frozen copy");
+        return Event::GiveUpFailed;
+    }
     let timeout = 2 * shared.restore_timeout;
     match peers.give_up(&r.to_host, &r.id, timeout).await {
         Ok(TargetStatus::Lost { reason }) => {

@@ -224,7 +224,8 @@ impl World {
         if matches!(
             out.machine.state(),
             SourceState::Switching { resumed: false, .. }
-        ) && !out.tasks.contains(&Task::Peer(Ask::GiveUp))
+        ) && !self.source_lost
+            && !out.tasks.contains(&Task::Peer(Ask::GiveUp))
         {
             steps.push(Step::GiveUp);
         }
