@@ -332,6 +332,7 @@ fn broken_designs_leave_moves_open() {
     for broken in [Broken::ForgetfulGuest, Broken::ArrivalForgotten] {
         let scope = Move {
             broken: Some(broken),
+            limits: Limits::new(1000, 1),
             ..small(2)
         };
         let Some(trace) = liveness::explore(&scope).stuck() else {
