@@ -289,6 +289,10 @@ pub struct MoveDetail {
     pub warning: Option<String>,
     /// Where the freeze went, once over.
     pub freeze: Option<FreezeParts>,
+    /// Attempt under way, from 1.
+    pub attempt: u16,
+    /// Why the attempts before it were given up.
+    pub retried: Vec<String>,
 }
 
 /// The freeze step by step, as the source's daemon saw it. The sum is the whole freeze.
@@ -550,6 +554,9 @@ pub trait Api: Send + Sync + 'static {
     async fn jobs(&self) -> Vec<Job>;
     /// Cancels a move before its commit; refused after.
     async fn abort(&self, id: &str) -> Result<()>;
+    /// Gives up a move also after its commit, as long as the target does not run the feature: the
+    /// copy there is destroyed and the feature goes on here. Before the commit like `abort`.
+    async fn give_up(&self, id: &str) -> Result<()>;
     /// Installs the helper into a running domain.
     async fn guest_install(&self, domain: &str) -> Result<String>;
     /// Removes it.

@@ -410,6 +410,9 @@ pub struct FeatureSpec {
     /// How long a handover waits for open connections to end, milliseconds.
     #[serde(default = "default_drain", skip_serializing_if = "is_default_drain")]
     pub drain_ms: u64,
+    /// How long its processes may take to end after SIGTERM, seconds; then they are killed.
+    #[serde(default = "default_stop", skip_serializing_if = "is_default_stop")]
+    pub stop_s: u64,
     /// Commands that a move runs in the guests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hooks: Option<Box<Hooks>>,
@@ -493,6 +496,8 @@ pub enum OverBudget {
     Wait,
     /// Gives up before the freeze, and cuts a freeze short that takes longer.
     GiveUp,
+    /// Goes on by [`Method::Handover`] instead, which the definition must allow.
+    Handover,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -520,6 +525,14 @@ fn is_default_drain(ms: &u64) -> bool {
     *ms == default_drain()
 }
 
+fn default_stop() -> u64 {
+    5
+}
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_default_stop(s: &u64) -> bool {
+    *s == default_stop()
+}
+
 impl FeatureSpec {
     /// A definition with the defaults for all but what it must say.
     pub fn new(name: FeatureName, workload: Workload) -> Self {
@@ -534,6 +547,7 @@ impl FeatureSpec {
             throttle: true,
             method: Method::Live,
             drain_ms: default_drain(),
+            stop_s: default_stop(),
             hooks: None,
             placement: None,
         }
@@ -713,8 +727,17 @@ impl FeatureSpec {
         if self.drain_ms > method::LONGEST_DRAIN_MS {
             return Err(bad("drain_ms must be at most 60000"));
         }
+        if !(1..=method::LONGEST_STOP_S).contains(&self.stop_s) {
+            return Err(bad("stop_s must be 1 to 50"));
+        }
         if let Some(why) = self.against(self.method) {
             return Err(bad(&why));
+        }
+        if self.over_budget == OverBudget::Handover && self.hooks().quiesce.is_none() {
+            return Err(bad(
+                "over_budget = \"handover\" needs hooks.quiesce: what the feature has in its memory \
+                 does not move then, so it must have been written into its state directories",
+            ));
         }
         if let Some(why) = self.rules().problem(&self.name) {
             return Err(bad(&why));

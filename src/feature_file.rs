@@ -165,6 +165,7 @@ struct File<'a> {
     throttle: bool,
     method: Method,
     drain_ms: u64,
+    stop_s: u64,
     thresholds: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     placement: Option<&'a Rules>,
@@ -187,6 +188,7 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, FileError> {
         throttle,
         method,
         drain_ms,
+        stop_s,
         hooks,
         placement,
     } = spec;
@@ -199,6 +201,7 @@ pub fn dump(spec: &FeatureSpec) -> Result<String, FileError> {
         throttle: *throttle,
         method: *method,
         drain_ms: *drain_ms,
+        stop_s: *stop_s,
         thresholds: thresholds.iter().map(threshold::format).collect(),
         placement: placement.as_deref(),
         hooks: hooks.as_deref(),

@@ -94,6 +94,8 @@ impl HookName {
 pub const DEFAULT_S: u64 = 10;
 /// Longest time for connections to end by themselves in a handover, milliseconds.
 pub const LONGEST_DRAIN_MS: u64 = 60_000;
+/// Longest time for a feature's processes to end, seconds.
+pub const LONGEST_STOP_S: u64 = 50;
 /// Most words of a command, and most bytes of one.
 const MAX_WORDS: usize = 64;
 const MAX_WORD: usize = 4096;

@@ -281,7 +281,15 @@ pub enum Command {
     /// Show a move
     Jobinfo(WhichMove),
     /// Cancel a move before its commit
-    Jobabort(WhichMove),
+    Jobabort {
+        /// Also after its commit, when it does not resume: destroy the copy at the target and let
+        /// the feature go on here
+        #[arg(long)]
+        force: bool,
+        /// Which one
+        #[command(flatten)]
+        which: WhichMove,
+    },
     /// List hosts
     Hosts,
     /// The helper in a guest
@@ -349,7 +357,7 @@ impl Command {
             | Self::Migrate { .. }
             | Self::Check { rehearse: true, .. }
             | Self::Approve { .. }
-            | Self::Jobabort(_)
+            | Self::Jobabort { .. }
             | Self::Reload => true,
             Self::Threshold {
                 thresholds, clear, ..

@@ -256,11 +256,15 @@ impl Client {
         decode(&self.take(proxy.json().await)?)
     }
 
-    /// Asks to cancel a move.
-    pub async fn abort(&self, id: &str) -> Result<()> {
+    /// Asks to cancel a move; with `force` to give it up after its commit, too.
+    pub async fn abort(&self, id: &str, force: bool) -> Result<()> {
         let path = self.take(move_path(id))?;
         let proxy = self.take(MoveProxy::new(&self.connection, path).await)?;
-        self.take(proxy.abort().await)
+        self.take(if force {
+            proxy.give_up().await
+        } else {
+            proxy.abort().await
+        })
     }
 
     /// Installs the helper.

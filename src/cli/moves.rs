@@ -138,7 +138,7 @@ impl News {
 
 /// Asks to cancel after Ctrl-C and says what comes of it; the result decides the exit code.
 async fn cancel(client: &Client, job: &Job) -> String {
-    let note = match client.abort(&job.id).await {
+    let note = match client.abort(&job.id, false).await {
         Ok(()) => format!(
             "asked to cancel the move {}; Ctrl-C again leaves it alone",
             job.id

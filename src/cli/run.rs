@@ -295,12 +295,15 @@ pub(super) async fn run_kept(
                 decisions::of_move(out, &client, &job.id).await?;
             }
         }
-        Command::Jobabort(w) => {
+        Command::Jobabort { force, which: w } => {
             let list = client.jobs().await?;
             let job = moves::choose(&list, &w.which, true)?;
-            client.abort(&job.id).await?;
+            client.abort(&job.id, *force).await?;
+            let asked = if *force { "give_up" } else { "abort" };
             if json {
-                views::json(out, &serde_json::json!({"id": job.id, "asked": "abort"}))?;
+                views::json(out, &serde_json::json!({"id": job.id, "asked": asked}))?;
+            } else if *force {
+                writeln!(out, "Asked to give up move {}", plain(&job.id))?;
             } else {
                 writeln!(out, "Asked to cancel move {}", plain(&job.id))?;
             }

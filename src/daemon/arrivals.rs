@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::{ApiEvent, JobResult};
 use crate::feature::{FeatureName, FeatureSpec};
-use crate::moving::record::TargetRecord;
+use crate::moving::record::{TargetRecord, job_of};
 use crate::moving::source::State;
 use crate::peer::{PeerError, PeerRefusal, RefusalKind};
 use crate::store::{FeatureRecord, JOBS_KEPT, Side};
@@ -480,7 +480,9 @@ impl Daemon {
     async fn own_fate(&self, id: &str) -> Fate {
         match self.source_record(id).await {
             Ok(Some(record)) => {
-                let state = lock(&self.outgoing).get(id).map(|h| *h.state.borrow());
+                let state = lock(&self.outgoing)
+                    .get(job_of(id))
+                    .map(|h| *h.state.borrow());
                 match state {
                     // Before it runs there, the frozen copy may be needed once more.
                     Some(State::Switching { resumed: true, .. }) => Fate::Gone,
@@ -488,6 +490,8 @@ impl Daemon {
                     _ => Fate::Pending,
                 }
             }
+            // Another attempt of that move is under way.
+            Ok(None) if lock(&self.outgoing).contains_key(job_of(id)) => Fate::Pending,
             Ok(None) => self.ended_fate(id),
             Err(e) => {
                 tracing::error!(%id, error = %e, "the journal cannot be read");
@@ -508,7 +512,7 @@ impl Daemon {
                 damaged: look at the feature on both hosts");
             return Fate::Pending;
         }
-        match jobs.iter().find(|j| j.id == id) {
+        match jobs.iter().find(|j| j.id == job_of(id)) {
             Some(job) if job.result == Some(JobResult::Done) => Fate::Gone,
             Some(_) => Fate::Stays,
             None => Fate::Unknown,
@@ -563,7 +567,10 @@ impl Daemon {
             Some(Some(m)) if m.state == GuestMoveState::Running => return CopyState::Running,
             Some(Some(_)) => {}
         }
-        let discard = Call::Discard { id: id.to_owned() };
+        let discard = Call::Discard {
+            id: id.to_owned(),
+            force: false,
+        };
         if let Err(e) = guest.call(discard, SHORT).await {
             tracing::warn!(%id, error = %e, "what came of a move with its domain is not removed");
         }

@@ -14,6 +14,7 @@ use crate::guest::{Guest, GuestEvent};
 use crate::host::{GuestCapabilities, HelperState};
 use crate::hypervisor::hook::HookNotice;
 use crate::hypervisor::{Change, DomainInfo, HypervisorEvent};
+use crate::moving::record::job_of;
 use crate::wire::guest::{Call, GuestMoveState, GuestStatus, Reply};
 use crate::wire::peer::Fate;
 
@@ -224,7 +225,7 @@ impl Daemon {
     async fn reconcile(self: &Arc<Self>, domain: &str, guest: &Guest, status: GuestStatus) {
         let mut again = false;
         for m in &status.moves {
-            if lock(&self.outgoing).contains_key(&m.id) || self.incoming.get(&m.id).is_some() {
+            if self.is_outgoing(&m.id) || self.incoming.get(&m.id).is_some() {
                 continue;
             }
             // Not under way here: ended, or never committed here and never READY here. A guest that
@@ -248,9 +249,10 @@ impl Daemon {
                         commit,
                     }
                 }
-                GuestMoveState::Receiving | GuestMoveState::Ready => {
-                    Call::Discard { id: m.id.clone() }
-                }
+                GuestMoveState::Receiving | GuestMoveState::Ready => Call::Discard {
+                    id: m.id.clone(),
+                    force: false,
+                },
                 // The host that the domain was on could not tell the guest that it is registered.
                 GuestMoveState::Running if self.registered(domain, &m.feature) => Call::Release {
                     id: m.id.clone(),
@@ -454,8 +456,7 @@ pub(super) async fn follow_guests(
                 });
             }
             GuestEvent::Hook { id, feature, text } => {
-                let known =
-                    lock(&daemon.outgoing).contains_key(&id) || daemon.incoming.get(&id).is_some();
+                let known = daemon.is_outgoing(&id) || daemon.incoming.get(&id).is_some();
                 if known {
                     tracing::info!(%domain, %id, %feature, %text, "hook");
                 }
@@ -468,7 +469,8 @@ pub(super) async fn follow_guests(
             } => {
                 tracing::trace!(%domain, %id, round, sent, total, "round");
                 // Only of moves of its own.
-                if let Some(h) = lock(&daemon.outgoing).get(&id)
+                if let Some(h) = lock(&daemon.outgoing).get(job_of(&id))
+                    && h.is_attempt(&id)
                     && h.job.borrow().from_domain == domain
                 {
                     h.progress.tell(round, sent, total);

@@ -11,7 +11,7 @@ use crate::driver::target;
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::history::{StoredTier, transfer};
 use crate::method::Method;
-use crate::moving::record::{SourceRecord, TargetPhase, TargetRecord};
+use crate::moving::record::{SourceRecord, TargetPhase, TargetRecord, job_of};
 use crate::moving::source::{Event, State};
 use crate::store::{Change, FeatureRecord, Side, StoreError};
 use crate::wire::guest::MoveId;
@@ -202,7 +202,7 @@ impl Daemon {
                 .features
                 .entry(record.spec.name.clone())
                 .or_insert_with(|| Feature::new(feature));
-            f.moving = Some(record.id.clone());
+            f.moving = Some(job_of(&record.id).to_owned());
         }
         Event::Reverted
     }
@@ -225,6 +225,32 @@ impl Daemon {
         }
     }
 
+    /// Puts the record of a move's next attempt in place of the one before, in one transaction. Who
+    /// asks about that one hears that it was given up.
+    pub async fn renew_move(&self, record: &SourceRecord, handover: bool) {
+        let next = record.next_attempt(handover);
+        let bytes = serde_json::to_vec(&next).unwrap_or_default();
+        let changes = vec![
+            Change::RemoveMove {
+                side: Side::Source,
+                id: record.id.clone(),
+            },
+            put_move(Side::Source, &next.id, bytes),
+        ];
+        while let Err(e) = self.write(changes.clone()).await {
+            tracing::error!(id = %record.id, error = %e,
+                "another attempt to move cannot be recorded; trying again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Whether this is the attempt under way of a move from here.
+    pub(super) fn is_outgoing(&self, id: &str) -> bool {
+        lock(&self.outgoing)
+            .get(job_of(id))
+            .is_some_and(|h| h.is_attempt(id))
+    }
+
     pub(super) async fn source_record(&self, id: &str) -> Result<Option<SourceRecord>, String> {
         let moves = self.store.run(|s| s.moves(Side::Source)).await;
         let moves = moves.map_err(|e| e.to_string())?;
@@ -244,7 +270,7 @@ impl Daemon {
             Ok(Some(r)) if r.committed => Verdict::Committed,
             Ok(Some(_)) => {
                 let outgoing = lock(&self.outgoing);
-                let state = outgoing.get(id).map(|h| *h.state.borrow());
+                let state = outgoing.get(job_of(id)).map(|h| *h.state.borrow());
                 match state {
                     Some(State::Aborting { .. }) => Verdict::Aborted,
                     _ => Verdict::Pending,
@@ -286,7 +312,7 @@ impl Daemon {
                 // Unless it has come back meanwhile: then it is another one.
                 if i.features
                     .get(feature)
-                    .is_some_and(|f| f.moving.as_ref() == Some(&record.id))
+                    .is_some_and(|f| f.moving.as_deref() == Some(job_of(&record.id)))
                 {
                     i.features.remove(feature);
                 }
@@ -315,7 +341,7 @@ impl Daemon {
         self.tell_peers();
         self.emit(ApiEvent::Move { job: job.clone() });
         self.after_move(job);
-        lock(&self.outgoing).remove(&record.id);
+        lock(&self.outgoing).remove(job_of(&record.id));
         self.define(&record.domain).await;
         if job.result != Some(JobResult::Done) {
             // The guest may have been rebooted meanwhile; nobody looked after the feature then.
@@ -448,10 +474,11 @@ impl Daemon {
             tracing::warn!(%id, committed = record.committed, "move found in the journal");
             // A committed one took the feature out of the registry; what is there came back since.
             if !record.committed {
-                self.set_moving(&record.domain, &record.spec.name, Some(id.clone()));
+                let job = job_of(&id).to_owned();
+                self.set_moving(&record.domain, &record.spec.name, Some(job));
             }
             let handle = source::spawn(self, record, Begin::Recovered);
-            lock(&self.outgoing).insert(id, handle);
+            lock(&self.outgoing).insert(job_of(&id).to_owned(), handle);
         }
         for (id, bytes) in self.store.moves(Side::Target)? {
             let Ok(record) = serde_json::from_slice::<TargetRecord>(&bytes) else {

@@ -15,7 +15,7 @@ use crate::feature::{FeatureName, FeatureSpec, Threshold};
 use crate::guest::{GuestError, install, remove};
 use crate::history::Query;
 use crate::host::{HelperState, HostState};
-use crate::moving::source::Event;
+use crate::moving::source::{Event, State};
 use crate::reason::Rehearsal;
 use crate::store::{FeatureRecord, Store, StoreError};
 use crate::threshold::Watch;
@@ -111,6 +111,42 @@ impl Service {
             feature: feature.clone(),
             what: what.to_owned(),
         });
+    }
+}
+
+impl Service {
+    /// Ends a move before its commit; with `force` also one that does not resume after it.
+    async fn end_move(&self, id: &str, force: bool) -> Result<()> {
+        let handle = lock(&self.0.outgoing).get(id).cloned();
+        let Some(handle) = handle else {
+            let job = self.job(id).await?;
+            return Err(ApiError::Refused(format!(
+                "move {id} has ended already ({})",
+                job.result.map_or("unknown", |_| "see 'drover jobinfo'")
+            )));
+        };
+        let state = *handle.state.borrow();
+        let event = match state {
+            _ if state.can_cancel() => Event::Cancel,
+            State::Switching { resumed: false, .. } if force => Event::GiveUp,
+            State::Switching { resumed: false, .. } => {
+                return Err(ApiError::Refused(format!(
+                    "move {id} is past the point where it can be cancelled; if it stays so, \
+                     'drover jobabort --force {id}' destroys the copy at the target and lets the \
+                     feature go on here"
+                )));
+            }
+            _ => {
+                return Err(ApiError::Refused(format!(
+                    "move {id} is past the point where it can be cancelled"
+                )));
+            }
+        };
+        handle
+            .events
+            .send(event)
+            .await
+            .map_err(|_| ApiError::Refused(format!("move {id} has just ended")))
     }
 }
 
@@ -431,24 +467,11 @@ impl Api for Service {
     }
 
     async fn abort(&self, id: &str) -> Result<()> {
-        let handle = lock(&self.0.outgoing).get(id).cloned();
-        let Some(handle) = handle else {
-            let job = self.job(id).await?;
-            return Err(ApiError::Refused(format!(
-                "move {id} has ended already ({})",
-                job.result.map_or("unknown", |_| "see 'drover jobinfo'")
-            )));
-        };
-        if !handle.state.borrow().can_cancel() {
-            return Err(ApiError::Refused(format!(
-                "move {id} is past the point where it can be cancelled"
-            )));
-        }
-        handle
-            .events
-            .send(Event::Cancel)
-            .await
-            .map_err(|_| ApiError::Refused(format!("move {id} has just ended")))
+        self.end_move(id, false).await
+    }
+
+    async fn give_up(&self, id: &str) -> Result<()> {
+        self.end_move(id, true).await
     }
 
     async fn guest_install(&self, domain: &str) -> Result<String> {

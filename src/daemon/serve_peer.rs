@@ -224,6 +224,12 @@ impl PeerService for Service {
         detached(async move { target::resume(&daemon, &id).await.map_err(failed) }).await
     }
 
+    async fn give_up(&self, from: &str, id: &str) -> Result<TargetStatus, PeerRefusal> {
+        self.own(from, id).await?;
+        let (daemon, id) = (Arc::clone(&self.0), id.to_owned());
+        detached(async move { target::give_up(&daemon, &id).await.map_err(failed) }).await
+    }
+
     async fn discard(&self, from: &str, id: &str, reason: &str) -> Result<(), PeerRefusal> {
         if self.own(from, id).await.is_err() {
             // Nothing here: as asked.

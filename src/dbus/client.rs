@@ -172,6 +172,9 @@ pub trait Move {
     /// Cancels the move before its commit.
     #[zbus(allow_interactive_auth)]
     fn abort(&self) -> zbus::Result<()>;
+    /// Gives the move up also after its commit, unless the target runs the feature.
+    #[zbus(allow_interactive_auth)]
+    fn give_up(&self) -> zbus::Result<()>;
     /// It ended.
     #[zbus(signal)]
     fn ended(&self, result: &str, reason: &str) -> zbus::Result<()>;

@@ -200,6 +200,17 @@ impl Move {
         Ok(self.api.abort(&self.id).await?)
     }
 
+    async fn give_up(
+        &self,
+        #[zbus(header)] header: Header<'_>,
+        #[zbus(connection)] connection: &Connection,
+    ) -> Result<(), Error> {
+        self.access
+            .sender(connection, &header, Verb::Cancel, &[("move", &self.id)])
+            .await?;
+        Ok(self.api.give_up(&self.id).await?)
+    }
+
     #[zbus(signal)]
     async fn ended(emitter: &SignalEmitter<'_>, result: &str, reason: &str) -> zbus::Result<()>;
 

@@ -2,7 +2,7 @@
 //! to it as events. What the actions do is in [`super::steps`].
 
 use std::pin::Pin;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,11 +15,13 @@ use crate::daemon::{Daemon, lock};
 use crate::feature::OverBudget;
 use crate::method::Method;
 use crate::moving::convergence::{Limits, Round};
-use crate::moving::record::SourceRecord;
+use crate::moving::record::{SourceRecord, attempt_of};
 use crate::moving::source::{Action, Event, Source, State};
 
 /// Pause between reports of bytes sent.
 const PROGRESS: Duration = Duration::from_millis(500);
+/// Most attempts of a move whose dump or restore fails.
+const ATTEMPTS: u16 = 3;
 /// Moves by hand come before all others.
 const BY_HAND: i64 = 1_000_000;
 
@@ -38,6 +40,13 @@ pub struct Handle {
     pub progress: Arc<Progress>,
 }
 
+impl Handle {
+    /// Whether this is the attempt under way.
+    pub fn is_attempt(&self, id: &str) -> bool {
+        attempt_of(id) == self.job.borrow().detail.attempt
+    }
+}
+
 /// How a task begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begin {
@@ -50,6 +59,7 @@ pub enum Begin {
 /// Starts the task of a move.
 pub fn spawn(daemon: &Arc<Daemon>, record: SourceRecord, begin: Begin) -> Handle {
     let (events, inbox) = mpsc::channel(64);
+    let (steps, outcomes) = mpsc::channel(64);
     let (job, job_rx) = watch::channel(record.job());
     let (state, state_rx) = watch::channel(State::New);
     let progress = Arc::new(Progress::default());
@@ -57,17 +67,18 @@ pub fn spawn(daemon: &Arc<Daemon>, record: SourceRecord, begin: Begin) -> Handle
     let moves = &daemon.config.moves;
     let shared = Arc::new(Shared {
         daemon: Arc::clone(daemon),
-        events: events.clone(),
+        events: steps,
         step_timeout: Duration::from_secs(moves.step_timeout_s),
         restore_timeout: Duration::from_secs(moves.restore_timeout_s),
         preflight: Mutex::default(),
         relay: Mutex::default(),
+        sent_before: AtomicU64::new(0),
         progress: Arc::clone(&progress),
         state: state_rx.clone(),
         resumes: std::sync::atomic::AtomicU32::default(),
         record,
     });
-    tokio::spawn(run(shared, begin, inbox, job, state));
+    tokio::spawn(run(shared, begin, (inbox, outcomes), job, state));
     Handle {
         domain_uuid,
         events,
@@ -118,18 +129,27 @@ impl Freeze {
 
 fn limits(shared: &Shared) -> Limits {
     let (spec, moves) = (&shared.record.spec, &shared.daemon.config.moves);
+    let live = shared.record.method == Method::Live;
     Limits {
         budget_ms: spec.downtime_ms,
         max_rounds: moves.max_rounds,
         wait_ms: moves.wait_s.saturating_mul(1000),
-        over: spec.over_budget,
-        throttle: spec.throttle && shared.record.method == Method::Live,
+        // What has no memory to send has nothing to fall back to.
+        over: match spec.over_budget {
+            OverBudget::Handover if !live => OverBudget::Go,
+            over => over,
+        },
+        throttle: spec.throttle && live,
+        attempts: ATTEMPTS,
     }
 }
 
-/// The next event: of the inbox, of the queue for a turn, or of the freeze's time.
+/// The next event: of others, of the attempt's steps, of the queue for a turn, or of the freeze's
+/// time.
 struct Inbox {
     events: mpsc::Receiver<Event>,
+    /// What the steps of this attempt lead to; those of an attempt before it are heard no more.
+    outcomes: mpsc::Receiver<Event>,
     /// Kept until the move's end.
     turn: Option<Turn>,
     queue: Option<Pin<Box<dyn Future<Output = Turn> + Send>>>,
@@ -150,6 +170,7 @@ impl Inbox {
         };
         tokio::select! {
             event = self.events.recv() => event,
+            event = self.outcomes.recv() => event,
             turn = queue => {
                 self.turn = Some(turn);
                 self.queue = None;
@@ -164,20 +185,20 @@ impl Inbox {
 }
 
 async fn run(
-    shared: Arc<Shared>,
+    mut shared: Arc<Shared>,
     begin: Begin,
-    events: mpsc::Receiver<Event>,
+    (events, outcomes): (mpsc::Receiver<Event>, mpsc::Receiver<Event>),
     job: watch::Sender<Job>,
     state: watch::Sender<State>,
 ) {
-    let record = &shared.record;
     let mut machine = Source::new(limits(&shared));
     let mut inbox = Inbox {
         events,
+        outcomes,
         turn: None,
         queue: (begin == Begin::Fresh).then(|| {
             let departures = shared.daemon.departures.clone();
-            let urgency = if record.cause == steps::BY_HAND {
+            let urgency = if shared.record.cause == steps::BY_HAND {
                 BY_HAND
             } else {
                 0
@@ -187,7 +208,7 @@ async fn run(
         freeze: None,
     };
     let mut recovered = (begin == Begin::Recovered).then_some(Event::Recovered {
-        committed: record.committed,
+        committed: shared.record.committed,
     });
     let mut freeze = Freeze::default();
     let mut progress = tokio::time::interval(PROGRESS);
@@ -207,10 +228,23 @@ async fn run(
             }
         };
         let before = machine.state();
+        let record = &shared.record.clone();
         match &event {
             Event::Preflight(found) => found.clone_into(&mut lock(&shared.preflight)),
             Event::RoundSent(number, round) => {
                 job.send_modify(|j| j.history.push(row(*number, round)));
+            }
+            Event::Renewed if before == State::Renewing => {
+                (shared, inbox.outcomes) = renewed(&shared, machine.renews_as_handover());
+                freeze = Freeze::default();
+                let failed = machine.ending().filter(|e| e.result == JobResult::Failed);
+                let reason = failed.and_then(|e| e.reason.clone());
+                job.send_modify(|j| {
+                    j.detail.attempt = attempt_of(&shared.record.id);
+                    j.detail.method = shared.record.method;
+                    j.detail.retried.extend(reason);
+                    (j.detail.round_sent, j.detail.round_total) = (0, 0);
+                });
             }
             _ => {}
         }
@@ -236,7 +270,7 @@ async fn run(
             _ => inbox.freeze = None,
         }
         if matches!(after, State::Aborting { .. }) {
-            lock(&shared.relay).take();
+            shared.end_relay();
             inbox.queue = None;
         }
         job.send_modify(|j| {
@@ -250,9 +284,19 @@ async fn run(
             j.detail.predicted_freeze_ms = machine.predicted_freeze_ms();
             j.detail.throttle_percent = machine.throttle();
         });
+        if matches!(after, State::Aborting { again: true, .. })
+            && !matches!(before, State::Aborting { .. })
+        {
+            let reason = machine
+                .ending()
+                .and_then(|e| e.reason.as_deref())
+                .unwrap_or_default();
+            tracing::warn!(id = %record.id, feature = %record.spec.name, reason,
+                "an attempt to move failed; the feature goes on here, another one follows");
+        }
         let mut ended = false;
         for action in actions {
-            tracing::debug!(id = %record.id, ?action, "move action");
+            tracing::debug!(id = %shared.record.id, ?action, "move action");
             match action {
                 Action::End => ended = true,
                 other => {
@@ -265,6 +309,7 @@ async fn run(
             }
         }
         if ended {
+            let record = &shared.record;
             let ending = machine.ending().cloned();
             let done = ending.as_ref().is_some_and(|e| e.result == JobResult::Done);
             // Its place among the moves is free while the feature's own commands are waited for.
@@ -293,6 +338,26 @@ async fn run(
         let snapshot = job.borrow().clone();
         shared.daemon.emit(ApiEvent::Move { job: snapshot });
     }
+}
+
+/// What the next attempt's steps share, and where their outcomes come from.
+fn renewed(old: &Shared, handover: bool) -> (Arc<Shared>, mpsc::Receiver<Event>) {
+    let (events, outcomes) = mpsc::channel(64);
+    old.progress.reset();
+    let shared = Shared {
+        daemon: Arc::clone(&old.daemon),
+        record: old.record.next_attempt(handover),
+        events,
+        step_timeout: old.step_timeout,
+        restore_timeout: old.restore_timeout,
+        preflight: Mutex::default(),
+        relay: Mutex::default(),
+        sent_before: AtomicU64::new(old.sent_before.load(Ordering::Relaxed)),
+        progress: Arc::clone(&old.progress),
+        state: old.state.clone(),
+        resumes: std::sync::atomic::AtomicU32::default(),
+    };
+    (Arc::new(shared), outcomes)
 }
 
 /// Tells how far the round under way is, when that changed.

@@ -1,6 +1,6 @@
 //! What the actions of a move on the source do.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::moving::convergence::Round;
 use crate::moving::record::SourceRecord;
 use crate::moving::source::{Action, Event, State};
 use crate::peer::{PeerError, RefusalKind};
-use crate::wire::guest::{Call, Preflight, Reply, RoundStats};
+use crate::wire::guest::{Call, ErrorKind, Preflight, Reply, RoundStats};
 use crate::wire::peer::{Offer, PROTOCOL, TargetStatus};
 
 /// Cause of a move that a user asked for.
@@ -30,6 +30,8 @@ const BUSY: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_secs(1);
 /// Longest time for a feature to be stopped, or started: the helper itself gives up earlier.
 const STOP: Duration = Duration::from_secs(70);
+/// Pause before another attempt.
+const RENEW: Duration = Duration::from_secs(1);
 /// Longest time of a round whatever its progress.
 const ROUND: Duration = Duration::from_secs(24 * 3600);
 
@@ -82,6 +84,11 @@ impl Progress {
         }
     }
 
+    /// A new attempt begins with the first round.
+    pub fn reset(&self) {
+        *lock(&self.latest) = Self::default().get();
+    }
+
     /// The latest.
     pub fn get(&self) -> Mark {
         *lock(&self.latest)
@@ -115,6 +122,8 @@ pub(super) struct Shared {
     pub restore_timeout: Duration,
     pub preflight: Mutex<Preflight>,
     pub relay: Mutex<Option<Relay>>,
+    /// Bytes that relays which ended had sent, also those of earlier attempts.
+    pub sent_before: AtomicU64,
     pub progress: Arc<Progress>,
     pub state: watch::Receiver<State>,
     /// Questions to resume that came to nothing.
@@ -124,7 +133,15 @@ pub(super) struct Shared {
 impl Shared {
     /// Bytes relayed to the target so far.
     pub fn sent(&self) -> Option<u64> {
-        lock(&self.relay).as_ref().map(Relay::bytes)
+        let before = self.sent_before.load(Ordering::Relaxed);
+        lock(&self.relay).as_ref().map(|r| before + r.bytes())
+    }
+
+    /// Ends the relay; what it sent stays counted.
+    pub fn end_relay(&self) {
+        if let Some(relay) = lock(&self.relay).take() {
+            self.sent_before.fetch_add(relay.bytes(), Ordering::Relaxed);
+        }
     }
 }
 
@@ -243,6 +260,7 @@ pub(super) async fn perform(shared: &Shared, action: Action) -> Event {
             }
             resume(shared).await
         }
+        Action::GiveUp => give_up(shared).await,
         Action::Release { commit, again } => {
             if again {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -265,6 +283,11 @@ pub(super) async fn perform(shared: &Shared, action: Action) -> Event {
                     Event::DiscardUnreachable
                 }
             }
+        }
+        Action::Renew { handover } => {
+            tokio::time::sleep(RENEW).await;
+            shared.daemon.renew_move(&shared.record, handover).await;
+            Event::Renewed
         }
         Action::Offer => match offer(shared).await {
             Ok(relay) => {
@@ -325,6 +348,10 @@ async fn call_guest(shared: &Shared, call: Call, timeout: Duration) -> Result<Re
     let guest = guest(shared).map_err(Event::Failed)?;
     guest.call(call, timeout).await.map_err(|e| match e {
         GuestError::Timeout { .. } => Event::TimedOut(e.to_string()),
+        GuestError::Helper {
+            kind: ErrorKind::Criu,
+            ..
+        } => Event::Stumbled(e.to_string()),
         other => Event::Failed(other.to_string()),
     })
 }
@@ -413,7 +440,7 @@ async fn slow_down(shared: &Shared, percent: u8) {
         percent,
     };
     tracing::info!(id = %shared.record.id, percent, "slowing the feature down");
-    if let Err(Event::Failed(reason) | Event::TimedOut(reason)) =
+    if let Err(Event::Failed(reason) | Event::TimedOut(reason) | Event::Stumbled(reason)) =
         call_guest(shared, call, SHORT).await
     {
         tracing::warn!(id = %shared.record.id, %reason, "the feature is not slowed down");
@@ -467,8 +494,13 @@ async fn restore(shared: &Shared, round: u16) -> Event {
             tracing::debug!(id = %r.id, restore_ms, "target is ready");
             Event::TargetReady
         }
-        Ok(TargetStatus::Failed { reason }) => {
-            Event::Failed(format!("host {}: {reason}", r.to_host))
+        Ok(TargetStatus::Failed { reason, passing }) => {
+            let reason = format!("host {}: {reason}", r.to_host);
+            if passing {
+                Event::Stumbled(reason)
+            } else {
+                Event::Failed(reason)
+            }
         }
         Ok(other) => Event::Failed(format!("host {} answered {other:?}", r.to_host)),
         Err(e) => peer_failed(&e),
@@ -504,6 +536,29 @@ async fn resume(shared: &Shared) -> Event {
     }
 }
 
+async fn give_up(shared: &Shared) -> Event {
+    let r = &shared.record;
+    let Some(peers) = shared.daemon.peers() else {
+        return Event::GiveUpFailed;
+    };
+    // The copy there is not destroyed for one that is not to be had.
+    if let Err(reason) = guest(shared) {
+        tracing::error!(id = %r.id, %reason, "a move is not given up without its frozen copy");
+        return Event::GiveUpFailed;
+    }
+    let timeout = 2 * shared.restore_timeout;
+    match peers.give_up(&r.to_host, &r.id, timeout).await {
+        Ok(TargetStatus::Lost { reason }) => {
+            Event::TargetLost(format!("host {}: {reason}", r.to_host))
+        }
+        other => {
+            tracing::error!(id = %r.id, host = %r.to_host, ?other,
+                "the target has not given the move up");
+            Event::GiveUpFailed
+        }
+    }
+}
+
 async fn release(shared: &Shared, commit: bool) -> Event {
     let r = &shared.record;
     if shared.daemon.domain_is_gone(&r.domain) {
@@ -522,7 +577,7 @@ async fn release(shared: &Shared, commit: bool) -> Event {
             tracing::error!(id = %r.id, ?other, "unexpected answer to release");
             Event::ReleaseFailed
         }
-        Err(Event::Failed(reason) | Event::TimedOut(reason)) => {
+        Err(Event::Failed(reason) | Event::TimedOut(reason) | Event::Stumbled(reason)) => {
             tracing::warn!(id = %r.id, %reason, commit, "ending the freeze failed; trying again");
             Event::ReleaseFailed
         }

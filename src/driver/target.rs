@@ -11,10 +11,10 @@ use super::queue::Turn;
 use crate::daemon::{Daemon, SHORT};
 use crate::guest::{Guest, GuestError};
 use crate::method::{HookName, Method};
-use crate::moving::record::{TargetPhase, TargetRecord};
+use crate::moving::record::{TargetPhase, TargetRecord, job_of};
 use crate::moving::target::{Action, Event, State, Target};
 use crate::peer::{BulkReceiver, PeerError};
-use crate::wire::guest::{Call, MoveId, Reply};
+use crate::wire::guest::{Call, ErrorKind, MoveId, Reply};
 use crate::wire::peer::{CopyState, TargetStatus, Verdict};
 
 /// How long a move may be READY without a word of the source before it is asked.
@@ -40,6 +40,8 @@ pub struct Incoming {
     restore_ms: u64,
     resume_ms: u64,
     failure: Option<String>,
+    /// criu failed; another attempt may not.
+    passing: bool,
     /// The feature's own commands are still asked how it does here.
     settling: bool,
     /// What they found, when it was not good.
@@ -58,6 +60,7 @@ impl Incoming {
             restore_ms: 0,
             resume_ms: 0,
             failure,
+            passing: false,
             settling: false,
             warning: None,
             failed_resumes: 0,
@@ -127,7 +130,7 @@ impl Incoming {
             State::Offered | State::Receiving | State::Restoring | State::Recording => {
                 TargetStatus::Receiving
             }
-            State::Ready | State::Resuming => TargetStatus::Ready {
+            State::Ready | State::Resuming | State::Destroying => TargetStatus::Ready {
                 restore_ms: self.restore_ms,
             },
             State::Running => TargetStatus::Running {
@@ -140,6 +143,7 @@ impl Incoming {
             },
             State::Discarding | State::Gone => TargetStatus::Failed {
                 reason: self.failure.clone().unwrap_or_else(|| "discarded".into()),
+                passing: self.passing,
             },
         }
     }
@@ -293,10 +297,16 @@ pub async fn restore(daemon: &Arc<Daemon>, id: &str, round: u16) -> Result<Targe
         round,
     };
     let answer = match guest(daemon, &record) {
-        Ok(g) => g
-            .call_in_boot(restore, timeout)
-            .await
-            .map_err(|e| e.to_string()),
+        Ok(g) => g.call_in_boot(restore, timeout).await.map_err(|e| {
+            incoming.passing = matches!(
+                e,
+                GuestError::Helper {
+                    kind: ErrorKind::Criu,
+                    ..
+                }
+            );
+            e.to_string()
+        }),
         Err(e) => Err(e),
     };
     match answer {
@@ -354,7 +364,9 @@ pub async fn guest_changed(daemon: &Arc<Daemon>, domain: &str) {
                 let reason = format!("the guest of domain '{domain}' was lost");
                 fail(daemon, &mut incoming, reason).await;
             }
-            State::Ready | State::Resuming => lose_guest(daemon, &mut incoming).await,
+            State::Ready | State::Resuming | State::Destroying => {
+                lose_guest(daemon, &mut incoming).await;
+            }
             _ => {}
         }
     }
@@ -364,7 +376,10 @@ pub async fn guest_changed(daemon: &Arc<Daemon>, domain: &str) {
 pub async fn domain_ended(daemon: &Arc<Daemon>, uuid: &str) {
     for slot in daemon.incoming.all() {
         let mut incoming = slot.lock().await;
-        let holds = matches!(incoming.machine.state(), State::Ready | State::Resuming);
+        let holds = matches!(
+            incoming.machine.state(),
+            State::Ready | State::Resuming | State::Destroying
+        );
         if holds && incoming.record.domain_uuid == uuid {
             let reason = format!("domain '{}' was shut off", incoming.record.domain);
             record_loss(daemon, &mut incoming, reason).await;
@@ -412,6 +427,18 @@ pub async fn resume(daemon: &Arc<Daemon>, id: &str) -> Result<TargetStatus, Stri
     let actions = incoming
         .machine
         .step(Event::ResumeAsked)
+        .map_err(|e| e.to_string())?;
+    settle(daemon, &mut incoming, actions).await;
+    Ok(incoming.status())
+}
+
+/// An administrator at the source gives a committed move up that does not resume here.
+pub async fn give_up(daemon: &Arc<Daemon>, id: &str) -> Result<TargetStatus, String> {
+    let slot = daemon.incoming.get(id).ok_or("no such move here")?;
+    let mut incoming = slot.lock().await;
+    let actions = incoming
+        .machine
+        .step(Event::GiveUpAsked)
         .map_err(|e| e.to_string())?;
     settle(daemon, &mut incoming, actions).await;
     Ok(incoming.status())
@@ -512,8 +539,13 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
     while let Some(action) = actions.pop() {
         let id = incoming.record.id.clone();
         let event = match action {
-            Action::Resume { again: true } | Action::Discard { again: true } => {
-                let pause = pause(incoming.failed_resumes);
+            Action::Resume { again: true }
+            | Action::Discard { again: true }
+            | Action::Destroy { again: true } => {
+                let pause = match action {
+                    Action::Resume { .. } => pause(incoming.failed_resumes),
+                    _ => PAUSE,
+                };
                 retry_later(daemon, id, action, pause);
                 continue;
             }
@@ -550,13 +582,16 @@ async fn settle(daemon: &Arc<Daemon>, incoming: &mut Incoming, mut actions: Vec<
                 continue;
             }
             Action::RecordLost => {
-                incoming.record.phase = TargetPhase::Lost;
-                while let Err(e) = daemon.put_target(&incoming.record).await {
-                    tracing::error!(%id, error = %e, "a loss cannot be recorded; trying again");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
+                put_surely(daemon, incoming, TargetPhase::Lost).await;
                 Event::LostRecorded
             }
+            Action::RecordGiveUp => {
+                tracing::warn!(%id, feature = %incoming.record.spec.name,
+                    "given up after the commit by an administrator; destroying the copy here");
+                put_surely(daemon, incoming, TargetPhase::Destroying).await;
+                Event::GiveUpRecorded
+            }
+            Action::Destroy { again: false } => try_destroy(daemon, incoming).await,
             Action::Forget => {
                 daemon.forget_target(&incoming.record).await;
                 // Kept for a while so that a late question gets its answer.
@@ -644,6 +679,52 @@ async fn try_resume(daemon: &Daemon, incoming: &mut Incoming) -> Result<(), Stri
     }
 }
 
+/// Writes a phase, however often it takes.
+async fn put_surely(daemon: &Daemon, incoming: &mut Incoming, phase: TargetPhase) {
+    incoming.record.phase = phase;
+    while let Err(e) = daemon.put_target(&incoming.record).await {
+        tracing::error!(id = %incoming.record.id, ?phase, error = %e,
+            "what became of a copy cannot be recorded; trying again");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+async fn try_destroy(daemon: &Daemon, incoming: &mut Incoming) -> Event {
+    let record = &incoming.record;
+    if let Some(reason) = gone(daemon, record).await {
+        incoming.failure = Some(reason);
+        return Event::GuestLost;
+    }
+    if daemon.copy_elsewhere(record).await.1 == CopyState::Running {
+        return Event::Resumed;
+    }
+    let destroy = Call::Discard {
+        id: record.id.clone(),
+        force: true,
+    };
+    // It may have to wait for an attempt to resume.
+    let timeout = Duration::from_secs(daemon.config.moves.restore_timeout_s) + SHORT;
+    match call(daemon, record, destroy, timeout).await {
+        Ok(Reply::Done) => {
+            incoming.failure = Some(
+                "an administrator gave the move up; the copy that did not \
+                 resume there is destroyed"
+                    .into(),
+            );
+            Event::Destroyed
+        }
+        Ok(Reply::Running { resume_ms, .. }) => {
+            incoming.resume_ms = resume_ms;
+            Event::Resumed
+        }
+        other => {
+            tracing::error!(id = %record.id, ?other,
+                "the copy that is given up is not destroyed yet; trying again");
+            Event::DestroyFailed
+        }
+    }
+}
+
 async fn try_discard(daemon: &Daemon, incoming: &Incoming) -> bool {
     let record = &incoming.record;
     if daemon.domain_is_gone(&record.domain) {
@@ -654,6 +735,7 @@ async fn try_discard(daemon: &Daemon, incoming: &Incoming) -> bool {
         record,
         Call::Discard {
             id: record.id.clone(),
+            force: false,
         },
         SHORT,
     )
@@ -685,9 +767,10 @@ fn resume_failed(incoming: &Incoming, reason: &str) {
     }
     tracing::error!(%id, %feature, %reason, attempts, next_s,
         "committed, but the guest of domain '{}' cannot resume the feature, which is frozen on host \
-         '{}' meanwhile; look at 'journalctl -u drover-guest' in the guest, or give the move up by \
-         'virsh destroy {0}' here: once the guest is off, '{1}' takes the feature back by itself",
-        record.domain, record.from_host);
+         '{}' meanwhile; look at 'journalctl -u drover-guest' in the guest, or give the move up: \
+         'drover jobabort --force {}' on '{1}' destroys the copy here and lets the feature go on \
+         there; so does 'virsh destroy {0}' here, should the guest not answer",
+        record.domain, record.from_host, job_of(id));
 }
 
 fn retry_later(daemon: &Arc<Daemon>, id: MoveId, action: Action, pause: Duration) {
@@ -700,13 +783,16 @@ fn retry_later(daemon: &Arc<Daemon>, id: MoveId, action: Action, pause: Duration
         let mut incoming = slot.lock().await;
         let still = matches!(
             (incoming.machine.state(), action),
-            (State::Resuming, Action::Resume { .. }) | (State::Discarding, Action::Discard { .. })
+            (State::Resuming, Action::Resume { .. })
+                | (State::Discarding, Action::Discard { .. })
+                | (State::Destroying, Action::Destroy { .. })
         );
         if !still {
             return;
         }
         let once = match action {
             Action::Resume { .. } => Action::Resume { again: false },
+            Action::Destroy { .. } => Action::Destroy { again: false },
             _ => Action::Discard { again: false },
         };
         settle(&daemon, &mut incoming, vec![once]).await;
@@ -735,9 +821,9 @@ fn watch_doubt(daemon: &Arc<Daemon>, id: &str) {
             let patience = match state {
                 State::Running | State::Gone => return,
                 State::Discarding | State::Losing => continue,
-                State::Ready | State::Resuming => {
+                State::Ready | State::Resuming | State::Destroying => {
                     lose_guest(&daemon, &mut *slot.lock().await).await;
-                    if state == State::Resuming {
+                    if state != State::Ready {
                         continue;
                     }
                     DOUBT_AFTER

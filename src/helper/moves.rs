@@ -308,7 +308,7 @@ impl Moves {
             | Call::Restore { id, .. }
             | Call::Resume { id }
             | Call::Settled { id }
-            | Call::Discard { id }
+            | Call::Discard { id, .. }
                 if !valid_move_id(id) =>
             {
                 return Err(Failure::new(
@@ -318,7 +318,7 @@ impl Moves {
             }
             _ => {}
         }
-        if let Call::Release { id, .. } | Call::Discard { id } = &call {
+        if let Call::Release { id, .. } | Call::Discard { id, .. } = &call {
             self.end(id);
         }
         match call {
@@ -429,9 +429,17 @@ impl Moves {
                 self.target(&id).settled(&id, events)?;
                 Ok(Reply::Done)
             }
-            Call::Discard { id } => {
+            Call::Discard { id, force } => {
+                let target = self.target(&id);
+                if force && !target.destroy(&id)? {
+                    let (resume_ms, pid) = target.resume(&id, events)?;
+                    self.drop_stream(&id);
+                    return Ok(Reply::Running { resume_ms, pid });
+                }
                 self.drop_stream(&id);
-                self.target(&id).discard(&id)?;
+                if !force {
+                    target.discard(&id)?;
+                }
                 lock(&self.targets).remove(&id);
                 Ok(Reply::Done)
             }
@@ -553,7 +561,10 @@ mod tests {
             let feature = FeatureName::new("cache").unwrap();
             let calls = [
                 Call::Resume { id: id.into() },
-                Call::Discard { id: id.into() },
+                Call::Discard {
+                    id: id.into(),
+                    force: false,
+                },
                 Call::Release {
                     id: id.into(),
                     feature,
@@ -591,7 +602,10 @@ mod tests {
             commit: false,
         };
         assert_eq!(moves.handle(release, &|_| {}), Reply::Done);
-        let discard = Call::Discard { id: arrived.into() };
+        let discard = Call::Discard {
+            id: arrived.into(),
+            force: false,
+        };
         assert_eq!(moves.handle(discard, &|_| {}), Reply::Done);
         let ask = source::Ask {
             id: left,

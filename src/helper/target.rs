@@ -16,7 +16,7 @@ use super::state::place;
 use super::state::store::Store;
 use super::unit::UnitError;
 use super::urgent::{self, Urgent};
-use super::{anew, features, netns, paths, preflight, unit};
+use super::{anew, cgroup, features, netns, paths, preflight, unit};
 use crate::feature::{FeatureName, FeatureSpec};
 use crate::method::{HookName, Method};
 use crate::wire::bulk::Body;
@@ -522,6 +522,49 @@ impl Target {
             while !over(c.state(Duration::from_millis(500))) && Instant::now() < until {}
         }
         self.clean(id, &r.feature)
+    }
+
+    /// Destroys a copy whose resume was asked for and did not come through, for good: no step of
+    /// the move finds anything here afterwards. False when it does run: nothing is changed then.
+    pub fn destroy(&self, id: &str) -> Result<bool, Failure> {
+        if is_running(id) {
+            return Ok(false);
+        }
+        // An attempt to resume that is under way ends sooner.
+        self.given_up.store(true, Ordering::Relaxed);
+        let _turn = lock(&self.turn);
+        let Some(r) = Record::load(id) else {
+            return Ok(true);
+        };
+        if r.side != Side::Target {
+            let why = format!("move {id} of '{}' leaves from here", r.feature);
+            return Err(Failure::new(ErrorKind::Invalid, why));
+        }
+        if is_running(id) {
+            self.given_up.store(false, Ordering::Relaxed);
+            return Ok(false);
+        }
+        tracing::warn!(
+            "move {id}: destroying the copy of '{}', which did not resume",
+            r.feature
+        );
+        *lock(&self.gate) = None;
+        let feature = &r.feature;
+        // No FIN or RST may leave: the copy that goes on elsewhere has the same connections.
+        if netns::exists(feature) {
+            netns::gate(feature)?;
+        }
+        // The supervisor with it: it would restore once more.
+        let all = paths::cgroup_dir(feature);
+        if all.exists() {
+            cgroup::kill(&all, UNDO)?;
+        }
+        self.clean(id, feature)?;
+        if unit::running(feature) {
+            let why = format!("processes of feature '{feature}' do not end");
+            return Err(Failure::new(ErrorKind::Failed, why));
+        }
+        Ok(true)
     }
 
     fn clean(&self, id: &str, feature: &FeatureName) -> Result<(), Failure> {

@@ -13,7 +13,7 @@ use crate::helper::init;
 use crate::helper::netns::{self, NetError};
 use crate::helper::{cgroup, paths};
 
-/// The unit stops within TimeoutStopSec; a busy guest gets some more.
+/// The unit stops within TimeoutStopSec, at most [`crate::method::LONGEST_STOP_S`]; a busy guest gets some more.
 const LIMIT: Duration = Duration::from_secs(60);
 /// How long systemd is given to end a unit whose processes are dead, before it is told to.
 const BY_ITSELF: Duration = Duration::from_secs(5);
@@ -45,7 +45,7 @@ pub fn install(
     let managed = spec
         .managed()
         .ok_or_else(|| UnitError::NotManaged(name.clone()))?;
-    let text = text(name, managed, restore);
+    let text = text(spec, managed, restore);
     let file = paths::unit_file(name);
     if fs::read_to_string(&file).ok().as_deref() == Some(text.as_str()) {
         return Ok(());
@@ -137,7 +137,8 @@ fn systemctl(name: &FeatureName, args: &[&str]) -> Result<String, UnitError> {
     command::run("systemctl", args, "", LIMIT).map_err(|e| UnitError::Systemctl(name.clone(), e))
 }
 
-fn text(name: &FeatureName, managed: &Managed, restore: Option<&str>) -> String {
+fn text(spec: &FeatureSpec, managed: &Managed, restore: Option<&str>) -> String {
+    let (name, stop_s) = (&spec.name, spec.stop_s);
     let helper = paths::HELPER;
     let mut unit = format!(
         "[Unit]\nDescription=Drover feature {name}\nCollectMode=inactive-or-failed\n\n\
@@ -150,7 +151,7 @@ fn text(name: &FeatureName, managed: &Managed, restore: Option<&str>) -> String 
         unit,
         "\nExecStopPost={helper} cleanup {name}\nSlice=drover.slice\nRestart=no\n\
          OOMPolicy=continue\n\
-         KillMode=mixed\nTimeoutStopSec=5\nDelegate=yes\nCPUAccounting=yes\n\
+         KillMode=mixed\nTimeoutStopSec={stop_s}\nDelegate=yes\nCPUAccounting=yes\n\
          MemoryAccounting=yes\nIOAccounting=yes\nTasksAccounting=yes\n"
     );
     if let Some(percent) = managed.cpu_quota_percent {
@@ -173,10 +174,15 @@ mod tests {
             r#"{"exec":["/bin/x"],"address":"10.0.0.1/24","cpu_quota_percent":50,"memory_max_mib":64}"#,
         )
         .unwrap();
-        let fresh = text(&name, &managed, None);
+        let spec = FeatureSpec {
+            stop_s: 30,
+            ..FeatureSpec::new(name, crate::feature::Workload::Managed(managed.clone()))
+        };
+        let fresh = text(&spec, &managed, None);
+        assert!(fresh.contains("\nTimeoutStopSec=30\n"));
         assert!(fresh.contains("\nCPUQuota=50%\n") && fresh.contains("\nMemoryMax=64M\n"));
         assert!(fresh.contains("drover-guest run cache\n"));
-        let restored = text(&name, &managed, Some("0123abcd"));
+        let restored = text(&spec, &managed, Some("0123abcd"));
         assert!(restored.contains("run cache --restore 0123abcd\n"));
     }
 }

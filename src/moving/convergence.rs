@@ -19,6 +19,8 @@ pub struct Limits {
     pub over: OverBudget,
     /// Whether the feature may be slowed down until it can.
     pub throttle: bool,
+    /// Most attempts, as long as only dump or restore fails.
+    pub attempts: u16,
 }
 
 impl Limits {
@@ -30,6 +32,7 @@ impl Limits {
             wait_ms: 300_000,
             over: OverBudget::Go,
             throttle: false,
+            attempts: 1,
         }
     }
 }
@@ -43,6 +46,8 @@ pub enum Next {
     Throttle(u8),
     /// The budget cannot be met, and the policy is not to go over it.
     GiveUp(String),
+    /// The budget cannot be met, and the policy is to hand the feature over instead.
+    Handover(String),
     /// Freeze now; the reason is for the log.
     Freeze(Reason),
 }
@@ -145,6 +150,10 @@ pub fn next(rounds: &[Round], limits: &Limits, throttled: u8) -> Next {
             "{}, and {reason} (over_budget = \"give_up\")",
             over_budget(predicted, limits.budget_ms)
         )),
+        OverBudget::Handover => Next::Handover(format!(
+            "{}, and {reason}; handing it over instead (over_budget = \"handover\")",
+            over_budget(predicted, limits.budget_ms)
+        )),
     }
 }
 
@@ -232,6 +241,19 @@ mod tests {
             panic!()
         };
         assert!(why.contains("the budget is 100 ms"), "{why}");
+        let handover = Limits {
+            over: OverBudget::Handover,
+            throttle: true,
+            ..give_up
+        };
+        assert_eq!(next(&r, &handover, 0), Next::Throttle(30), "first this");
+        assert!(matches!(next(&r, &handover, 85), Next::Handover(_)));
+        let within = [round(40_000_000, 1500), round(1_000_000, 200)];
+        let generous = Limits {
+            budget_ms: 1000,
+            ..handover
+        };
+        assert!(matches!(next(&within, &generous, 0), Next::Freeze(_)));
         let wait = Limits {
             over: OverBudget::Wait,
             max_rounds: 1,

@@ -81,7 +81,10 @@ pub enum TargetPhase {
     Ready,
     /// The feature runs here.
     Running,
-    /// The guest with the restored copy was lost before the feature ran here: it never will.
+    /// The source gave the move up after its commit: the restored copy is to be destroyed.
+    Destroying,
+    /// The guest with the restored copy, or the copy, was lost before the feature ran here: it
+    /// never will.
     Lost,
 }
 
@@ -111,11 +114,47 @@ impl Ending {
     }
 }
 
+/// Dashes in the identifier of a move's first attempt, a UUID.
+const DASHES: usize = 4;
+
+/// The move that an attempt belongs to: the first attempt's identifier is the move's, the others
+/// have their number behind it.
+pub fn job_of(id: &str) -> &str {
+    match id.rsplit_once('-') {
+        Some((job, _)) if id.matches('-').count() > DASHES => job,
+        _ => id,
+    }
+}
+
+/// Number of an attempt, from 1.
+pub fn attempt_of(id: &str) -> u16 {
+    let number = id
+        .strip_prefix(job_of(id))
+        .and_then(|s| s.strip_prefix('-'));
+    number.and_then(|n| n.parse().ok()).unwrap_or(1)
+}
+
 impl SourceRecord {
+    /// The record of the next attempt: known to nobody yet, its stream neither.
+    #[must_use]
+    pub fn next_attempt(&self, handover: bool) -> Self {
+        let number = attempt_of(&self.id).saturating_add(1);
+        Self {
+            id: format!("{}-{number}", job_of(&self.id)),
+            stream: self.stream.wrapping_add(1).max(1),
+            method: if handover {
+                Method::Handover
+            } else {
+                self.method
+            },
+            ..self.clone()
+        }
+    }
+
     /// The job as it begins.
     pub fn job(&self) -> Job {
         Job {
-            id: self.id.clone(),
+            id: job_of(&self.id).to_owned(),
             feature: self.spec.name.clone(),
             from_host: self.from_host.clone(),
             from_domain: self.domain.clone(),
@@ -133,8 +172,23 @@ impl SourceRecord {
             history: Vec::new(),
             detail: MoveDetail {
                 method: self.method,
+                attempt: attempt_of(&self.id),
                 ..MoveDetail::default()
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_are_named_after_their_move() {
+        let job = "3f2a4b5c-0000-4000-8000-0123456789ab";
+        assert_eq!((job_of(job), attempt_of(job)), (job, 1));
+        let third = format!("{job}-3");
+        assert_eq!((job_of(&third), attempt_of(&third)), (job, 3));
+        assert!(crate::wire::guest::valid_move_id(&third));
     }
 }

@@ -1,6 +1,7 @@
 //! The source's machine: it coordinates the move. See the module above for the diagram.
 
 use crate::api::JobResult;
+use crate::feature::OverBudget;
 use crate::wire::guest::Preflight;
 
 use super::convergence::{self, Limits, Next, Round};
@@ -49,7 +50,11 @@ pub enum State {
         thawed: bool,
         /// The target cleaned up, or cannot be reached (it asks, and learns the verdict).
         discarded: bool,
+        /// Another attempt follows.
+        again: bool,
     },
+    /// Nothing is left of an attempt; the record of the next one is being written.
+    Renewing,
     /// Over.
     Ended,
 }
@@ -67,6 +72,7 @@ impl State {
             Self::Committing => "committing",
             Self::Switching { .. } => "switching",
             Self::Reverting => "reverting",
+            Self::Aborting { again: true, .. } | Self::Renewing => "retrying",
             Self::Aborting { .. } => "aborting",
             Self::Ended => "ended",
         }
@@ -74,6 +80,11 @@ impl State {
 
     /// Whether a cancel still takes effect.
     pub fn can_cancel(self) -> bool {
+        self.can_fail() || matches!(self, Self::Aborting { again: true, .. } | Self::Renewing)
+    }
+
+    /// Whether a failed step ends the attempt.
+    fn can_fail(self) -> bool {
         matches!(
             self,
             Self::New
@@ -132,10 +143,18 @@ pub enum Event {
     DiscardUnreachable,
     /// Asking the target to resume failed; try again.
     ResumeFailed,
+    /// An administrator gives a committed move up that does not resume at the target.
+    GiveUp,
+    /// The target did not destroy its copy: it cannot be reached, or runs it.
+    GiveUpFailed,
     /// The guest could not end the freeze; try again.
     ReleaseFailed,
     /// A step failed; the reason is shown to users.
     Failed(String),
+    /// A dump or a restore failed in a way that another attempt may not.
+    Stumbled(String),
+    /// The record of the next attempt is durable in place of the one before.
+    Renewed,
     /// A step took too long.
     TimedOut(String),
     /// A user cancels.
@@ -174,6 +193,8 @@ pub enum Action {
         /// After a pause.
         again: bool,
     },
+    /// Ask the target to destroy the copy that does not resume there, durably.
+    GiveUp,
     /// Ask the guest to end the freeze.
     Release {
         /// Kill the copy here; otherwise thaw it.
@@ -183,6 +204,12 @@ pub enum Action {
     },
     /// Ask the target to discard.
     Discard,
+    /// After a pause, put the record of a new attempt in place of this one's, durably. It has an
+    /// identifier of its own: what is under way of the one before is refused by everybody.
+    Renew {
+        /// By the feature's handover instead of its memory.
+        handover: bool,
+    },
     /// Record the end; nothing follows.
     End,
 }
@@ -198,6 +225,10 @@ pub struct Source {
     throttle: u8,
     /// It is this move's turn to freeze.
     granted: bool,
+    /// Attempts that failed in a dump or a restore.
+    stumbled: u16,
+    /// The next attempt is a handover.
+    handover: bool,
     ending: Option<Ending>,
 }
 
@@ -211,6 +242,8 @@ impl Source {
             offered: false,
             throttle: 0,
             granted: false,
+            stumbled: 0,
+            handover: false,
             ending: None,
         }
     }
@@ -228,6 +261,11 @@ impl Source {
     /// Predicted freeze in milliseconds, were it frozen after the last round.
     pub fn predicted_freeze_ms(&self) -> Option<u64> {
         convergence::predicted_freeze_ms(&self.rounds).map(|ms| ms as u64)
+    }
+
+    /// Whether the next attempt is a handover.
+    pub fn renews_as_handover(&self) -> bool {
+        self.handover
     }
 
     /// Percent of its CPU time taken from the feature at present.
@@ -255,6 +293,7 @@ impl Source {
         self.state = State::Aborting {
             thawed: false,
             discarded: !self.offered,
+            again: false,
         };
         let mut actions = vec![Action::Release {
             commit: false,
@@ -264,6 +303,44 @@ impl Source {
             actions.push(Action::Discard);
         }
         actions
+    }
+
+    /// Gives the attempt up for another one, which begins when nothing of this one is left.
+    fn again(&mut self, reason: String) -> Vec<Action> {
+        let actions = self.abort(Ending::not(JobResult::Failed, reason));
+        if let State::Aborting { again, .. } = &mut self.state {
+            *again = true;
+        }
+        actions
+    }
+
+    fn stumble(&mut self, reason: String) -> Vec<Action> {
+        self.stumbled += 1;
+        if self.stumbled < self.limits.attempts {
+            return self.again(reason);
+        }
+        let times = match self.stumbled {
+            0 | 1 => String::new(),
+            n => format!(" ({n} attempts)"),
+        };
+        self.abort(Ending::not(JobResult::Failed, format!("{reason}{times}")))
+    }
+
+    /// A user's or droverd's wish to end the move.
+    fn cancel(&mut self, ending: Ending) -> Vec<Action> {
+        match &mut self.state {
+            State::Aborting { again, .. } => {
+                *again = false;
+                self.ending = Some(ending);
+                Vec::new()
+            }
+            // Its end follows the write.
+            State::Renewing => {
+                self.ending = Some(ending);
+                Vec::new()
+            }
+            _ => self.abort(ending),
+        }
     }
 
     fn settle(&mut self) -> Vec<Action> {
@@ -279,6 +356,17 @@ impl Source {
             State::Aborting {
                 thawed: true,
                 discarded: true,
+                again: true,
+            } => {
+                self.state = State::Renewing;
+                vec![Action::Renew {
+                    handover: self.handover,
+                }]
+            }
+            State::Aborting {
+                thawed: true,
+                discarded: true,
+                again: false,
             } => {
                 self.state = State::Ended;
                 vec![Action::End]
@@ -326,6 +414,10 @@ impl Source {
                     }
                     Next::Freeze(_) => self.freeze(next),
                     Next::GiveUp(reason) => self.abort(Ending::not(JobResult::Failed, reason)),
+                    Next::Handover(reason) => {
+                        self.handover = true;
+                        self.again(reason)
+                    }
                 }
             }
             (State::Waiting { round }, Event::FreezeGranted { late }) => {
@@ -387,7 +479,7 @@ impl Source {
                     JobResult::Failed,
                     format!(
                         "{reason}; the feature goes on here from where it was frozen, and what it \
-                         may have done there since is lost with that guest"
+                         may have done there since is lost"
                     ),
                 ));
                 self.state = State::Reverting;
@@ -397,6 +489,7 @@ impl Source {
                 self.state = State::Aborting {
                     thawed: false,
                     discarded: false,
+                    again: false,
                 };
                 vec![
                     Action::Release {
@@ -413,6 +506,8 @@ impl Source {
                 };
                 self.settle()
             }
+            // Nothing changes here until the target says that its copy never runs.
+            (State::Switching { resumed: false, .. }, Event::GiveUp) => vec![Action::GiveUp],
             (State::Switching { resumed: false, .. }, Event::ResumeFailed) => {
                 vec![Action::Resume { again: true }]
             }
@@ -427,10 +522,16 @@ impl Source {
                     again: true,
                 }]
             }
-            (State::Aborting { discarded, .. }, Event::Released) => {
+            (
+                State::Aborting {
+                    discarded, again, ..
+                },
+                Event::Released,
+            ) => {
                 self.state = State::Aborting {
                     thawed: true,
                     discarded,
+                    again,
                 };
                 self.settle()
             }
@@ -440,13 +541,45 @@ impl Source {
                     again: true,
                 }]
             }
-            (State::Aborting { thawed, .. }, Event::Discarded | Event::DiscardUnreachable) => {
+            (State::Aborting { thawed, again, .. }, Event::Discarded) => {
                 self.state = State::Aborting {
                     thawed,
                     discarded: true,
+                    again,
                 };
                 self.settle()
             }
+            // The target may hold something of this attempt yet: no place for another one.
+            (State::Aborting { thawed, .. }, Event::DiscardUnreachable) => {
+                self.state = State::Aborting {
+                    thawed,
+                    discarded: true,
+                    again: false,
+                };
+                self.settle()
+            }
+            (State::Renewing, Event::Renewed) => {
+                self.rounds.clear();
+                (self.offered, self.granted, self.throttle) = (false, false, 0);
+                if self.handover {
+                    // Its rounds carry files only; there is nothing left to fall back to.
+                    self.limits.over = OverBudget::Go;
+                    self.limits.throttle = false;
+                }
+                if let Some(ending) = self
+                    .ending
+                    .take()
+                    .filter(|e| e.result == JobResult::Canceled)
+                {
+                    return self.abort(ending);
+                }
+                self.state = State::Preflight;
+                vec![Action::Preflight]
+            }
+            (
+                State::PreCopy { .. } | State::Freezing { .. } | State::Restoring,
+                Event::Stumbled(reason),
+            ) => self.stumble(reason),
             (State::Freezing { .. } | State::Restoring, Event::FreezeTooLong(ms)) => {
                 self.abort(Ending::not(
                     JobResult::Failed,
@@ -458,16 +591,16 @@ impl Source {
                 ))
             }
             (_, Event::Cancel) if self.state.can_cancel() => {
-                self.abort(Ending::not(JobResult::Canceled, "cancelled by a user"))
+                self.cancel(Ending::not(JobResult::Canceled, "cancelled by a user"))
             }
-            (_, Event::Stopping) if self.state.can_cancel() => self.abort(Ending::not(
+            (_, Event::Stopping) if self.state.can_cancel() => self.cancel(Ending::not(
                 JobResult::Canceled,
                 "droverd was stopped during the move; the feature goes on here",
             )),
-            (_, Event::Failed(reason)) if self.state.can_cancel() => {
+            (_, Event::Failed(reason)) if self.state.can_fail() => {
                 self.abort(Ending::not(JobResult::Failed, reason))
             }
-            (_, Event::TimedOut(reason)) if self.state.can_cancel() => {
+            (_, Event::TimedOut(reason)) if self.state.can_fail() => {
                 self.abort(Ending::not(JobResult::Timeout, reason))
             }
             _ => Vec::new(),

@@ -70,6 +70,123 @@ fn a_lost_target_gives_the_move_back() {
 }
 
 #[test]
+fn a_committed_move_is_given_up_by_the_target_only() {
+    let mut s = committed();
+    assert_eq!(s.step(Event::GiveUp), [Action::GiveUp]);
+    assert_eq!(s.step(Event::GiveUpFailed), []);
+    assert!(matches!(s.state(), State::Switching { .. }), "as before");
+    assert_eq!(s.step(Event::GiveUp), [Action::GiveUp]);
+    assert_eq!(
+        s.step(Event::TargetLost("destroyed".into())),
+        [Action::Revert]
+    );
+    let mut s = committed();
+    s.step(Event::TargetRunning);
+    assert_eq!(s.step(Event::GiveUp), [], "it runs there");
+}
+
+/// In its freeze, with so many attempts.
+fn frozen(attempts: u16) -> Source {
+    let mut s = Source::new(Limits {
+        attempts,
+        ..Limits::new(1000, 1)
+    });
+    to_freeze(&mut s, Event::Start);
+    s
+}
+
+fn to_freeze(s: &mut Source, first: Event) {
+    for e in [
+        first,
+        Event::Preflight(Preflight::default()),
+        Event::Offered,
+        Event::RoundSent(1, round()),
+        Event::FreezeGranted { late: false },
+    ] {
+        s.step(e);
+    }
+    assert!(
+        matches!(s.state(), State::Freezing { .. }),
+        "{:?}",
+        s.state()
+    );
+}
+
+#[test]
+fn what_fails_in_a_freeze_is_tried_again_so_many_times() {
+    let mut s = frozen(3);
+    for _ in 0..2 {
+        assert_eq!(s.step(Event::Stumbled("x".into())), [THAW, Action::Discard]);
+        // Late outcomes of the attempt change nothing.
+        assert_eq!(s.step(Event::Failed("relay".into())), []);
+        assert_eq!(s.step(Event::Released), []);
+        let renew = [Action::Renew { handover: false }];
+        assert_eq!(s.step(Event::Discarded), renew);
+        assert_eq!(s.step(Event::Failed("relay".into())), []);
+        to_freeze(&mut s, Event::Renewed);
+    }
+    s.step(Event::RoundSent(2, round()));
+    s.step(Event::Stumbled("y".into()));
+    s.step(Event::Released);
+    assert_eq!(s.step(Event::Discarded), [Action::End]);
+    let reason = s.ending().unwrap().reason.clone().unwrap();
+    assert_eq!(reason, "y (3 attempts)");
+    // Other failures are none that pass.
+    let mut s = frozen(3);
+    s.step(Event::Failed("z".into()));
+    s.step(Event::Released);
+    assert_eq!(s.step(Event::Discarded), [Action::End]);
+}
+
+#[test]
+fn no_other_attempt_while_the_target_may_hold_this_one_or_somebody_cancels() {
+    let mut s = frozen(3);
+    s.step(Event::Stumbled("x".into()));
+    s.step(Event::Released);
+    assert_eq!(s.step(Event::DiscardUnreachable), [Action::End]);
+    let mut s = frozen(3);
+    s.step(Event::Stumbled("x".into()));
+    assert!(s.state().can_cancel());
+    assert_eq!(s.step(Event::Cancel), []);
+    s.step(Event::Released);
+    assert_eq!(s.step(Event::Discarded), [Action::End]);
+    assert_eq!(s.ending().unwrap().result, JobResult::Canceled);
+    let mut s = frozen(3);
+    for e in [
+        Event::Stumbled("x".into()),
+        Event::Released,
+        Event::Discarded,
+        Event::Cancel,
+    ] {
+        s.step(e);
+    }
+    assert_eq!(s.step(Event::Renewed), [THAW]);
+    assert_eq!(s.step(Event::Released), [Action::End]);
+    assert_eq!(s.ending().unwrap().result, JobResult::Canceled);
+}
+
+#[test]
+fn a_budget_that_cannot_be_met_is_handed_over() {
+    let mut s = Source::new(Limits {
+        over: OverBudget::Handover,
+        ..Limits::new(0, 1)
+    });
+    for e in [
+        Event::Start,
+        Event::Preflight(Preflight::default()),
+        Event::Offered,
+        Event::RoundSent(1, round()),
+        Event::Released,
+    ] {
+        s.step(e);
+    }
+    let renew = [Action::Renew { handover: true }];
+    assert_eq!(s.step(Event::Discarded), renew);
+    // There is nothing left to fall back to.
+    to_freeze(&mut s, Event::Renewed);
+}
+
+#[test]
 fn once_it_ran_there_it_is_not_taken_back() {
     let mut s = committed();
     s.step(Event::TargetRunning);

@@ -19,7 +19,9 @@ pub enum State {
     Resuming,
     /// The feature runs here.
     Running,
-    /// The guest with the restored copy is lost; that is being recorded.
+    /// The source gives a committed move up: the copy that does not resume is to be destroyed.
+    Destroying,
+    /// The guest with the restored copy, or the copy, is lost; that is being recorded.
     Losing,
     /// The copy is lost, durably recorded: it never resumes. The source takes the move back.
     Lost,
@@ -58,6 +60,14 @@ pub enum Event {
     GuestLost,
     /// The loss is durable.
     LostRecorded,
+    /// The source asks for the copy's end, although it has committed.
+    GiveUpAsked,
+    /// That it is to be destroyed is durable: nothing asks the guest to resume any more.
+    GiveUpRecorded,
+    /// The guest has destroyed the copy. (It may answer [`Event::Resumed`]: it runs.)
+    Destroyed,
+    /// The guest could not; try again.
+    DestroyFailed,
     /// The guest cleaned up.
     Discarded,
     /// The guest could not clean up; try again.
@@ -80,6 +90,13 @@ pub enum Action {
     Adopt,
     /// Record durably that the feature can never resume here.
     RecordLost,
+    /// Record durably that the copy is to be destroyed.
+    RecordGiveUp,
+    /// Tell the guest to destroy the copy unless it runs, at once or after a pause.
+    Destroy {
+        /// After a pause.
+        again: bool,
+    },
     /// Tell the guest to discard, at once or after a pause.
     Discard {
         /// After a pause.
@@ -131,6 +148,12 @@ impl Target {
                 },
                 Vec::new(),
             ),
+            TargetPhase::Destroying => (
+                Self {
+                    state: State::Destroying,
+                },
+                vec![Action::Destroy { again: false }],
+            ),
             TargetPhase::Lost => (Self { state: State::Lost }, vec![Action::AskVerdict]),
         }
     }
@@ -170,14 +193,16 @@ impl Target {
                 self.state = S::Resuming;
                 vec![Action::Resume { again: false }]
             }
-            (S::Resuming, Event::Resumed) => {
+            // One that is to be destroyed: an earlier attempt to resume had come through.
+            (S::Resuming | S::Destroying, Event::Resumed) => {
                 self.state = S::Running;
                 vec![Action::Adopt]
             }
             (S::Resuming, Event::ResumeFailed) => vec![Action::Resume { again: true }],
             (S::Ready, Event::SourceLost) => vec![Action::AskVerdict],
             // The source may have committed: it must be able to learn that this is the end here.
-            (S::Ready | S::Resuming, Event::GuestLost) => {
+            (S::Ready | S::Resuming | S::Destroying, Event::GuestLost)
+            | (S::Destroying, Event::Destroyed) => {
                 self.state = S::Losing;
                 vec![Action::RecordLost]
             }
@@ -185,7 +210,14 @@ impl Target {
                 self.state = S::Lost;
                 Vec::new()
             }
-            (S::Lost, Event::ResumeAsked) => Vec::new(),
+            (S::Ready | S::Resuming, Event::GiveUpAsked) => {
+                self.state = S::Destroying;
+                vec![Action::RecordGiveUp]
+            }
+            (S::Destroying, Event::GiveUpRecorded) => vec![Action::Destroy { again: false }],
+            (S::Destroying, Event::DestroyFailed) => vec![Action::Destroy { again: true }],
+            (S::Lost | S::Destroying, Event::ResumeAsked)
+            | (S::Destroying | S::Losing | S::Lost, Event::GiveUpAsked) => Vec::new(),
             // Before READY was reported the source cannot have committed.
             (S::Offered | S::Receiving | S::Restoring, Event::SourceLost)
             | (
@@ -202,8 +234,8 @@ impl Target {
             (s, Event::ResumeAsked) if !matches!(s, S::Resuming | S::Running) => {
                 return Err(OutOfOrder(s));
             }
-            (s, Event::RestoreAsked)
-            | (s @ (S::Resuming | S::Running | S::Losing), Event::DiscardAsked) => {
+            (s, Event::RestoreAsked | Event::GiveUpAsked)
+            | (s @ (S::Resuming | S::Running | S::Destroying | S::Losing), Event::DiscardAsked) => {
                 return Err(OutOfOrder(s));
             }
             _ => Vec::new(),
@@ -277,6 +309,33 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_copy_that_is_given_up_is_destroyed_or_runs() {
+        let given_up = || {
+            let (mut t, _) = Target::recovered(TargetPhase::Ready);
+            t.step(Event::ResumeAsked).unwrap();
+            t.step(Event::ResumeFailed).unwrap();
+            assert_eq!(t.step(Event::GiveUpAsked).unwrap(), [Action::RecordGiveUp]);
+            // Nothing else is asked of the guest from here on.
+            assert_eq!(t.step(Event::ResumeAsked).unwrap(), []);
+            assert!(t.step(Event::DiscardAsked).is_err());
+            let destroy = [Action::Destroy { again: false }];
+            assert_eq!(t.step(Event::GiveUpRecorded).unwrap(), destroy);
+            assert_eq!(Target::recovered(TargetPhase::Destroying).1, destroy);
+            t
+        };
+        let mut t = given_up();
+        let again = [Action::Destroy { again: true }];
+        assert_eq!(t.step(Event::DestroyFailed).unwrap(), again);
+        assert_eq!(t.step(Event::Destroyed).unwrap(), [Action::RecordLost]);
+        t.step(Event::LostRecorded).unwrap();
+        assert_eq!(t.step(Event::GiveUpAsked).unwrap(), []);
+        let mut t = given_up();
+        assert_eq!(t.step(Event::Resumed).unwrap(), [Action::Adopt]);
+        assert!(t.step(Event::GiveUpAsked).is_err());
+        assert!(Target::new().step(Event::GiveUpAsked).is_err());
+    }
+
     fn any_event() -> impl Strategy<Value = Event> {
         prop::sample::select(vec![
             Event::Prepared,
@@ -293,6 +352,10 @@ mod tests {
             Event::DiscardFailed,
             Event::GuestLost,
             Event::LostRecorded,
+            Event::GiveUpAsked,
+            Event::GiveUpRecorded,
+            Event::Destroyed,
+            Event::DestroyFailed,
         ])
     }
 
@@ -320,7 +383,7 @@ mod tests {
                         }
                         Action::Adopt => prop_assert!(!lost),
                         Action::RecordLost => {
-                            prop_assert_eq!(e, Event::GuestLost);
+                            prop_assert!(matches!(e, Event::GuestLost | Event::Destroyed));
                             lost = true;
                         }
                         Action::Discard { .. } => {

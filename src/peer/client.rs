@@ -339,6 +339,18 @@ impl Peers {
         self.slot(host)?.parse("Resume", &text)
     }
 
+    /// Has the host destroy the copy of a committed move that does not resume there, unless it
+    /// runs. [`TargetStatus::Lost`]: done, durably.
+    pub async fn give_up(
+        &self,
+        host: &str,
+        id: &str,
+        timeout: Duration,
+    ) -> Result<TargetStatus, PeerError> {
+        let text: String = self.call(host, "GiveUp", (id.to_owned(),), timeout).await?;
+        self.slot(host)?.parse("GiveUp", &text)
+    }
+
     /// Tells the host to give a move up and clean up.
     pub async fn discard(
         &self,

@@ -244,6 +244,7 @@ pub(crate) const DBUS: Target = Target {
             built(call("AwaitRound").build(&("0000-1111", 3u16))),
             built(call("Resume").build(&("0000-1111",))),
             built(call("Discard").build(&("0000-1111", "no"))),
+            built(call("GiveUp").build(&"0000-1111")),
             built(call("ImportHistory").build(&("0000-1111", "[]"))),
             built(call("ImportRollups").build(&("0000-1111", "minute", "AAAA"))),
             built(call("Rows").build(&(5u64, 10u32))),
@@ -311,6 +312,9 @@ impl PeerService for Nobody {
         no()
     }
     async fn resume(&self, _: &str, _: &str) -> Result<TargetStatus, PeerRefusal> {
+        no()
+    }
+    async fn give_up(&self, _: &str, _: &str) -> Result<TargetStatus, PeerRefusal> {
         no()
     }
     async fn discard(&self, _: &str, _: &str, _: &str) -> Result<(), PeerRefusal> {

@@ -67,6 +67,8 @@ pub trait PeerService: Send + Sync + 'static {
     async fn restore(&self, from: &str, id: &str, round: u16) -> Result<TargetStatus, PeerRefusal>;
     /// Lets the restored feature run; the source has committed.
     async fn resume(&self, from: &str, id: &str) -> Result<TargetStatus, PeerRefusal>;
+    /// Destroys the copy of a committed move that does not resume, unless it runs.
+    async fn give_up(&self, from: &str, id: &str) -> Result<TargetStatus, PeerRefusal>;
     /// Gives a move up and cleans up. An unknown move is discarded already.
     async fn discard(&self, from: &str, id: &str, reason: &str) -> Result<(), PeerRefusal>;
     /// Where a move stands here, as its target.

@@ -353,6 +353,14 @@ impl PeerObject {
         .await
     }
 
+    async fn give_up(&self, id: &str) -> Result<String, WireError> {
+        self.limited(async {
+            check_id(id)?;
+            json(&self.service.give_up(&self.peer, id).await?)
+        })
+        .await
+    }
+
     async fn discard(&self, id: &str, reason: &str) -> Result<(), WireError> {
         self.limited(async {
             check_id(id)?;

@@ -222,6 +222,10 @@ pub enum Call {
     Discard {
         /// Move.
         id: MoveId,
+        /// Also when resuming was asked for: the copy that does not run is destroyed. Answer when
+        /// it does run: `Running`.
+        #[serde(default)]
+        force: bool,
     },
 }
 

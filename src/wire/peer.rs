@@ -86,7 +86,8 @@ pub enum TargetStatus {
         #[serde(default)]
         warning: Option<String>,
     },
-    /// The guest that held it was lost before it ran there, and this is durable: it never will.
+    /// The guest that held it, or the copy, was lost before it ran there, and this is durable: it
+    /// never will.
     Lost {
         /// How, and how it is known.
         reason: String,
@@ -95,6 +96,9 @@ pub enum TargetStatus {
     Failed {
         /// Why.
         reason: String,
+        /// criu failed; another attempt may not.
+        #[serde(default)]
+        passing: bool,
     },
 }
 

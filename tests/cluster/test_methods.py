@@ -9,17 +9,20 @@ from shared import CLUSTER, FeatureCase
 
 DIR = "/srv/method"
 # One connection per request, one number per connection, each number on disk before it is answered.
-# SIGUSR2 has it read the number again.
+# SIGUSR2 has it read the number again; SIGUSR1 has it keep a file of its own process open until then.
 SERVER = r'''
 import os, signal, socket
 path = "/srv/method/count"
 if os.environ.get("TERMINAL"):
     os.openpty()
 count = 0
+held = []
 def read(*_):
     global count
+    held.clear()
     count = int(open(path).read() or 0) if os.path.exists(path) else 0
 signal.signal(signal.SIGUSR2, read)
+signal.signal(signal.SIGUSR1, lambda *_: held.append(open("/proc/self/stat")))
 read()
 s = socket.socket()
 s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -82,7 +85,7 @@ class Methods(FeatureCase):
                 f.write(SERVER)
                 f.flush()
                 CLUSTER.push(guest, f.name, "/usr/local/lib/method.py", "0644")
-            self.sh(guest, f"rm -rf {DIR} /run/method.log; [ {guest} = g2 ] || mkdir -p {DIR}")
+            self.sh(guest, f"rm -rf {DIR} /run/method.log /run/method.once; [ {guest} = g2 ] || mkdir -p {DIR}")
 
     def sh(self, guest, script):
         return CLUSTER.guest(guest, "sh", "-c", script)[1]
@@ -174,6 +177,39 @@ class Methods(FeatureCase):
         wait_until(lambda: int(self.sh("g2", f"cat {DIR}/count")) > before, 30, "it answers there")
         self.assertEqual(self.hooks("g1"), ["prepare source", "quiesce source"])
         self.assertEqual(self.hooks("g2"), ["prepare target", "resume target", "health target"])
+        found = self.report()
+        self.assertEqual((found["lost"], found["refused"]), (0, 0), found)
+
+    def test_what_was_open_for_a_moment_costs_an_attempt(self):
+        once = "[ -e /run/method.once ] || { touch /run/method.once; kill -USR1 $DROVER_PID; }"
+        self.define({"quiesce": (f"{once}; sleep 0.5", 10),
+                     "abort": ("kill -USR2 $DROVER_PID; sleep 0.5", 10)})
+        code, _, err = self.migrate()
+        job = CLUSTER.drover_json("h1", "jobs")[0]
+        print("attempts:", job["detail"]["retried"])
+        self.assertEqual(code, 0, err)
+        self.only_at("h2")
+        self.assertEqual((job["result"], job["detail"]["attempt"]), ("done", 2), job)
+        self.assertIn("/stat", job["detail"]["retried"][0])
+        self.assertIn("Attempts: 2", CLUSTER.drover("h1", "jobinfo", job["id"]))
+        self.assertEqual(self.hooks("g1"), ["quiesce source", "abort source", "quiesce source"])
+        before = int(self.sh("g2", f"cat {DIR}/count"))
+        wait_until(lambda: int(self.sh("g2", f"cat {DIR}/count")) > before, 30, "it answers there")
+        self.report()
+
+    def test_a_budget_that_cannot_be_met_is_handed_over(self):
+        self.define({"prepare": ("until grep -q :1B58 /proc/net/tcp; do sleep 0.1; done", 60),
+                     "quiesce": ("sync", 10),
+                     "resume": ("kill -USR2 $DROVER_PID; sleep 0.2", 10)},
+                    downtime_ms=1, over_budget="handover", throttle=False, drain_ms=3000)
+        code, _, err = self.migrate()
+        job = CLUSTER.drover_json("h1", "jobs")[0]
+        self.assertEqual(code, 0, err)
+        self.only_at("h2")
+        self.assertEqual((job["detail"]["method"], job["detail"]["attempt"]), ("handover", 2), job)
+        self.assertIn("the budget is 1 ms", job["detail"]["retried"][0])
+        before = int(self.sh("g2", f"cat {DIR}/count"))
+        wait_until(lambda: int(self.sh("g2", f"cat {DIR}/count")) > before, 30, "it answers there")
         found = self.report()
         self.assertEqual((found["lost"], found["refused"]), (0, 0), found)
 

@@ -659,6 +659,11 @@ impl Api for Fake {
         self.jobs.lock().unwrap().iter().cloned().collect()
     }
 
+    async fn give_up(&self, id: &str) -> Result<()> {
+        self.log(format!("give up {id}"));
+        Ok(())
+    }
+
     async fn abort(&self, id: &str) -> Result<()> {
         let mut job = self.job(id).await?;
         self.log(format!("abort {id}"));

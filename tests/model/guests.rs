@@ -109,6 +109,17 @@ pub enum TargetCall {
     Restore(u16),
     Resume,
     Discard,
+    /// Discard, also when resuming was asked for.
+    Destroy,
+}
+
+/// Why a call came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It cannot be done.
+    No,
+    /// What was to be destroyed runs.
+    Runs,
 }
 
 /// The target's guest.
@@ -121,6 +132,10 @@ pub struct TargetGuest {
     pub given_up: bool,
     /// How often it was booted anew: its boot id.
     pub boot: u8,
+    /// What it holds is of the attempt before.
+    pub stale: bool,
+    /// That attempt was discarded here.
+    pub stale_given_up: bool,
 }
 
 impl TargetGuest {
@@ -130,6 +145,41 @@ impl TargetGuest {
             decided: false,
             given_up: false,
             boot: 0,
+            stale: false,
+            stale_given_up: false,
+        }
+    }
+
+    /// Another attempt begins: what is here, and what was asked, is of the one before.
+    pub fn renewed(&mut self) {
+        self.stale = self.held != Held::Nothing;
+        self.stale_given_up = self.given_up;
+        (self.given_up, self.decided) = (false, false);
+    }
+
+    /// Does what is asked of the attempt before, or refuses: nothing of the present one is touched.
+    pub fn perform_stale(&mut self, call: TargetCall) -> Result<(), Refusal> {
+        match (call, self.held) {
+            (TargetCall::Receive, Held::Nothing) if !self.stale_given_up => {
+                self.held = Held::Receiving { rounds: 0 };
+                self.stale = true;
+                Ok(())
+            }
+            (TargetCall::Discard, _) => {
+                self.stale_given_up = true;
+                if self.stale {
+                    self.held = Held::Nothing;
+                    self.stale = false;
+                }
+                Ok(())
+            }
+            (TargetCall::Restore(round), Held::Receiving { rounds })
+                if self.stale && rounds >= round =>
+            {
+                self.held = Held::Ready;
+                Ok(())
+            }
+            _ => Err(Refusal::No),
         }
     }
 
@@ -144,6 +194,7 @@ impl TargetGuest {
     /// A round came in over the bulk stream.
     pub fn take(&mut self, round: u16) {
         if let Held::Receiving { rounds } = &mut self.held
+            && !self.stale
             && *rounds + 1 == round
         {
             *rounds = round;
@@ -153,6 +204,7 @@ impl TargetGuest {
     /// Whether a round is complete here.
     pub fn has(self, round: u16) -> bool {
         match self.held {
+            _ if self.stale => false,
             Held::Receiving { rounds } => rounds >= round,
             Held::Ready | Held::Running => true,
             Held::Nothing => false,
@@ -161,9 +213,15 @@ impl TargetGuest {
 
     /// Does what is asked, or refuses. `forgetful`: a helper that takes a move that it has
     /// discarded.
-    pub fn perform(&mut self, call: TargetCall, forgetful: bool) -> Result<(), ()> {
+    pub fn perform(&mut self, call: TargetCall, forgetful: bool) -> Result<(), Refusal> {
         self.given_up |= call == TargetCall::Discard && !self.decided;
-        match (call, self.held) {
+        // Nothing of this attempt is here.
+        let held = if self.stale && call != TargetCall::Receive {
+            Held::Nothing
+        } else {
+            self.held
+        };
+        match (call, held) {
             (TargetCall::Receive, Held::Nothing) if forgetful || !self.given_up => {
                 // The note of an earlier arrival is dropped first.
                 self.decided = false;
@@ -172,6 +230,14 @@ impl TargetGuest {
             }
             (TargetCall::Restore(round), Held::Receiving { rounds }) if rounds >= round => {
                 self.held = Held::Ready;
+                Ok(())
+            }
+            (TargetCall::Destroy, Held::Running) => Err(Refusal::Runs),
+            (TargetCall::Destroy, _) => {
+                self.given_up = true;
+                if !self.stale {
+                    self.held = Held::Nothing;
+                }
                 Ok(())
             }
             (TargetCall::Resume, Held::Ready) => {
@@ -187,7 +253,7 @@ impl TargetGuest {
                 self.held = Held::Nothing;
                 Ok(())
             }
-            _ => Err(()),
+            _ => Err(Refusal::No),
         }
     }
 

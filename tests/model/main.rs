@@ -18,6 +18,8 @@ mod world;
 
 use std::time::Instant;
 
+use drover::feature::OverBudget;
+use drover::moving::convergence::Limits;
 use drover::moving::record::TargetPhase;
 use drover::moving::target::State as TargetState;
 use stateright::{Checker, HasDiscoveries, Model, Path, Property};
@@ -49,6 +51,8 @@ pub enum Broken {
     SilenceIsLoss,
     /// The source thaws its copy before the commit is taken back durably.
     RevertUnwritten,
+    /// The target calls its copy destroyed when the helper does not answer.
+    SilenceIsDestruction,
     /// A guest takes a round of a move that it has released, or a move that it has discarded.
     ForgetfulGuest,
 }
@@ -57,8 +61,8 @@ pub enum Broken {
 #[derive(Debug, Clone, Copy)]
 pub struct Move {
     budget: Budget,
-    /// Most pre-copy rounds.
-    rounds: u16,
+    /// What the move keeps to.
+    limits: Limits,
     broken: Option<Broken>,
 }
 
@@ -75,6 +79,15 @@ fn faults(total: u8) -> Budget {
         cancels: 1,
         departures: 1,
         guest_losses: 1,
+        give_ups: 1,
+    }
+}
+
+/// Two attempts at most, with so many pre-copy rounds.
+fn limits(rounds: u16) -> Limits {
+    Limits {
+        attempts: 2,
+        ..Limits::new(1000, rounds)
     }
 }
 
@@ -82,7 +95,7 @@ fn faults(total: u8) -> Budget {
 fn small(total: u8) -> Move {
     Move {
         budget: faults(total),
-        rounds: 1,
+        limits: limits(1),
         broken: None,
     }
 }
@@ -98,7 +111,7 @@ fn scope() -> Move {
         };
         Move {
             budget,
-            rounds: 2,
+            limits: limits(2),
             broken: None,
         }
     } else {
@@ -123,8 +136,10 @@ fn never_none(w: &World) -> bool {
     let there = matches!(w.target_guest.held, Held::Ready | Held::Running);
     if w.committed {
         // The source takes the move back only when the target's guest was lost.
-        let lost = w.target_guest.boot != w.target_boot;
-        w.left || w.arrived || there || (here && lost)
+        let lost = w.destroyed || w.target_guest.boot != w.target_boot;
+        // Who gives a move up destroys a copy; a guest that dies takes the other one along.
+        let died = w.destroyed && w.source_lost;
+        w.left || w.arrived || there || (here && lost) || died
     } else {
         here || w.source_lost
     }
@@ -210,7 +225,7 @@ impl Model for Move {
     type Action = Step;
 
     fn init_states(&self) -> Vec<World> {
-        vec![World::new(self.budget, self.rounds)]
+        vec![World::new(self.budget, self.limits)]
     }
 
     fn actions(&self, world: &World, steps: &mut Vec<Step>) {
@@ -219,7 +234,7 @@ impl Model for Move {
 
     fn next_state(&self, world: &World, step: Step) -> Option<World> {
         let mut next = world.clone();
-        next.take(step, self.rounds, self.broken);
+        next.take(step, self.limits, self.broken);
         (next != *world).then_some(next)
     }
 
@@ -239,6 +254,12 @@ impl Model for Move {
             Property::sometimes("a move is done", |_, w| ended(w) && w.committed),
             Property::sometimes("a move is given up", |_, w| ended(w) && !w.committed),
             Property::sometimes("a move is taken back", |_, w| ended(w) && w.reverted),
+            Property::sometimes("a copy is destroyed and the move taken back", |_, w| {
+                ended(w) && w.reverted && w.destroyed
+            }),
+            Property::sometimes("a second attempt is done", |_, w| {
+                ended(w) && w.committed && w.renewed > 0
+            }),
             Property::sometimes("a verdict settles a doubt", |_, w: &World| {
                 w.net
                     .contains(&Message::Answer(Ask::Verdict, Answer::Committed))
@@ -249,9 +270,13 @@ impl Model for Move {
 
 /// The steps to a broken rule.
 fn fault_of(broken: Broken, rule: &'static str) -> Option<Vec<Step>> {
+    fault_in(small(1), broken, rule)
+}
+
+fn fault_in(scope: Move, broken: Broken, rule: &'static str) -> Option<Vec<Step>> {
     let scope = Move {
         broken: Some(broken),
-        ..small(1)
+        ..scope
     };
     let checker = scope
         .checker()
@@ -280,11 +305,34 @@ fn broken_designs_break_rules() {
     }
 }
 
+/// It takes a resume and a destruction that both stay unanswered.
+#[test]
+fn silence_is_no_destruction() {
+    let budget = Budget {
+        source_crashes: 0,
+        target_crashes: 0,
+        writes: 0,
+        losses: 0,
+        cancels: 0,
+        departures: 0,
+        guest_losses: 0,
+        ..faults(3)
+    };
+    let scope = Move {
+        budget,
+        limits: Limits::new(1000, 1),
+        broken: None,
+    };
+    let steps = fault_in(scope, Broken::SilenceIsDestruction, NEVER_TWO);
+    assert!(steps.is_some(), "it is not found out");
+}
+
 #[test]
 fn broken_designs_leave_moves_open() {
     for broken in [Broken::ForgetfulGuest, Broken::ArrivalForgotten] {
         let scope = Move {
             broken: Some(broken),
+            limits: Limits::new(1000, 1),
             ..small(2)
         };
         let Some(trace) = liveness::explore(&scope).stuck() else {
@@ -306,6 +354,22 @@ fn never_two_copies_never_none() {
         begun.elapsed().as_secs_f64()
     );
     checker.assert_properties();
+}
+
+/// Pre-copy never meets this budget, so that each move goes on by a handover.
+#[test]
+fn a_handover_instead_keeps_the_rules_and_ends() {
+    let scope = Move {
+        limits: Limits {
+            over: OverBudget::Handover,
+            ..Limits::new(0, 1)
+        },
+        ..small(1)
+    };
+    scope.checker().spawn_dfs().join().assert_properties();
+    if let Some(trace) = liveness::explore(&scope).stuck() {
+        panic!("a move that need not end:\n{trace}");
+    }
 }
 
 #[test]

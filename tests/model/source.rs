@@ -49,6 +49,8 @@ impl World {
                 Action::Revert => Task::Revert {
                     written: broken == Some(Broken::RevertUnwritten),
                 },
+                Action::GiveUp => Task::Peer(Ask::GiveUp),
+                Action::Renew { .. } => Task::Renew,
                 Action::End => Task::End,
             };
             out.tasks.insert(task);
@@ -75,7 +77,7 @@ impl World {
         let forgetful = broken == Some(Broken::ForgetfulGuest);
         if let Some(round) = self.source_guest.perform(call, forgetful)?
             && self.outgoing().is_some()
-            && self.slot().is_some()
+            && self.slot().is_some_and(|s| !s.stale)
         {
             self.target_guest.take(round);
         }
@@ -99,6 +101,8 @@ impl World {
             }
             (SourceCall::Release { .. }, true) => Event::Released,
             (SourceCall::Release { .. }, false) => Event::ReleaseFailed,
+            // criu's failure, or any other: both ends are possible.
+            (SourceCall::Freeze(_), false) => Event::Stumbled(String::new()),
             (_, false) => failed(),
         };
         self.source_event(event, broken);
@@ -114,14 +118,45 @@ impl World {
             (Ask::AwaitRound(n), Some(Answer::Done)) => Event::RoundSent(n, round()),
             (Ask::Restore(_), Some(Answer::Ready)) => Event::TargetReady,
             (Ask::Resume, Some(Answer::Running)) => Event::TargetRunning,
-            (Ask::Resume, Some(Answer::Lost)) => Event::TargetLost(String::new()),
+            (Ask::Resume | Ask::GiveUp, Some(Answer::Lost)) => Event::TargetLost(String::new()),
+            (Ask::GiveUp, _) => Event::GiveUpFailed,
             (Ask::Resume, _) => Event::ResumeFailed,
+            (Ask::Restore(_), Some(Answer::Otherwise)) => Event::Stumbled(String::new()),
             (Ask::GrantFreeze, Some(Answer::Done)) => Event::FreezeGranted { late: false },
             (Ask::Discard, Some(Answer::Done)) => Event::Discarded,
             (Ask::Discard, _) => Event::DiscardUnreachable,
             _ => failed(),
         };
         self.source_event(event, broken);
+    }
+
+    /// `renew_move`: the record of another attempt is in place of this one's, and nobody hears of
+    /// the old one's steps any more.
+    pub fn renew_is_written(&mut self, broken: Option<Broken>) {
+        let Some(out) = self.source.as_mut().and_then(|s| s.outgoing.as_mut()) else {
+            return;
+        };
+        for task in std::mem::take(&mut out.tasks) {
+            if let Task::Peer(ask) = task {
+                self.give_up(ask, true);
+            }
+        }
+        // The source's guest refuses what comes late of an attempt that it has released.
+        self.source_late.clear();
+        self.source_guest.released = false;
+        let offer = self.net.remove(&Message::Late(Ask::Offer));
+        self.net.retain(|m| {
+            matches!(
+                m,
+                Message::Request(Ask::Verdict) | Message::Answer(Ask::Verdict, _)
+            )
+        });
+        if offer {
+            self.net.insert(Message::StaleOffer);
+        }
+        self.target_renewed();
+        self.renewed += 1;
+        self.source_event(Event::Renewed, broken);
     }
 
     /// `commit_move`'s transaction.
@@ -202,6 +237,10 @@ impl World {
     }
 
     pub fn verdict(&self, broken: Option<Broken>) -> Answer {
+        if self.slot().is_some_and(|s| s.stale) {
+            // Its record is gone.
+            return Answer::Aborted;
+        }
         match self.source_journal {
             Some(true) => Answer::Committed,
             Some(false) => {
@@ -226,7 +265,7 @@ impl World {
                     self.source_late.insert(call);
                 }
                 Task::Peer(ask) => self.give_up(ask, true),
-                Task::Commit { .. } | Task::Revert { .. } | Task::End => {}
+                Task::Commit { .. } | Task::Revert { .. } | Task::Renew | Task::End => {}
             }
         }
     }
@@ -242,11 +281,11 @@ impl World {
     }
 
     /// `recover_moves`.
-    pub fn source_recovers(&mut self, rounds: u16, broken: Option<Broken>) {
+    pub fn source_recovers(&mut self, limits: Limits, broken: Option<Broken>) {
         if let Some(s) = self.source.as_mut() {
             s.recovered = true;
             s.outgoing = self.source_journal.map(|_| Outgoing {
-                machine: Source::new(Limits::new(1000, rounds)),
+                machine: Source::new(limits),
                 tasks: BTreeSet::new(),
             });
         }

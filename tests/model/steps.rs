@@ -1,9 +1,11 @@
 //! Every step that the world can take, and which of them are faults.
 
+use drover::moving::convergence::Limits;
+use drover::moving::source::State as SourceState;
 use drover::moving::target::State as TargetState;
 
 use crate::Broken;
-use crate::guests::{SourceCall, TargetCall};
+use crate::guests::{Held, Refusal, SourceCall, TargetCall};
 use crate::world::{Answer, Ask, Budget, Message, Task, Work, World};
 
 /// One step.
@@ -15,6 +17,7 @@ pub enum Step {
     CommitTold,
     RevertWritten,
     RevertTold,
+    RenewWritten,
     EndWritten,
     SourceStarts,
     SourceRecovers,
@@ -53,6 +56,10 @@ pub enum Step {
     TargetGuestFails(TargetCall),
     TargetGuestSilent(TargetCall),
     TargetGuestLate(TargetCall),
+    /// A late call of the attempt before.
+    TargetGuestStale(TargetCall),
+    /// An administrator gives the committed move up.
+    GiveUp,
     TargetHelperReconnects,
     ReadyFails {
         written: bool,
@@ -75,6 +82,7 @@ impl Step {
                 | Self::CommitTold
                 | Self::RevertWritten
                 | Self::RevertTold
+                | Self::RenewWritten
                 | Self::EndWritten
                 | Self::SourceStarts
                 | Self::SourceRecovers
@@ -105,6 +113,7 @@ impl Step {
             Self::CommitFails | Self::ReadyFails { .. } | Self::OfferFails => &mut budget.writes,
             Self::SourceLosesPeer | Self::TargetLosesPeer => &mut budget.losses,
             Self::Cancel => &mut budget.cancels,
+            Self::GiveUp => &mut budget.give_ups,
             Self::FeatureLeaves => &mut budget.departures,
             Self::SourceGuestDies | Self::TargetGuestDies => &mut budget.guest_losses,
             Self::SourceCrashes => &mut budget.source_crashes,
@@ -137,7 +146,7 @@ impl World {
                     }
                 }
                 Message::Answer(..) => steps.push(Step::Lose(*m)),
-                Message::Late(_) => {}
+                Message::Late(_) | Message::StaleOffer => {}
             }
         }
         steps.retain(|s| s.affordable(self.budget) && self.deliverable(*s));
@@ -149,7 +158,7 @@ impl World {
         let free = self.target.is_some() && self.slot().is_none_or(|s| s.op.is_none());
         match m {
             // Offers wait until the journal is taken up.
-            Message::Request(Ask::Offer) | Message::Late(Ask::Offer)
+            Message::Request(Ask::Offer) | Message::Late(Ask::Offer) | Message::StaleOffer
                 if self.target.is_some_and(|t| !t.recovered) =>
             {
                 false
@@ -161,7 +170,7 @@ impl World {
                     free
                 }
             }
-            Message::Answer(Ask::Verdict, _) => free,
+            Message::Answer(Ask::Verdict, _) | Message::StaleOffer => free,
             Message::Answer(..) => self.source.is_some(),
         }
     }
@@ -208,8 +217,17 @@ impl World {
                 Task::Commit { written: true } => steps.push(Step::CommitTold),
                 Task::Revert { written: false } => steps.push(Step::RevertWritten),
                 Task::Revert { written: true } => steps.push(Step::RevertTold),
+                Task::Renew => steps.push(Step::RenewWritten),
                 Task::End => steps.push(Step::EndWritten),
             }
+        }
+        if matches!(
+            out.machine.state(),
+            SourceState::Switching { resumed: false, .. }
+        ) && !self.source_lost
+            && !out.tasks.contains(&Task::Peer(Ask::GiveUp))
+        {
+            steps.push(Step::GiveUp);
         }
         steps.push(Step::SourceLosesPeer);
         if out.machine.state().can_cancel() {
@@ -221,6 +239,9 @@ impl World {
         use Ask::Verdict;
         for call in &self.target_late {
             steps.push(Step::TargetGuestLate(*call));
+        }
+        for call in &self.target_stale {
+            steps.push(Step::TargetGuestStale(*call));
         }
         steps.push(Step::TargetGuestDies);
         let Some(t) = &self.target else {
@@ -248,7 +269,12 @@ impl World {
             Some(Work::Guest(call)) => {
                 steps.push(Step::TargetGuest(call));
                 steps.push(Step::TargetGuestFails(call));
-                if !self.target_late.contains(&call) {
+                let late = if slot.stale {
+                    &self.target_stale
+                } else {
+                    &self.target_late
+                };
+                if !late.contains(&call) {
                     steps.push(Step::TargetGuestSilent(call));
                 }
             }
@@ -257,7 +283,9 @@ impl World {
                 Step::ReadyFails { written: false },
                 Step::ReadyFails { written: true },
             ]),
-            Some(Work::WriteAdopted | Work::WriteLost | Work::WriteForgotten) => {
+            Some(
+                Work::WriteAdopted | Work::WriteGiveUp | Work::WriteLost | Work::WriteForgotten,
+            ) => {
                 steps.push(Step::TargetWrites);
             }
             None => {
@@ -270,6 +298,7 @@ impl World {
                     TargetState::Running
                         | TargetState::Gone
                         | TargetState::Resuming
+                        | TargetState::Destroying
                         | TargetState::Discarding
                 );
                 let holds = !matches!(
@@ -297,7 +326,7 @@ impl World {
     }
 
     /// Takes a step.
-    pub fn take(&mut self, step: Step, rounds: u16, broken: Option<Broken>) {
+    pub fn take(&mut self, step: Step, limits: Limits, broken: Option<Broken>) {
         use Ask::Verdict;
         if let Some(n) = step.cost(&mut self.budget) {
             *n -= 1;
@@ -323,13 +352,15 @@ impl World {
             Step::CommitFails => self.commit_is_refused(broken),
             Step::RevertWritten => self.revert_is_written(),
             Step::RevertTold => self.revert_is_told(broken),
+            Step::RenewWritten => self.renew_is_written(broken),
+            Step::GiveUp => self.source_event(drover::moving::source::Event::GiveUp, broken),
             Step::SourceGuestDies => self.source_guest_dies(),
             Step::TargetGuestDies => self.target_guest_dies(),
             Step::TargetSeesLoss => self.target_sees_loss(),
             Step::EndWritten => self.end_is_written(),
             Step::SourceStarts => self.source_starts(true),
             Step::SourceStartsUnlisted => self.source_starts(false),
-            Step::SourceRecovers => self.source_recovers(rounds, broken),
+            Step::SourceRecovers => self.source_recovers(limits, broken),
             Step::SourceListsDomains => {
                 if let Some(s) = self.source.as_mut() {
                     s.listed = true;
@@ -341,20 +372,32 @@ impl World {
             Step::SourceCrashes => self.source_crashes(),
 
             Step::TargetGuest(call) => {
-                let ok = self.target_guest_performs(call, broken).is_ok();
-                self.target_guest_answers(call, ok, broken);
+                let end = self.target_guest_performs(call, broken);
+                self.target_guest_answers(call, end, broken);
             }
             Step::TargetGuestFails(call) => {
                 self.target_guest.fail(call);
-                self.target_guest_answers(call, false, broken);
+                self.target_guest_answers(call, Err(Refusal::No), broken);
             }
             Step::TargetGuestSilent(call) => {
-                self.target_late.insert(call);
-                self.target_guest_answers(call, false, broken);
+                if self.slot().is_some_and(|s| s.stale) {
+                    self.target_stale.insert(call);
+                } else {
+                    self.target_late.insert(call);
+                }
+                self.target_guest_answers(call, Err(Refusal::No), broken);
             }
             Step::TargetGuestLate(call) => {
                 self.target_late.remove(&call);
-                let _ = self.target_guest_performs(call, broken);
+                let held = self.target_guest.held;
+                let forgetful = broken == Some(Broken::ForgetfulGuest);
+                let end = self.target_guest.perform(call, forgetful);
+                self.destroyed |=
+                    call == TargetCall::Destroy && end.is_ok() && held != Held::Nothing;
+            }
+            Step::TargetGuestStale(call) => {
+                self.target_stale.remove(&call);
+                let _ = self.target_guest.perform_stale(call);
             }
             Step::TargetWrites => self.target_writes(true),
             Step::ReadyFails { written: true } => self.target_writes(false),
@@ -420,6 +463,7 @@ impl World {
             Message::Answer(Verdict, answer) => self.target_hears_verdict(answer),
             Message::Request(ask) => self.target_takes(ask, true),
             Message::Late(ask) => self.target_takes(ask, false),
+            Message::StaleOffer => self.target_takes_stale_offer(),
             Message::Answer(ask, answer) => self.source_hears(ask, Some(answer), broken),
         }
     }

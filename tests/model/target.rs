@@ -5,7 +5,7 @@ use drover::moving::record::TargetPhase;
 use drover::moving::target::{Action, Event, State, Target};
 
 use crate::Broken;
-use crate::guests::{Held, TargetCall};
+use crate::guests::{Held, Refusal, TargetCall};
 use crate::world::{Answer, Ask, Message, Op, Slot, TargetDaemon, Work, World};
 
 impl World {
@@ -16,28 +16,12 @@ impl World {
     /// Takes a request of the source. The move's lock must be free.
     pub fn target_takes(&mut self, ask: Ask, wanted: bool) {
         let reply = wanted.then_some(ask);
-        let Some(slot) = self.slot_mut() else {
+        let here = self.slot().is_some();
+        let Some(slot) = self.slot_mut().filter(|s| !s.stale) else {
             let answer = match ask {
-                // `check`: the feature is here already.
-                Ask::Offer if self.target_registered => Answer::Refused,
-                Ask::Offer => {
-                    // `accept`: the record is durable before the guest prepares.
-                    self.target_journal = Some(TargetPhase::Receiving);
-                    let slot = Slot {
-                        machine: Target::new(),
-                        op: Some(Op {
-                            work: Work::Guest(TargetCall::Receive),
-                            reply,
-                        }),
-                        retry: None,
-                        forgetting: false,
-                        boot: self.target_guest.boot,
-                    };
-                    if let Some(t) = self.target.as_mut() {
-                        t.slot = Some(slot);
-                    }
-                    return;
-                }
+                // `check` and `names`: the feature is here already, or arrives.
+                Ask::Offer if self.target_registered || here => Answer::Refused,
+                Ask::Offer => return self.accept(reply, false),
                 // Nothing here: as asked.
                 Ask::Discard => Answer::Done,
                 _ => Answer::Refused,
@@ -57,6 +41,7 @@ impl World {
             }
             Ask::Restore(_) => Event::RestoreAsked,
             Ask::Resume => Event::ResumeAsked,
+            Ask::GiveUp => Event::GiveUpAsked,
             Ask::Discard => Event::DiscardAsked,
         };
         match slot.machine.step(event) {
@@ -70,6 +55,54 @@ impl World {
             }
             Ok(actions) => self.settle(actions, reply),
         }
+    }
+
+    /// `accept`: the record is durable before the guest prepares.
+    fn accept(&mut self, reply: Option<Ask>, stale: bool) {
+        self.target_journal = Some(TargetPhase::Receiving);
+        self.target_journal_stale = stale;
+        let slot = Slot {
+            machine: Target::new(),
+            op: Some(Op {
+                work: Work::Guest(TargetCall::Receive),
+                reply,
+            }),
+            retry: None,
+            forgetting: false,
+            boot: self.target_guest.boot,
+            stale,
+        };
+        if let Some(t) = self.target.as_mut() {
+            t.slot = Some(slot);
+        }
+    }
+
+    /// An offer of the attempt before comes after all.
+    pub fn target_takes_stale_offer(&mut self) {
+        if self.slot().is_none() && !self.target_registered {
+            self.accept(None, true);
+        }
+    }
+
+    /// What is here of the move is of the attempt before from now on.
+    pub fn target_renewed(&mut self) {
+        let over = self
+            .slot()
+            .is_some_and(|s| s.machine.state() == State::Gone && s.op.is_none());
+        if over {
+            if let Some(t) = self.target.as_mut() {
+                t.slot = None;
+                t.asking = false;
+            }
+            self.give_up(Ask::Verdict, false);
+        }
+        if let Some(slot) = self.slot_mut() {
+            slot.stale = true;
+        }
+        self.target_journal_stale = self.target_journal.is_some();
+        let late = std::mem::take(&mut self.target_late);
+        self.target_stale.extend(late);
+        self.target_guest.renewed();
     }
 
     fn answer(&mut self, reply: Option<Ask>, answer: Answer) {
@@ -93,6 +126,12 @@ impl World {
                     slot.retry = Some(TargetCall::Discard);
                     continue;
                 }
+                Action::Destroy { again: true } => {
+                    slot.retry = Some(TargetCall::Destroy);
+                    continue;
+                }
+                Action::Destroy { again: false } => Work::Guest(TargetCall::Destroy),
+                Action::RecordGiveUp => Work::WriteGiveUp,
                 Action::Resume { again: false } => Work::Guest(TargetCall::Resume),
                 Action::Discard { again: false } => Work::Guest(TargetCall::Discard),
                 Action::Adopt => Work::WriteAdopted,
@@ -129,13 +168,25 @@ impl World {
         &mut self,
         call: TargetCall,
         broken: Option<Broken>,
-    ) -> Result<(), ()> {
+    ) -> Result<(), Refusal> {
         let forgetful = broken == Some(Broken::ForgetfulGuest);
-        self.target_guest.perform(call, forgetful)
+        if self.slot().is_some_and(|s| s.stale) {
+            return self.target_guest.perform_stale(call);
+        }
+        let held = self.target_guest.held;
+        let end = self.target_guest.perform(call, forgetful);
+        self.destroyed |= call == TargetCall::Destroy && end.is_ok() && held != Held::Nothing;
+        end
     }
 
     /// The guest answers the call that the lock's holder waits for.
-    pub fn target_guest_answers(&mut self, call: TargetCall, ok: bool, broken: Option<Broken>) {
+    pub fn target_guest_answers(
+        &mut self,
+        call: TargetCall,
+        end: Result<(), Refusal>,
+        broken: Option<Broken>,
+    ) {
+        let ok = end.is_ok();
         let Some(op) = self.slot().and_then(|s| s.op) else {
             return;
         };
@@ -168,6 +219,12 @@ impl World {
             }
             (TargetCall::Resume, false) => Event::ResumeFailed,
             (TargetCall::Discard, false) => Event::DiscardFailed,
+            (TargetCall::Destroy, true) => Event::Destroyed,
+            (TargetCall::Destroy, false) if end == Err(Refusal::Runs) => Event::Resumed,
+            (TargetCall::Destroy, false) if broken == Some(Broken::SilenceIsDestruction) => {
+                Event::Destroyed
+            }
+            (TargetCall::Destroy, false) => Event::DestroyFailed,
         };
         self.feed(event, op.reply);
     }
@@ -201,6 +258,10 @@ impl World {
                     t.greeted &= slot.boot == boot;
                 }
                 self.settle(Vec::new(), op.reply);
+            }
+            Work::WriteGiveUp => {
+                self.target_journal = Some(TargetPhase::Destroying);
+                self.feed(Event::GiveUpRecorded, op.reply);
             }
             Work::WriteLost => {
                 self.target_journal = Some(TargetPhase::Lost);
@@ -258,7 +319,9 @@ impl World {
             && let Some(call) = slot.retry.take()
             && matches!(
                 (call, slot.machine.state()),
-                (TargetCall::Resume, State::Resuming) | (TargetCall::Discard, State::Discarding)
+                (TargetCall::Resume, State::Resuming)
+                    | (TargetCall::Discard, State::Discarding)
+                    | (TargetCall::Destroy, State::Destroying)
             )
         {
             slot.op = Some(Op {
@@ -272,6 +335,7 @@ impl World {
     pub fn target_guest_dies(&mut self) {
         self.target_guest.dies();
         self.target_late.clear();
+        self.target_stale.clear();
         if let Some(t) = self.target.as_mut() {
             t.greeted = false;
         }
@@ -296,7 +360,11 @@ impl World {
             self.give_up(Ask::Verdict, false);
         }
         if let Some(Work::Guest(call)) = t.slot.and_then(|s| s.op).map(|o| o.work) {
-            self.target_late.insert(call);
+            if t.slot.is_some_and(|s| s.stale) {
+                self.target_stale.insert(call);
+            } else {
+                self.target_late.insert(call);
+            }
         }
     }
 
@@ -319,6 +387,7 @@ impl World {
             self.target_journal = None;
         }
         let found = self.target_journal.map(Target::recovered);
+        let stale = self.target_journal_stale;
         if let Some(t) = self.target.as_mut() {
             t.recovered = true;
             t.slot = found.as_ref().map(|(machine, _)| Slot {
@@ -327,6 +396,7 @@ impl World {
                 retry: None,
                 forgetting: machine.state() == State::Running,
                 boot: self.target_boot,
+                stale,
             });
         }
         if let Some((_, actions)) = found {
@@ -343,7 +413,11 @@ impl World {
         if t.slot.is_none()
             && matches!(self.target_guest.held, Held::Receiving { .. } | Held::Ready)
         {
-            let _ = self.target_guest.perform(TargetCall::Discard, false);
+            let _ = if self.target_guest.stale {
+                self.target_guest.perform_stale(TargetCall::Discard)
+            } else {
+                self.target_guest.perform(TargetCall::Discard, false)
+            };
         }
         if self.target_registered && self.target_guest.held == Held::Nothing {
             self.target_guest.held = Held::Running;

@@ -21,6 +21,7 @@ pub enum Ask {
     Restore(u16),
     Resume,
     Discard,
+    GiveUp,
     /// Of the target, in doubt.
     Verdict,
 }
@@ -48,6 +49,8 @@ pub enum Message {
     Request(Ask),
     /// Nobody does: a duplicate, or the caller has given up or died.
     Late(Ask),
+    /// An offer of the attempt before this one; its other requests find nothing.
+    StaleOffer,
     Answer(Ask, Answer),
 }
 
@@ -65,6 +68,8 @@ pub enum Task {
         /// Durable already; the driver has not heard.
         written: bool,
     },
+    /// Puts the next attempt's record in place of this one's.
+    Renew,
     /// Records the end.
     End,
 }
@@ -94,6 +99,7 @@ pub enum Work {
     Guest(TargetCall),
     WriteReady,
     WriteAdopted,
+    WriteGiveUp,
     WriteLost,
     WriteForgotten,
 }
@@ -117,6 +123,8 @@ pub struct Slot {
     pub forgetting: bool,
     /// Boot of the guest that holds what this move has there; from READY on it is in the record.
     pub boot: u8,
+    /// Of the attempt before the present one.
+    pub stale: bool,
 }
 
 /// What the target's daemon loses when it dies.
@@ -150,6 +158,8 @@ pub struct Budget {
     pub departures: u8,
     /// Guests that lose their memory and boot anew.
     pub guest_losses: u8,
+    /// Times an administrator gives a committed move up.
+    pub give_ups: u8,
 }
 
 /// Everything.
@@ -167,6 +177,10 @@ pub struct World {
     pub source_lost: bool,
     /// The feature has left the target again.
     pub left: bool,
+    /// The target's guest destroyed the copy that was given up.
+    pub destroyed: bool,
+    /// Attempts that were begun after the first.
+    pub renewed: u8,
 
     /// Source's journal: whether the record says committed.
     pub source_journal: Option<bool>,
@@ -177,19 +191,23 @@ pub struct World {
     pub source_late: BTreeSet<SourceCall>,
 
     pub target_journal: Option<TargetPhase>,
+    /// That record is of the attempt before.
+    pub target_journal_stale: bool,
     /// Boot id in the target's record.
     pub target_boot: u8,
     pub target_registered: bool,
     pub target: Option<TargetDaemon>,
     pub target_guest: TargetGuest,
     pub target_late: BTreeSet<TargetCall>,
+    /// The same, of the attempt before.
+    pub target_stale: BTreeSet<TargetCall>,
 
     pub net: BTreeSet<Message>,
 }
 
 impl World {
     /// A feature that runs on the source, its move just recorded and begun.
-    pub fn new(budget: Budget, rounds: u16) -> Self {
+    pub fn new(budget: Budget, limits: Limits) -> Self {
         let mut world = Self {
             budget,
             committed: false,
@@ -197,6 +215,8 @@ impl World {
             arrived: false,
             source_lost: false,
             left: false,
+            destroyed: false,
+            renewed: 0,
             source_journal: Some(false),
             source_registered: true,
             source: Some(SourceDaemon {
@@ -204,13 +224,14 @@ impl World {
                 listed: true,
                 greeted: true,
                 outgoing: Some(Outgoing {
-                    machine: Source::new(Limits::new(1000, rounds)),
+                    machine: Source::new(limits),
                     tasks: BTreeSet::new(),
                 }),
             }),
             source_guest: SourceGuest::new(),
             source_late: BTreeSet::new(),
             target_journal: None,
+            target_journal_stale: false,
             target_boot: 0,
             target_registered: false,
             target: Some(TargetDaemon {
@@ -221,6 +242,7 @@ impl World {
             }),
             target_guest: TargetGuest::new(),
             target_late: BTreeSet::new(),
+            target_stale: BTreeSet::new(),
             net: BTreeSet::new(),
         };
         world.source_event(drover::moving::source::Event::Start, None);
@@ -239,7 +261,7 @@ impl World {
     pub fn answer_may_come(&self, ask: Ask) -> bool {
         self.net.iter().any(|m| match m {
             Message::Request(a) | Message::Answer(a, _) => *a == ask,
-            Message::Late(_) => false,
+            Message::Late(_) | Message::StaleOffer => false,
         }) || self
             .slot()
             .is_some_and(|s| s.op.is_some_and(|o| o.reply == Some(ask)))

@@ -264,6 +264,12 @@ impl PeerService for Fake {
             warning: None,
         })
     }
+    async fn give_up(&self, from: &str, id: &str) -> Result<TargetStatus, PeerRefusal> {
+        self.saw(format!("give up {from} {id}"));
+        Ok(TargetStatus::Lost {
+            reason: "destroyed".into(),
+        })
+    }
     async fn discard(&self, from: &str, id: &str, reason: &str) -> Result<(), PeerRefusal> {
         self.saw(format!("discard {from} {id} {reason}"));
         Ok(())

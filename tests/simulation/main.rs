@@ -135,7 +135,7 @@ fn happens(w: &mut World, what: Happening) {
                 return;
             }
             match write {
-                Write::Commit | Write::Revert | Write::End => {
+                Write::Commit | Write::Revert | Write::Renew | Write::End => {
                     w.source_is_told(host, life, id, write, ok);
                 }
                 _ => w.target_is_told(host, id, write, ok, reply),
@@ -211,7 +211,7 @@ fn happens(w: &mut World, what: Happening) {
 impl World {
     fn source_writes_or_target(&mut self, host: usize, id: guest::Id, write: Write) {
         match write {
-            Write::Commit | Write::Revert | Write::End => {
+            Write::Commit | Write::Revert | Write::Renew | Write::End => {
                 self.source_writes(host, id, write);
             }
             _ => self.target_writes(host, id, write),
@@ -447,8 +447,8 @@ fn check_quiet(w: &World) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs a seed: (moves done, moves taken back), or what is wrong.
-fn run(seed: u64, tell: bool, broken: bool) -> Result<(u64, u64), String> {
+/// Runs a seed: moves done, moves taken back, attempts after the first; or what is wrong.
+fn run(seed: u64, tell: bool, broken: bool) -> Result<[u64; 3], String> {
     let mut w = World::new(seed);
     w.broken = broken;
     plan(&mut w);
@@ -468,7 +468,7 @@ fn run(seed: u64, tell: bool, broken: bool) -> Result<(u64, u64), String> {
         check(&w).map_err(|e| format!("at {} ms: {e}", w.now))?;
     }
     check_quiet(&w).map_err(|e| format!("at the end: {e}"))?;
-    Ok((w.done, w.reverted))
+    Ok([w.done, w.reverted, w.renewed])
 }
 
 #[test]
@@ -482,7 +482,8 @@ fn clusters_keep_every_feature_running_once() {
     }
     let seeds = std::env::var("DROVER_SEEDS")
         .map_or(10_000, |s| s.parse().expect("DROVER_SEEDS is a number"));
-    let (next, done, reverted) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let next = AtomicU64::new(0);
+    let sums: [AtomicU64; 3] = Default::default();
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let failed = std::thread::scope(|s| {
         let workers: Vec<_> = (0..threads)
@@ -496,9 +497,10 @@ fn clusters_keep_every_feature_running_once() {
                         // One that panics is a seed to replay as well.
                         let ran = std::panic::catch_unwind(|| run(seed, false, false));
                         match ran.unwrap_or_else(|_| Err("it panicked, see above".into())) {
-                            Ok((d, r)) => {
-                                done.fetch_add(d, Ordering::Relaxed);
-                                reverted.fetch_add(r, Ordering::Relaxed);
+                            Ok(counts) => {
+                                for (sum, n) in sums.iter().zip(counts) {
+                                    sum.fetch_add(n, Ordering::Relaxed);
+                                }
                             }
                             Err(e) => {
                                 next.store(seeds, Ordering::Relaxed);
@@ -518,10 +520,13 @@ fn clusters_keep_every_feature_running_once() {
             "seed {seed}: {e}\nreplay it: DROVER_SEED={seed} cargo test --test simulation -- --nocapture"
         );
     }
-    let (done, reverted) = (done.into_inner(), reverted.into_inner());
-    println!("{seeds} seeds: {done} moves done, {reverted} taken back after the commit");
+    let [done, reverted, renewed] = sums.map(AtomicU64::into_inner);
+    println!(
+        "{seeds} seeds: {done} moves done, {reverted} taken back after the commit, {renewed} more \
+         attempts"
+    );
     // A simulation in which nothing happens proves nothing.
-    assert!(done > seeds && (reverted > 0 || seeds < 1_000));
+    assert!(done > seeds && renewed > 0 && (reverted > 0 || seeds < 1_000));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The source's daemon: `driver::source`, `driver::steps`, and `begin_move`, `commit_move`,
 //! `revert_move`, `verdict`, `move_ended` of `daemon`.
 
+use drover::feature::OverBudget;
 use drover::moving::convergence::{Limits, Round};
 use drover::moving::source::{Action, Event, Source, State};
 use drover::wire::guest::{Preflight, RoundStats};
@@ -12,6 +13,19 @@ use crate::world::{
 
 /// Longest wait for an answer of the target, milliseconds.
 const STEP: u64 = 20_000;
+
+/// Some features are handed over when they cannot keep to the budget.
+fn limits(feature: Feature) -> Limits {
+    Limits {
+        attempts: 3,
+        over: if feature.is_multiple_of(2) {
+            OverBudget::Handover
+        } else {
+            OverBudget::Go
+        },
+        ..Limits::new(50, 3)
+    }
+}
 
 fn failed() -> Event {
     Event::Failed(String::new())
@@ -79,7 +93,7 @@ impl World {
             id,
             Outgoing {
                 record,
-                machine: Source::new(Limits::new(50, 3)),
+                machine: Source::new(limits(record.feature)),
                 queued: true,
             },
         );
@@ -197,6 +211,9 @@ impl World {
                 Action::Discard => self.ask(host, record.to.0, id, Ask::Discard, STEP),
                 Action::Commit => self.write(host, id, Write::Commit, None),
                 Action::Revert => self.write(host, id, Write::Revert, None),
+                // No administrator is in this simulation.
+                Action::GiveUp => {}
+                Action::Renew { .. } => self.write(host, id, Write::Renew, None),
                 Action::End => self.write(host, id, Write::End, None),
             }
         }
@@ -222,6 +239,7 @@ impl World {
             (Call::Freeze(_, n), true) => Event::RoundSent(n, round(n, converges)),
             (Call::Release { .. }, true) => Event::Released,
             (Call::Release { .. }, false) => Event::ReleaseFailed,
+            (Call::Freeze(..), false) => Event::Stumbled(String::new()),
             _ => failed(),
         };
         self.tell(host, id, event);
@@ -256,6 +274,7 @@ impl World {
                 late: self.rng.chance(200),
             },
             (Ask::Restore(_), Some(Answer::Ready)) => Event::TargetReady,
+            (Ask::Restore(_), Some(Answer::Otherwise)) => Event::Stumbled(String::new()),
             (Ask::Resume, Some(Answer::Running)) => Event::TargetRunning,
             (Ask::Resume, Some(Answer::Lost)) => Event::TargetLost(String::new()),
             (Ask::Resume, _) => Event::ResumeFailed,
@@ -310,6 +329,22 @@ impl World {
         match (write, ok) {
             (Write::Commit, true) => self.tell(host, id, Event::Committed),
             (Write::Commit, false) => self.tell(host, id, Event::CommitFailed(String::new())),
+            (Write::Renew, true) => {
+                // Another attempt is another move to all others.
+                self.next_id += 1;
+                let next = self.next_id;
+                let Some(o) = self.daemon(host, life).and_then(|d| d.outgoing.remove(&id)) else {
+                    return;
+                };
+                let journal = &mut self.hosts[host].journal.source;
+                journal.remove(&id);
+                journal.insert(next, o.record);
+                if let Some(d) = self.daemon(host, life) {
+                    d.outgoing.insert(next, o);
+                }
+                self.renewed += 1;
+                self.tell(host, next, Event::Renewed);
+            }
             (Write::Revert, true) => self.tell(host, id, Event::Reverted),
             // `move_ended`, and `recheck` when the feature stays.
             (Write::End, true) => {
@@ -357,7 +392,7 @@ impl World {
             if let Some(d) = self.hosts[host].daemon.as_mut() {
                 let out = Outgoing {
                     record,
-                    machine: Source::new(Limits::new(50, 3)),
+                    machine: Source::new(limits(record.feature)),
                     queued: false,
                 };
                 d.outgoing.insert(id, out);

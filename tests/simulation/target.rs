@@ -224,7 +224,12 @@ impl World {
                     );
                     continue;
                 }
-                Action::AskVerdict | Action::Restore | Action::RecordReady => continue,
+                // The last two: no administrator is in this simulation.
+                Action::AskVerdict
+                | Action::Restore
+                | Action::RecordReady
+                | Action::Destroy { .. }
+                | Action::RecordGiveUp => continue,
                 Action::Resume { again: false } => self.call(place, id, Call::Resume, waiter),
                 Action::Discard { again: false } => self.call(place, id, Call::Discard, waiter),
                 Action::Adopt => self.write(host, id, Write::Adopted, reply),

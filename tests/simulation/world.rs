@@ -70,6 +70,7 @@ pub enum Waiter {
 pub enum Write {
     Commit,
     Revert,
+    Renew,
     End,
     Ready,
     Adopted,
@@ -295,6 +296,8 @@ pub struct World {
     /// How many moves were done, and given back after the commit.
     pub done: u64,
     pub reverted: u64,
+    /// Attempts that were begun after the first.
+    pub renewed: u64,
     queue: BinaryHeap<Reverse<Due>>,
     number: u64,
 }
@@ -324,6 +327,7 @@ impl World {
             broken: false,
             done: 0,
             reverted: 0,
+            renewed: 0,
             queue: BinaryHeap::new(),
             number: 0,
         };

@@ -105,6 +105,7 @@ pub fn info(out: &mut dyn Write, j: &Job, screen: &Screen) -> io::Result<()> {
         ("Reason", j.reason.as_deref().unwrap_or(NONE)),
         ("Warning", j.detail.warning.as_deref().unwrap_or(NONE)),
         ("Method", j.detail.method.as_str()),
+        ("Attempts", &attempts(j)),
         ("Rounds", &rounds),
         ("Sent", &sent),
         ("Frozen", &frozen(j)),
@@ -137,6 +138,16 @@ pub fn info(out: &mut dyn Write, j: &Job, screen: &Screen) -> io::Result<()> {
         ]);
     }
     t.write(out, screen)
+}
+
+/// How many attempts there were, and why those before the last were given up.
+fn attempts(j: &Job) -> String {
+    let d = &j.detail;
+    let mut text = d.attempt.max(1).to_string();
+    if !d.retried.is_empty() {
+        text = format!("{text} (before: {})", d.retried.join("; "));
+    }
+    text
 }
 
 /// Where the freeze went, or how long it is expected to be.
@@ -175,6 +186,9 @@ pub fn how(j: &Job) -> String {
             bytes(d.round_sent.min(d.round_total)),
             bytes(d.round_total)
         ));
+    }
+    if d.attempt > 1 {
+        parts.push(format!("attempt {}", d.attempt));
     }
     if d.throttle_percent > 0 {
         parts.push(format!("slowed down by {} %", d.throttle_percent));

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::field;
 use crate::reason::{Code, Reason};
@@ -12,6 +13,10 @@ use crate::reason::{Code, Reason};
 const PLAIN_DEVICES: [(u64, u64); 5] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)];
 /// What the kernel appends to the name of a file without one.
 const DELETED: &str = " (deleted)";
+
+/// Looks at a descriptor that may be closed in a moment, and the pause before each.
+const LOOKS: u32 = 5;
+const LOOK: Duration = Duration::from_millis(7);
 
 /// What is gathered over the processes of a feature.
 #[derive(Debug, Default)]
@@ -280,7 +285,7 @@ impl Process {
         }
         if of_kernel(link) {
             let below = link.strip_prefix("/proc/").unwrap_or_default();
-            if below.starts_with(|c: char| c.is_ascii_digit()) {
+            if below.starts_with(|c: char| c.is_ascii_digit()) && stays_open(fd, path) {
                 found.insert(Reason::new(
                     Code::ProcFile,
                     format!(
@@ -409,6 +414,15 @@ impl Process {
 }
 
 /// Whether a path is of a file system that the kernel makes up.
+/// Whether a descriptor stays what it is for a while. Many a server looks at /proc/self at times and
+/// closes it at once: a move that meets such a moment is tried again.
+fn stays_open(fd: &Path, path: &Path) -> bool {
+    (0..LOOKS).all(|_| {
+        std::thread::sleep(LOOK);
+        fs::read_link(fd).is_ok_and(|now| now == path)
+    })
+}
+
 fn of_kernel(path: &str) -> bool {
     ["/proc", "/sys", "/dev"]
         .iter()
