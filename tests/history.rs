@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::Instant;
 
+use drover::columns;
 use drover::feature::FeatureName;
 use drover::history::{History, HistoryError, Options, Page, Query, SeriesKey, StoredTier};
 use drover::rollup::Rollup;
@@ -543,6 +544,19 @@ async fn what_is_over_is_packed() {
         h.range(&keys[3], 0, i64::MAX, 1000).await.unwrap(),
         expected
     );
+    // A column alone is the same column, packed and not.
+    let query = Query {
+        since_ms: EVENING,
+        until_ms: EVENING + DAY_MS,
+        step_ms: Some(0),
+        limit: 1000,
+    };
+    let memory = [*columns::by_name("memory").unwrap()];
+    let some = h.query_columns(&keys[3], query, &memory).await.unwrap();
+    let column = |p: &Usage| (p.at_ms, p.dt_s, p.memory_mib);
+    let alone: Vec<_> = some.points.iter().map(|p| column(&p.mean)).collect();
+    assert_eq!(alone, expected.iter().map(column).collect::<Vec<_>>());
+    assert_eq!(some.points[0].mean.cpu_percent, None);
     // Late points go beside what is packed.
     let late = point(EVENING + 500, 5.0);
     h.append(vec![

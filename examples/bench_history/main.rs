@@ -2,14 +2,14 @@
 //!
 //! Series: the files `alibaba-2018-*` in `DROVER_TRACES` (five columns, a value each 10 s), and a
 //! recording of the test cluster (`tests/cluster/record.py` writes `target/bench/recording.json`;
-//! it is left out when it is not there). 200 features play each of them: every feature begins at
-//! another moment and goes round, so that the values are real and no two series are the same.
+//! without it the one in `tests/bench/recording.json.gz` is played). 200 features play each of them:
+//! every feature begins at another moment and goes round, so that the values are real and no two series are the same.
 //! Six hours in steps of 10 s, as Drover keeps them as metered.
 //!
 //! - Ingest: one tick of all features is one append to Drover and one remote-write request to
 //!   Prometheus (its own protocol, two connections, each half of the features); the requests are
 //!   encoded beforehand and not counted. Drover has made a tick durable when it answers, Prometheus
-//!   has not.
+//!   has not; up to 256 ticks wait for an answer.
 //! - Bytes: Drover's `raw` tier once all is packed (`du`, with the marks); its rollups are told
 //!   beside. Prometheus' snapshot of its database, one block of all (no write-ahead log).
 //! - Range: two hours of one column of one feature, as points in JSON. Prometheus over HTTP on
@@ -37,6 +37,8 @@ use serde_json::{Value, json};
 
 use series::{Feature, STEP_MS, TICKS};
 
+/// Ticks on their way at once: as many as Drover makes durable together at most.
+const AHEAD: usize = 256;
 const QUERIES: usize = 400;
 const RANGE_MS: i64 = 2 * 3_600_000;
 
@@ -107,7 +109,7 @@ async fn drover(features: &[Feature], questions: &[Question], dir: &Path) -> Mea
     let mut m = Measured::default();
     let h = History::open(dir, options).unwrap();
     let keys: Vec<SeriesKey> = features.iter().map(key).collect();
-    for part in (0..TICKS).collect::<Vec<_>>().chunks(64) {
+    for part in (0..TICKS).collect::<Vec<_>>().chunks(AHEAD) {
         let ticks: Vec<Vec<(SeriesKey, Usage)>> = part
             .iter()
             .map(|t| {
@@ -136,7 +138,11 @@ async fn drover(features: &[Feature], questions: &[Question], dir: &Path) -> Mea
             step_ms: Some(0),
             limit: 10_000,
         };
-        let page = h.query(&keys[q.feature], query).await.unwrap();
+        let columns = std::slice::from_ref(q.column);
+        let page = h
+            .query_columns(&keys[q.feature], query, columns)
+            .await
+            .unwrap();
         let values: Vec<(i64, Option<f64>)> = page
             .points
             .iter()
@@ -231,7 +237,13 @@ fn show(name: &str, v: &Value) {
 fn main() -> ExitCode {
     let traces = std::env::var("DROVER_TRACES").unwrap_or_else(|_| "../shared/traces".into());
     let alibaba = series::alibaba(Path::new(&traces));
-    let recording = series::recording(Path::new("target/bench/recording.json"));
+    // One's own, or the one that came with the sources.
+    let paths = [
+        "target/bench/recording.json",
+        "tests/bench/recording.json.gz",
+    ];
+    let path = paths.map(Path::new).into_iter().find(|p| p.exists());
+    let recording = path.map(series::recording).unwrap_or_default();
     if alibaba.is_empty() {
         println!("SKIPPED: no alibaba-2018-* in {traces}; set DROVER_TRACES");
         return ExitCode::SUCCESS;

@@ -68,6 +68,16 @@ fn features(prefix: &str, sources: &[Arc<Vec<Usage>>]) -> Vec<Feature> {
         .collect()
 }
 
+fn unpacked(path: &Path) -> String {
+    let out = Command::new("zcat")
+        .arg("-f")
+        .arg(path)
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    String::from_utf8(out.stdout).unwrap()
+}
+
 /// The Alibaba cluster's days: CPU, memory, network in and out, disk, as they are.
 pub fn alibaba(dir: &Path) -> Vec<Feature> {
     let mut paths: Vec<_> = std::fs::read_dir(dir)
@@ -83,12 +93,7 @@ pub fn alibaba(dir: &Path) -> Vec<Feature> {
     let days: Vec<Arc<Vec<Usage>>> = paths
         .iter()
         .map(|path| {
-            let out = Command::new("zcat")
-                .arg(path)
-                .stderr(Stdio::inherit())
-                .output()
-                .unwrap();
-            let text = String::from_utf8(out.stdout).unwrap();
+            let text = unpacked(path);
             let rows = text.lines().skip(1).map(|line| {
                 let mut u = Usage {
                     dt_s: 10.0,
@@ -107,9 +112,10 @@ pub fn alibaba(dir: &Path) -> Vec<Feature> {
 
 /// What `tests/cluster/record.py` wrote: a list of points per feature, as `drover history` gives.
 pub fn recording(path: &Path) -> Vec<Feature> {
-    let Ok(text) = std::fs::read_to_string(path) else {
+    if !path.exists() {
         return Vec::new();
-    };
+    }
+    let text = unpacked(path);
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     let sources: Vec<Arc<Vec<Usage>>> = json
         .as_object()

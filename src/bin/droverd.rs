@@ -21,6 +21,10 @@ fn main() -> anyhow::Result<()> {
         .with_ansi(false)
         .init();
     use_little_memory();
+    std::thread::Builder::new()
+        .name("trim".into())
+        .spawn(give_memory_back)
+        .context("starting a thread")?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -52,11 +56,22 @@ fn use_little_memory() {
     use nix::libc;
     for (parameter, value) in [
         (libc::M_ARENA_MAX, 2),
-        (libc::M_MMAP_THRESHOLD, 128 << 10),
+        (libc::M_MMAP_THRESHOLD, 32 << 10),
         (libc::M_TRIM_THRESHOLD, 1 << 20),
     ] {
         // SAFETY: sets parameters of the allocator; no other thread runs yet. One that is refused
         // changes nothing.
         unsafe { libc::mallopt(parameter, value) };
+    }
+}
+
+/// Gives free pages back from time to time: what stays allocated of a burst (the start, an hour that
+/// is rolled up) is spread over the heaps, and keeps the C library from doing that by itself.
+fn give_memory_back() {
+    const EVERY: std::time::Duration = std::time::Duration::from_secs(30);
+    loop {
+        std::thread::sleep(EVERY);
+        // SAFETY: only looks at the allocator's own lists, under its locks.
+        unsafe { nix::libc::malloc_trim(0) };
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::affinity::Demand;
 use crate::api::{ApiError, ApiEvent, FeatureForecast, SeriesForecast};
+use crate::columns::{COLUMNS, Column};
 use crate::config::ForecastSection;
 use crate::decision::{BreachCause, View};
 use crate::feature::{FeatureName, Resource, Threshold};
@@ -182,7 +183,13 @@ impl Daemon {
             step_ms: Some(STEP_MS),
             limit: MOST_POINTS,
         };
-        let page = self.history.query(key, query);
+        // Forecasts are of what thresholds can be about.
+        let columns: Vec<Column> = COLUMNS
+            .iter()
+            .filter(|c| c.resource.is_some())
+            .copied()
+            .collect();
+        let page = self.history.query_columns(key, query, &columns);
         match tokio::time::timeout(READ, page).await {
             Ok(Ok(page)) => Ok(page.points.into_iter().map(|p| p.mean).collect()),
             Ok(Err(e)) => Err(format!("history: {e}")),

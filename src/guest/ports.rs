@@ -17,7 +17,7 @@ use crate::wire::guest::{Event, Message, valid_move_id};
 /// Bytes read from a port at a time: of a busy bulk port, of a busy control port, and of an idle
 /// one, since there are hundreds.
 const READ: usize = 256 << 10;
-const READ_CONTROL: usize = 64 << 10;
+const READ_CONTROL: usize = 16 << 10;
 const READ_IDLE: usize = 4 << 10;
 /// Bytes that frames are gathered to before a write: virtio-serial wants large writes.
 const GATHER: usize = 512 << 10;

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 
 /// `2025-01-31`, UTC, for a day number (days since the epoch).
@@ -153,42 +153,82 @@ pub(super) struct Mark {
     pub(super) first_ms: i64,
 }
 
+/// Bytes of one of the two places in a mark's file; a disk writes so much whole or not at all.
+const PLACE: usize = 512;
+
 impl Mark {
+    /// Writes it durably. The file has two places that are written in turns, where they are: one
+    /// that a crash tears leaves the one before, and nothing of the file system has to change.
     pub(super) fn write(self, path: &Path) -> io::Result<()> {
+        let before = match fs::read(path) {
+            Ok(text) => Self::newest(&text).filter(|_| text.len() == 2 * PLACE),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
+        };
+        let Some((turn, _)) = before else {
+            // Of an earlier version, damaged, or none.
+            let mut both = self.line(0);
+            both.extend_from_slice(&[b' '; PLACE]);
+            return replace(path, &both);
+        };
+        let f = fs::OpenOptions::new().write(true).open(path)?;
+        let turn = turn.wrapping_add(1);
+        f.write_all_at(&self.line(turn), turn % 2 * PLACE as u64)?;
+        f.sync_data()
+    }
+
+    fn line(self, turn: u64) -> Vec<u8> {
         let packed = if self.packed { "packed" } else { "open" };
         let body = format!(
-            "1 {} {} {} {packed} {}",
+            "2 {} {} {} {packed} {} {turn}",
             self.seq, self.points, self.last_ms, self.first_ms
         );
-        let line = format!("{body} {:08x}\n", crc32fast::hash(body.as_bytes()));
-        replace(path, line.as_bytes())
+        let mut line = format!("{body} {:08x}", crc32fast::hash(body.as_bytes())).into_bytes();
+        line.resize(PLACE - 1, b' ');
+        line.push(b'\n');
+        line
     }
 
     /// `Ok(None)` when there is none, an error of kind `InvalidData` when it is damaged.
     pub(super) fn read(path: &Path) -> io::Result<Option<Self>> {
         let text = match fs::read(path) {
-            Ok(t) => String::from_utf8_lossy(&t).into_owned(),
+            Ok(t) => t,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
-        let bad = || io::Error::new(io::ErrorKind::InvalidData, "damaged mark");
-        let (body, crc) = text.trim_end().rsplit_once(' ').ok_or_else(bad)?;
+        match Self::newest(&text) {
+            Some((_, mark)) => Ok(Some(mark)),
+            None => Err(io::Error::new(io::ErrorKind::InvalidData, "damaged mark")),
+        }
+    }
+
+    /// The newest sound one in a file, with its turn.
+    fn newest(text: &[u8]) -> Option<(u64, Self)> {
+        let places = text.chunks(PLACE).filter_map(Self::parse);
+        places.max_by_key(|(turn, _)| *turn)
+    }
+
+    fn parse(place: &[u8]) -> Option<(u64, Self)> {
+        let text = String::from_utf8_lossy(place);
+        let (body, crc) = text.trim_end().rsplit_once(' ')?;
         if format!("{:08x}", crc32fast::hash(body.as_bytes())) != crc {
-            return Err(bad());
+            return None;
         }
         let mut parts = body.split(' ');
-        let mut next = || parts.next().ok_or_else(bad);
-        if next()? != "1" {
-            return Err(bad());
+        let version = parts.next()?;
+        if !["1", "2"].contains(&version) {
+            return None;
         }
-        Ok(Some(Self {
-            seq: next()?.parse().map_err(|_| bad())?,
-            points: next()?.parse().map_err(|_| bad())?,
-            last_ms: next()?.parse().map_err(|_| bad())?,
-            // Not in marks of earlier versions.
-            packed: next().is_ok_and(|word| word == "packed"),
-            first_ms: next().ok().and_then(|w| w.parse().ok()).unwrap_or(0),
-        }))
+        let mark = Self {
+            seq: parts.next()?.parse().ok()?,
+            points: parts.next()?.parse().ok()?,
+            last_ms: parts.next()?.parse().ok()?,
+            // Not in marks of the first version of the format.
+            packed: parts.next() == Some("packed"),
+            first_ms: parts.next().and_then(|w| w.parse().ok()).unwrap_or(0),
+        };
+        let turn = parts.next().and_then(|w| w.parse().ok()).unwrap_or(0);
+        Some((turn, mark))
     }
 }
 
@@ -221,9 +261,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.mark");
         assert_eq!(Mark::read(&path).unwrap(), None);
-        for packed in [false, true] {
+        for (seq, packed) in [(4, false), (5, false), (5, true), (6, true)] {
             let mark = Mark {
-                seq: 4,
+                seq,
                 points: 400,
                 last_ms: 99,
                 packed,
@@ -232,9 +272,27 @@ mod tests {
             mark.write(&path).unwrap();
             assert_eq!(Mark::read(&path).unwrap(), Some(mark));
         }
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[2] ^= 1;
+        // Turns 0 to 3 were written: the last is in the second place, the one before in the first.
+        let sound = fs::read(&path).unwrap();
+        assert_eq!(sound.len(), 2 * PLACE);
+        for torn in [0, 1, 40] {
+            let mut bytes = sound.clone();
+            bytes[PLACE + torn..].fill(0);
+            fs::write(&path, bytes).unwrap();
+            assert_eq!(Mark::read(&path).unwrap().unwrap().seq, 5, "{torn}");
+        }
+        let mut bytes = sound;
+        (bytes[2], bytes[PLACE + 2]) = (bytes[2] ^ 1, bytes[PLACE + 2] ^ 1);
         fs::write(&path, bytes).unwrap();
         assert!(Mark::read(&path).is_err());
+        // As earlier versions wrote it.
+        let body = "1 4 400 99 packed 7";
+        let line = format!("{body} {:08x}\n", crc32fast::hash(body.as_bytes()));
+        fs::write(&path, line).unwrap();
+        let mut mark = Mark::read(&path).unwrap().unwrap();
+        assert_eq!((mark.seq, mark.packed), (4, true));
+        mark.seq = 5;
+        mark.write(&path).unwrap();
+        assert_eq!(Mark::read(&path).unwrap(), Some(mark));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::codec;
 use super::partitions::Partitions;
 use super::period::{DAY_MS, HOUR_MS, Slot};
 use super::point::Point;
@@ -23,6 +24,8 @@ pub(super) enum Call {
     Query {
         key: SeriesKey,
         query: Query,
+        /// Columns that are wanted, a bit for each identifier.
+        wanted: u64,
         reply: Reply<Page>,
     },
     /// All that a tier has of a series.
@@ -90,6 +93,7 @@ pub(super) struct QueryJob {
     key: SeriesKey,
     step_ms: i64,
     limit: usize,
+    wanted: u64,
     /// What to read, the latest last.
     parts: Vec<(StoredTier, Slot, i64, i64)>,
     found: Vec<Vec<Rollup>>,
@@ -177,7 +181,12 @@ impl Worker {
                     reply,
                 }))
             }
-            Call::Query { key, query, reply } => {
+            Call::Query {
+                key,
+                query,
+                wanted,
+                reply,
+            } => {
                 let bounds = Bounds::of(&self.tiers, self.interval_ms);
                 let step_ms = bounds.step(&query);
                 let plan = bounds.plan(query.since_ms, query.until_ms, step_ms);
@@ -185,6 +194,7 @@ impl Worker {
                     key,
                     step_ms,
                     limit: query.limit,
+                    wanted,
                     parts: self.parts(&plan),
                     found: Vec::new(),
                     count: 0,
@@ -195,6 +205,7 @@ impl Worker {
                 key,
                 step_ms: 0,
                 limit: usize::MAX,
+                wanted: codec::ALL,
                 parts: self.parts(&[(tier, i64::MIN, i64::MAX)]),
                 found: Vec::new(),
                 count: 0,
@@ -323,7 +334,11 @@ impl Worker {
             let _ = r.reply.send(Ok(points));
             return None;
         };
-        match self.tiers.raw.range(&slot, &r.key, r.since_ms, r.end_ms) {
+        match self
+            .tiers
+            .raw
+            .range(&slot, &r.key, r.since_ms, r.end_ms, codec::ALL)
+        {
             Ok(run) => {
                 r.count += run.len();
                 r.found.push(run);
@@ -357,10 +372,10 @@ impl Worker {
         let run = match tier {
             StoredTier::Raw => tiers
                 .raw
-                .range(&slot, &q.key, from, to)
+                .range(&slot, &q.key, from, to, q.wanted)
                 .map(|run| run.into_iter().map(Rollup::from).collect()),
-            StoredTier::Minute => tiers.minute.range(&slot, &q.key, from, to),
-            StoredTier::Quarter => tiers.quarter.range(&slot, &q.key, from, to),
+            StoredTier::Minute => tiers.minute.range(&slot, &q.key, from, to, q.wanted),
+            StoredTier::Quarter => tiers.quarter.range(&slot, &q.key, from, to, q.wanted),
         };
         match run {
             Ok(run) => {
@@ -409,7 +424,7 @@ impl Worker {
             .collect();
         hours.dedup();
         for hour in &hours {
-            self.tiers.roll_hour(key, *hour)?;
+            self.tiers.roll_hour(std::slice::from_ref(key), *hour)?;
         }
         self.after_minutes(key, &hours)?;
         Ok(added)
@@ -427,7 +442,7 @@ impl Worker {
             let slot = self.tiers.minute.slot_of(day);
             self.tiers.minute.write(&slot, |p| p.sync())?;
             if day < self.tiers.rolled.quarter_ms {
-                self.tiers.roll_day(key, day)?;
+                self.tiers.roll_day(std::slice::from_ref(key), day)?;
                 let slot = self.tiers.quarter.slot_of(day);
                 self.tiers.quarter.write(&slot, |p| p.sync())?;
             }

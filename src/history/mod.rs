@@ -32,8 +32,8 @@
 //! Partitions of earlier versions (`DIR/2025-01-31`) are taken into `raw` as they are.
 //!
 //! Dropping a partition is deleting its directory. The newest points are head records, one per
-//! append; at 120 points of a series, and at each full hour, the head is sealed into chunks, one
-//! per series with all its columns, in one batch with the deletion of the head. When its time is
+//! append and 256 series; at 120 points of a series, and at each full hour, those of these series are
+//! sealed into chunks, one per series with all its columns, in one batch with their deletion. When its time is
 //! over and it is rolled up, a partition is packed: written anew with longer chunks, compressed
 //! with more effort (see `codec`), in a few large values that sled keeps without loss of space. All
 //! values carry a CRC-32. Points are exact.
@@ -79,6 +79,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::columns::{COLUMNS, Column};
 use crate::feature::FeatureName;
 use crate::rollup::Rollup;
 use crate::usage::Usage;
@@ -238,7 +239,8 @@ pub struct History {
 impl History {
     /// Opens or creates the history in `dir`.
     pub fn open(dir: &Path, options: Options) -> Result<Self, HistoryError> {
-        let (appends, appends_rx) = mpsc::channel(16);
+        // So many at once share a flush.
+        let (appends, appends_rx) = mpsc::channel(worker::GROUP);
         let (calls, calls_rx) = mpsc::channel(64);
         let problems = Problems::default();
         worker::start(dir, options, problems.clone(), appends_rx, calls_rx)?;
@@ -282,12 +284,29 @@ impl History {
 
     /// What a series was, from the tiers that suit the query.
     pub async fn query(&self, key: &SeriesKey, query: Query) -> Result<Page, HistoryError> {
+        self.query_columns(key, query, COLUMNS).await
+    }
+
+    /// The same of some columns only, which is quicker: every other one may be absent.
+    pub async fn query_columns(
+        &self,
+        key: &SeriesKey,
+        query: Query,
+        columns: &[Column],
+    ) -> Result<Page, HistoryError> {
         let key = key.clone();
+        let wanted = columns.iter().fold(0, |bits, c| bits | 1 << c.id);
         let query = Query {
             limit: query.limit.min(RANGE_MAX),
             ..query
         };
-        self.call(|reply| Call::Query { key, query, reply }).await
+        self.call(|reply| Call::Query {
+            key,
+            query,
+            wanted,
+            reply,
+        })
+        .await
     }
 
     /// All that the second or third tier has of a series.

@@ -12,8 +12,10 @@ pub(super) trait Point: Copy + PartialEq + Send + 'static {
     fn replaces(&self, old: &Self) -> bool;
     /// A run in time order.
     fn encode(points: &[Self], effort: Effort) -> Vec<u8>;
-    /// The counterpart of [`Self::encode`] for `count` points of a version of the format.
-    fn decode(version: u8, bytes: &[u8], count: usize) -> Result<Vec<Self>, Malformed>;
+    /// The counterpart of [`Self::encode`] for the `wanted` columns of `count` points of a version
+    /// of the format.
+    fn decode(version: u8, bytes: &[u8], count: usize, wanted: u64)
+    -> Result<Vec<Self>, Malformed>;
     /// Writes one point quickly.
     fn put(out: &mut Vec<u8>, point: &Self);
     /// The counterpart of [`Self::put`]; advances `r`.
@@ -31,8 +33,13 @@ impl Point for Usage {
     fn encode(points: &[Self], effort: Effort) -> Vec<u8> {
         codec::encode(points, effort)
     }
-    fn decode(version: u8, bytes: &[u8], count: usize) -> Result<Vec<Self>, Malformed> {
-        codec::decode(version, bytes, count)
+    fn decode(
+        version: u8,
+        bytes: &[u8],
+        count: usize,
+        wanted: u64,
+    ) -> Result<Vec<Self>, Malformed> {
+        codec::decode(version, bytes, count, wanted)
     }
     fn put(out: &mut Vec<u8>, point: &Self) {
         codec::put_plain(out, point);
@@ -40,7 +47,7 @@ impl Point for Usage {
     fn get(version: u8, r: &mut &[u8]) -> Result<Self, Malformed> {
         if version == 1 {
             let len = usize::try_from(codec::get_varint(r)?).map_err(|_| Malformed)?;
-            return Ok(codec::decode(1, codec::take(r, len)?, 1)?[0]);
+            return Ok(codec::decode(1, codec::take(r, len)?, 1, codec::ALL)?[0]);
         }
         codec::get_plain(r)
     }
@@ -58,8 +65,13 @@ impl Point for Rollup {
     fn encode(points: &[Self], effort: Effort) -> Vec<u8> {
         codec::encode_rollups(points, effort)
     }
-    fn decode(_version: u8, bytes: &[u8], count: usize) -> Result<Vec<Self>, Malformed> {
-        codec::decode_rollups(bytes, count)
+    fn decode(
+        _version: u8,
+        bytes: &[u8],
+        count: usize,
+        wanted: u64,
+    ) -> Result<Vec<Self>, Malformed> {
+        codec::decode_rollups(bytes, count, wanted)
     }
     fn put(out: &mut Vec<u8>, point: &Self) {
         let run = codec::encode_rollups(std::slice::from_ref(point), Effort::Fast);
@@ -68,7 +80,7 @@ impl Point for Rollup {
     }
     fn get(_version: u8, r: &mut &[u8]) -> Result<Self, Malformed> {
         let len = usize::try_from(codec::get_varint(r)?).map_err(|_| Malformed)?;
-        Ok(codec::decode_rollups(codec::take(r, len)?, 1)?[0])
+        Ok(codec::decode_rollups(codec::take(r, len)?, 1, codec::ALL)?[0])
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! c | bucket u64 | series u32 | first_ms i64 sealed chunk of one series, count points
-//! h | seq u64 | part u16                     head: one appended tick, count entries
+//! h | seq u64 | part u16                     head: an appended tick of one shard of series, count entries
 //! m                                          what is sealed: sequence number and points
 //! s | series u32                             name of a series (JSON)
 //! ```
@@ -142,10 +142,14 @@ pub(super) fn chunk_value<P: Point>(key: &[u8], points: &[P]) -> Vec<u8> {
     wrap(key, points.len() as u16, &P::encode(points, Effort::Fast))
 }
 
-/// Points of a chunk.
-pub(super) fn chunk_points<P: Point>(key: &[u8], value: &[u8]) -> Result<Vec<P>, Malformed> {
+/// The `wanted` columns of a chunk's points.
+pub(super) fn chunk_points<P: Point>(
+    key: &[u8],
+    value: &[u8],
+    wanted: u64,
+) -> Result<Vec<P>, Malformed> {
     let v = check(key, value)?;
-    P::decode(v.version, v.payload, v.count as usize)
+    P::decode(v.version, v.payload, v.count as usize, wanted)
 }
 
 /// Value of a head record: the points as they are, for they are there for minutes.
@@ -207,20 +211,20 @@ mod tests {
         };
         let key = chunk_key(p.at_ms / 3_600_000, 7, p.at_ms);
         let value = chunk_value(&key, &[p]);
-        assert_eq!(chunk_points(&key, &value), Ok(vec![p]));
+        assert_eq!(chunk_points(&key, &value, codec::ALL), Ok(vec![p]));
         for i in 0..value.len() {
             for bit in 0..8 {
                 let mut v = value.clone();
                 v[i] ^= 1 << bit;
                 assert_eq!(
-                    chunk_points::<Usage>(&key, &v),
+                    chunk_points::<Usage>(&key, &v, codec::ALL),
                     Err(Malformed),
                     "byte {i} bit {bit}"
                 );
             }
         }
         assert_eq!(
-            chunk_points::<Usage>(&chunk_key(1, 7, p.at_ms), &value),
+            chunk_points::<Usage>(&chunk_key(1, 7, p.at_ms), &value, codec::ALL),
             Err(Malformed)
         );
         assert_eq!(Key::parse(&key), Some(Key::Chunk { series: 7 }));

@@ -4,6 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 
+use super::codec;
 use super::files;
 use super::partition::Packer;
 use super::partitions::{Partitions, Tier};
@@ -244,9 +245,8 @@ impl Tiers {
                     }
                     return Ok(None);
                 }
-                for key in series.drain(..series.len().min(ROLL_SERIES)) {
-                    self.roll_hour(&key, hour)?;
-                }
+                let some: Vec<SeriesKey> = series.drain(..series.len().min(ROLL_SERIES)).collect();
+                self.roll_hour(&some, hour)?;
                 Ok(Some(Upkeep::Minutes(hour, series)))
             }
             Upkeep::Quarters(day, mut series) => {
@@ -261,9 +261,8 @@ impl Tiers {
                     }
                     return Ok(None);
                 }
-                for key in series.drain(..series.len().min(ROLL_SERIES)) {
-                    self.roll_day(&key, day)?;
-                }
+                let some: Vec<SeriesKey> = series.drain(..series.len().min(ROLL_SERIES)).collect();
+                self.roll_day(&some, day)?;
                 Ok(Some(Upkeep::Quarters(day, series)))
             }
             Upkeep::Pack(tier, slot, packer) => {
@@ -277,32 +276,48 @@ impl Tiers {
         }
     }
 
-    /// Minutes of one hour of a series from its points. Durable after a sync.
-    pub(super) fn roll_hour(&mut self, key: &SeriesKey, hour: i64) -> Result<()> {
+    /// Minutes of one hour of some series from their points. Durable after a sync.
+    pub(super) fn roll_hour(&mut self, keys: &[SeriesKey], hour: i64) -> Result<()> {
         let slot = self.raw.slot_of(hour);
-        let points = self.raw.range(&slot, key, hour, hour + HOUR_MS)?;
-        let points: Vec<Rollup> = points.into_iter().map(Rollup::from).collect();
-        let rolled = roll_up(&points, MINUTE_MS);
-        if rolled.is_empty() {
+        let mut all = Vec::with_capacity(keys.len());
+        for key in keys {
+            let points = self
+                .raw
+                .range(&slot, key, hour, hour + HOUR_MS, codec::ALL)?;
+            let points: Vec<Rollup> = points.into_iter().map(Rollup::from).collect();
+            all.push((key, roll_up(&points, MINUTE_MS)));
+        }
+        all.retain(|(_, rolled)| !rolled.is_empty());
+        if all.is_empty() {
             return Ok(());
         }
         self.touch_minutes(hour);
         let slot = self.minute.slot_of(hour);
-        self.minute
-            .write(&slot, |p| p.merge(key, &rolled).map(|_| ()))
+        self.minute.write(&slot, |p| {
+            p.merge_all(all.iter().map(|(key, rolled)| (*key, rolled.as_slice())))
+                .map(|_| ())
+        })
     }
 
-    /// Quarters of one day of a series from its minutes. Durable after a sync.
-    pub(super) fn roll_day(&mut self, key: &SeriesKey, day: i64) -> Result<()> {
+    /// Quarters of one day of some series from their minutes. Durable after a sync.
+    pub(super) fn roll_day(&mut self, keys: &[SeriesKey], day: i64) -> Result<()> {
         let slot = self.minute.slot_of(day);
-        let points = self.minute.range(&slot, key, day, day + DAY_MS)?;
-        let rolled = roll_up(&points, QUARTER_MS);
-        if rolled.is_empty() {
+        let mut all = Vec::with_capacity(keys.len());
+        for key in keys {
+            let points = self
+                .minute
+                .range(&slot, key, day, day + DAY_MS, codec::ALL)?;
+            all.push((key, roll_up(&points, QUARTER_MS)));
+        }
+        all.retain(|(_, rolled)| !rolled.is_empty());
+        if all.is_empty() {
             return Ok(());
         }
         let slot = self.quarter.slot_of(day);
-        self.quarter
-            .write(&slot, |p| p.merge(key, &rolled).map(|_| ()))
+        self.quarter.write(&slot, |p| {
+            p.merge_all(all.iter().map(|(key, rolled)| (*key, rolled.as_slice())))
+                .map(|_| ())
+        })
     }
 
     /// Drops what is over: only what is in the next tier, durably. Returns how many partitions.

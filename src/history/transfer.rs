@@ -22,7 +22,7 @@ pub fn unpack(bytes: &[u8]) -> Option<Vec<Rollup>> {
     if count > PARCEL {
         return None;
     }
-    codec::decode_rollups(value.payload, count).ok()
+    codec::decode_rollups(value.payload, count, codec::ALL).ok()
 }
 
 #[cfg(test)]

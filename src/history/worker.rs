@@ -18,7 +18,7 @@ pub(super) type Result<T> = std::result::Result<T, HistoryError>;
 pub(super) type Reply<T> = oneshot::Sender<Result<T>>;
 
 /// Appends that share one flush.
-const GROUP: usize = 64;
+pub(super) const GROUP: usize = 256;
 /// Other calls under way at once.
 const JOBS: usize = 16;
 /// First millisecond after the year 9999.

@@ -124,9 +124,7 @@ impl Decoder {
     /// Adds bytes as they were read.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.start == self.buf.len() {
-            // What was large once need not stay so: there are hundreds of ports.
-            self.buf = Vec::new();
-            self.start = 0;
+            self.reset();
         } else if self.start > MAX_PAYLOAD {
             self.buf.drain(..self.start);
             self.start = 0;
@@ -141,7 +139,7 @@ impl Decoder {
 
     /// Forgets everything buffered, after a port was opened anew.
     pub fn reset(&mut self) {
-        self.buf.clear();
+        self.buf = Vec::new();
         self.start = 0;
     }
 
@@ -191,6 +189,10 @@ impl Decoder {
             }
             let payload = b[HEADER..HEADER + len].to_vec();
             self.start += HEADER + len;
+            if self.start == self.buf.len() {
+                // What was large once need not stay so: there are hundreds of ports.
+                self.reset();
+            }
             return Some(Frame {
                 kind,
                 session,

@@ -31,6 +31,9 @@ use crate::usage::Usage;
 /// Most points of one encoded run.
 pub(super) const MAX_POINTS: usize = 4096;
 
+/// All columns, those of later versions too.
+pub(super) const ALL: u64 = u64::MAX;
+
 /// Bytes that are not an encoded run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("malformed run of points")]
@@ -304,10 +307,12 @@ fn parts() -> [Part; 3] {
     ]
 }
 
-/// Reads columns; `take_column` gets each known one.
+/// Reads columns; `take_column` gets each known one of those that are `wanted`, a bit for each
+/// identifier.
 fn get_columns(
     r: &mut &[u8],
     frame: &Frame,
+    wanted: u64,
     mut take_column: impl FnMut(&Column, u8, &[Option<f64>]),
 ) -> Result<()> {
     let mut mean: (Option<u64>, Vec<Option<f64>>) = (None, Vec::new());
@@ -319,6 +324,9 @@ fn get_columns(
             // Of a newer version of Drover.
             continue;
         };
+        if wanted & (1 << column.id) == 0 {
+            continue;
+        }
         let tag = take(&mut content, 1)?[0];
         if tag == SAME {
             if mean.0 != Some(id) {
@@ -339,8 +347,8 @@ fn get_columns(
     Ok(())
 }
 
-/// Decodes `count` points of a version of the format.
-pub(super) fn decode(version: u8, bytes: &[u8], count: usize) -> Result<Vec<Usage>> {
+/// Decodes the `wanted` columns of `count` points of a version of the format.
+pub(super) fn decode(version: u8, bytes: &[u8], count: usize, wanted: u64) -> Result<Vec<Usage>> {
     if version == 1 {
         return v1::decode(bytes, count);
     }
@@ -356,7 +364,7 @@ pub(super) fn decode(version: u8, bytes: &[u8], count: usize) -> Result<Vec<Usag
             ..Usage::default()
         })
         .collect();
-    get_columns(&mut r, &frame, |column, _, values| {
+    get_columns(&mut r, &frame, wanted, |column, _, values| {
         for (p, v) in points.iter_mut().zip(values) {
             (column.set)(p, *v);
         }
@@ -368,13 +376,13 @@ pub(super) fn decode(version: u8, bytes: &[u8], count: usize) -> Result<Vec<Usag
     }
 }
 
-/// Decodes `count` rollups.
-pub(super) fn decode_rollups(bytes: &[u8], count: usize) -> Result<Vec<Rollup>> {
+/// Decodes the `wanted` columns of `count` rollups.
+pub(super) fn decode_rollups(bytes: &[u8], count: usize, wanted: u64) -> Result<Vec<Rollup>> {
     let mut r = bytes;
     let frame = get_frame(&mut r, count)?;
     let times = frame.at_ms.iter().zip(&frame.dt_s);
     let mut points: Vec<Rollup> = times.map(|(at, dt)| Rollup::empty(*at, *dt)).collect();
-    get_columns(&mut r, &frame, |column, told, values| {
+    get_columns(&mut r, &frame, wanted, |column, told, values| {
         for (p, v) in points.iter_mut().zip(values) {
             let part = match told {
                 0 => &mut p.mean,

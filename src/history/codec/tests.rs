@@ -57,7 +57,7 @@ proptest! {
     fn bit_for_bit(run in any_run()) {
         for effort in [Effort::Fast, Effort::Small] {
             let bytes = encode(&run, effort);
-            prop_assert_eq!(bits(&decode(2, &bytes, run.len()).unwrap()), bits(&run));
+            prop_assert_eq!(bits(&decode(2, &bytes, run.len(), ALL).unwrap()), bits(&run));
             prop_assert_eq!(bounds(&bytes).unwrap(), (run[0].at_ms, run[run.len() - 1].at_ms));
         }
     }
@@ -83,7 +83,7 @@ proptest! {
         }).collect();
         for effort in [Effort::Fast, Effort::Small] {
             let bytes = encode_rollups(&rollups, effort);
-            let back = decode_rollups(&bytes, rollups.len()).unwrap();
+            let back = decode_rollups(&bytes, rollups.len(), ALL).unwrap();
             for part in [|r: &Rollup| r.mean, |r: &Rollup| r.min, |r: &Rollup| r.max, |r: &Rollup| r.last] {
                 let (a, b): (Vec<Usage>, Vec<Usage>) =
                     (back.iter().map(part).collect(), rollups.iter().map(part).collect());
@@ -101,18 +101,18 @@ proptest! {
     #[test]
     fn noise_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300), n in 0usize..200) {
         for version in [1, 2] {
-            let _ = decode(version, &bytes, n);
+            let _ = decode(version, &bytes, n, ALL);
         }
-        let _ = decode_rollups(&bytes, n);
+        let _ = decode_rollups(&bytes, n, ALL);
     }
 
     #[test]
     fn cut_or_flipped_never_panics(run in any_run(), at in any::<prop::sample::Index>(), x in 1u8..) {
         let mut bytes = encode(&run, Effort::Small);
-        let _ = decode(2, &bytes[..at.index(bytes.len())], run.len());
+        let _ = decode(2, &bytes[..at.index(bytes.len())], run.len(), ALL);
         let i = at.index(bytes.len());
         bytes[i] ^= x;
-        let _ = decode(2, &bytes, run.len());
+        let _ = decode(2, &bytes, run.len(), ALL);
     }
 }
 
@@ -120,10 +120,10 @@ proptest! {
 #[test]
 fn the_first_version_is_read() {
     let bytes = V1_RUN;
-    let points = decode(1, bytes, 3).unwrap();
+    let points = decode(1, bytes, 3, ALL).unwrap();
     let expected: Vec<Usage> = (0..3).map(v1_point).collect();
     assert_eq!(bits(&points), bits(&expected));
-    assert!(decode(1, &bytes[..bytes.len() - 1], 3).is_err());
+    assert!(decode(1, &bytes[..bytes.len() - 1], 3, ALL).is_err());
 }
 
 fn v1_point(n: i64) -> Usage {
@@ -170,7 +170,7 @@ fn unknown_columns_are_skipped() {
         Effort::Fast,
     );
     put_bytes(&mut out, &content);
-    let back = decode(2, &out, 5).unwrap();
+    let back = decode(2, &out, 5, ALL).unwrap();
     assert!(
         back.iter()
             .zip(&points)

@@ -2,11 +2,12 @@
 //! repairs around it (see `partitions`). Any error or panic here means: drop it and open it anew;
 //! all state in memory comes from the database.
 
+mod head;
 mod pack;
 mod read;
 mod write;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -15,16 +16,23 @@ use super::point::Point;
 use super::record::{self, Key};
 use super::{Problems, SeriesKey};
 
+use head::Head;
 pub(super) use pack::{Packed, Packer};
 
 /// Points of one chunk.
 const CHUNK: usize = 120;
 /// Entries of one head record.
 const HEAD_ENTRIES: usize = 256;
-/// Points in the head above which it is sealed whatever the length of its series.
-const HEAD_POINTS: usize = 50_000;
+/// Points in the head above which its largest shards are sealed whatever the length of their series.
+const HEAD_POINTS: usize = 25_000;
 /// sled's page cache per partition, bytes.
 const CACHE: u64 = 4 << 20;
+
+/// Bytes by which a partition's database grows: sled's own.
+const SEGMENT: usize = 512 << 10;
+/// The same of a packed one, which has little beside its blocks. sled fills a segment up each time
+/// it is opened.
+const PACKED_SEGMENT: usize = 64 << 10;
 
 pub(super) type Result<T> = std::result::Result<T, sled::Error>;
 
@@ -39,10 +47,8 @@ pub(super) struct Partition<P> {
     bucket_ms: i64,
     ids: HashMap<SeriesKey, u32>,
     next_id: u32,
-    /// Points that are not sealed yet, in time order.
-    head: BTreeMap<u32, Vec<P>>,
-    head_keys: Vec<Vec<u8>>,
-    head_points: usize,
+    /// Points that are not sealed yet.
+    head: Head<P>,
     /// Newest sealed point of each series.
     sealed_to: HashMap<u32, i64>,
     /// Chunks in packed blocks.
@@ -56,11 +62,26 @@ pub(super) struct Partition<P> {
     problems: Problems,
 }
 
-fn config(path: &Path) -> sled::Config {
+/// How a database is opened; `segment` bytes are what a new one grows by.
+fn config(path: &Path, segment: usize) -> sled::Config {
     sled::Config::new()
         .path(path)
         .cache_capacity(CACHE)
+        .segment_size(segment_of(path).unwrap_or(segment))
         .flush_every_ms(None)
+}
+
+/// The size of an existing database's segments, with which alone sled opens it.
+fn segment_of(path: &Path) -> Option<usize> {
+    let conf = std::fs::read(path.join("conf")).ok()?;
+    let line = conf.split(|b| *b == b'\n').next()?;
+    let size: usize = std::str::from_utf8(line)
+        .ok()?
+        .strip_prefix("segment_size: ")?
+        .parse()
+        .ok()?;
+    // What sled would panic about is damage; let it say so.
+    [SEGMENT, PACKED_SEGMENT].contains(&size).then_some(size)
 }
 
 impl<P: Point> Partition<P> {
@@ -73,7 +94,7 @@ impl<P: Point> Partition<P> {
         bucket_ms: i64,
         problems: &Problems,
     ) -> Result<Self> {
-        let db = config(path).open()?;
+        let db = config(path, SEGMENT).open()?;
         let mut p = Self {
             name,
             mark_path,
@@ -82,9 +103,7 @@ impl<P: Point> Partition<P> {
             bucket_ms,
             ids: HashMap::new(),
             next_id: 0,
-            head: BTreeMap::new(),
-            head_keys: Vec::new(),
-            head_points: 0,
+            head: Head::default(),
             sealed_to: HashMap::new(),
             packed: HashMap::new(),
             seq: 0,
@@ -122,7 +141,8 @@ impl<P: Point> Partition<P> {
                     self.seq = self.seq.max(seq);
                     record::head_entries(&k, &v)
                         .map(|entries| {
-                            self.head_keys.push(k.to_vec());
+                            let series = entries.iter().map(|(series, _)| *series);
+                            self.head.note_key(k.to_vec(), series);
                             head.extend(entries);
                         })
                         .is_ok()
@@ -171,8 +191,8 @@ impl<P: Point> Partition<P> {
         let with_points: BTreeSet<u32> = self
             .sealed_to
             .keys()
-            .chain(self.head.keys())
             .copied()
+            .chain(self.head.series())
             .collect();
         for id in with_points.iter().filter(|id| !named.contains(id)) {
             self.damaged = true;
@@ -214,7 +234,7 @@ impl<P: Point> Partition<P> {
     pub(super) fn mark(&self) -> Mark {
         Mark {
             seq: self.seq,
-            points: self.sealed_points + self.head_points as u64,
+            points: self.sealed_points + self.head.points() as u64,
             last_ms: self.last_ms,
             packed: self.is_packed(),
             first_ms: if self.first_ms == i64::MAX {
@@ -239,8 +259,98 @@ impl<P: Point> Partition<P> {
     pub(super) fn sync(&self) -> Result<()> {
         self.db.flush()?;
         // sled's flush alone uses sync_file_range, which does not survive a power cut.
-        self.file.sync_all()?;
+        // Times of the file need not be kept, its length is.
+        self.file.sync_data()?;
         self.mark().write(&self.mark_path)?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::codec;
+    use super::*;
+    use crate::feature::FeatureName;
+    use crate::usage::Usage;
+
+    fn open(dir: &Path) -> Partition<Usage> {
+        let (db, mark) = (dir.join("p"), dir.join("p.mark"));
+        Partition::open(&db, "p".into(), mark, 3_600_000, &Problems::default()).unwrap()
+    }
+
+    fn tick(at_ms: i64, series: u32) -> Vec<(SeriesKey, Usage)> {
+        let point = Usage {
+            at_ms,
+            ..Usage::default()
+        };
+        let key = |n| SeriesKey {
+            group: "g".into(),
+            feature: FeatureName::new(&format!("f{n}")).unwrap(),
+        };
+        (0..series).map(|n| (key(n), point)).collect()
+    }
+
+    fn count(p: &Partition<Usage>, prefix: &[u8]) -> usize {
+        p.db.scan_prefix(prefix).count()
+    }
+
+    /// With many series the head is sealed shard by shard: what is left is in records still, and
+    /// what is in them comes back.
+    #[test]
+    fn many_series_are_sealed_by_shards() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut p = open(dir.path());
+        // More than a head holds, and hardly more.
+        let (series, ticks) = (1000, 26);
+        for n in 0..ticks {
+            p.append(&mut tick(n * 1000, series)).unwrap();
+        }
+        let total = series as usize * ticks as usize;
+        assert!(p.head.points() <= HEAD_POINTS && p.head.points() > HEAD_POINTS / 2);
+        assert_eq!(count(&p, b"c"), 256);
+        assert_eq!(p.mark().points as usize, total);
+        p.sync().unwrap();
+        drop(p);
+        let mut p = open(dir.path());
+        assert_eq!(p.mark().points as usize, total);
+        assert_eq!(p.head.points(), total - 256 * ticks as usize);
+        p.seal().unwrap();
+        assert_eq!((count(&p, b"h"), count(&p, b"c")), (0, 1000));
+        assert_eq!(p.mark().points as usize, total);
+        for (key, _) in tick(0, series) {
+            let run = p.range(&key, 0, i64::MAX, codec::ALL).unwrap();
+            assert_eq!(run.len(), ticks as usize);
+        }
+    }
+
+    /// Earlier versions wrote a tick of any series as one record.
+    #[test]
+    fn a_record_of_several_shards_is_sealed_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut p = open(dir.path());
+        let old = tick(1000, 600);
+        p.append(&mut old.clone()).unwrap();
+        let mut entries = Vec::new();
+        for (k, v) in p.db.scan_prefix(b"h").map(|item| item.unwrap()) {
+            entries.extend(record::head_entries::<Usage>(&k, &v).unwrap());
+            p.db.remove(k).unwrap();
+        }
+        for (part, entries) in entries.chunks(250).enumerate() {
+            let key = record::head_key(1, part as u16);
+            let value = record::head_value(&key, entries);
+            p.db.insert(key, value).unwrap();
+        }
+        drop(p);
+        let mut p = open(dir.path());
+        assert_eq!(p.head.points(), 600);
+        // One series long enough to be sealed takes all with it.
+        for n in 2..=i64::try_from(CHUNK).unwrap() {
+            p.append(&mut tick(n * 1000, 1)).unwrap();
+        }
+        assert_eq!((count(&p, b"h"), p.head.points()), (0, 0));
+        assert_eq!(p.mark().points, 600 + CHUNK as u64 - 1);
+        for (key, point) in old {
+            assert_eq!(p.range(&key, 0, 2000, codec::ALL).unwrap(), [point]);
+        }
     }
 }

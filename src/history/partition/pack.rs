@@ -22,7 +22,7 @@ use super::super::codec::{self, Effort, Malformed};
 use super::super::files::{self, Mark};
 use super::super::point::Point;
 use super::super::record;
-use super::{Partition, Result, config};
+use super::{PACKED_SEGMENT, Partition, Result, config};
 
 /// Points of one packed chunk: two hours at one each 5 s.
 const PACKED_CHUNK: usize = 1440;
@@ -159,7 +159,13 @@ impl<P: Point> Partition<P> {
         !self.packed.is_empty()
     }
 
-    pub(super) fn read_packed(&self, id: u32, from_ms: i64, to_ms: i64) -> Result<Vec<P>> {
+    pub(super) fn read_packed(
+        &self,
+        id: u32,
+        from_ms: i64,
+        to_ms: i64,
+        wanted: u64,
+    ) -> Result<Vec<P>> {
         let mut run: Vec<P> = Vec::new();
         let Some(chunks) = self.packed.get(&id) else {
             return Ok(run);
@@ -172,7 +178,7 @@ impl<P: Point> Partition<P> {
             let block = self.db.open_tree(tree_name(c.block))?.get(TREE)?;
             let points = block.as_ref().and_then(|b| {
                 let v = b.get(c.offset as usize..(c.offset + c.len) as usize)?;
-                record::chunk_points::<P>(&key, v).ok()
+                record::chunk_points::<P>(&key, v, wanted).ok()
             });
             match points {
                 Some(points) => run.extend(
@@ -196,11 +202,13 @@ impl<P: Point> Partition<P> {
         if self.is_packed() && self.db.scan_prefix(b"c").next().is_none() {
             return Ok(None);
         }
-        let to = config(&path).open()?;
+        let to = config(&path, PACKED_SEGMENT).open()?;
+        let mut names = sled::Batch::default();
         for item in self.db.scan_prefix(b"s") {
             let (k, v) = item?;
-            to.insert(k, v)?;
+            names.insert(k, v);
         }
+        to.apply_batch(names)?;
         let mut ids: Vec<u32> = self.ids.values().copied().collect();
         ids.sort_unstable();
         Ok(Some(Packer {
@@ -223,7 +231,7 @@ impl<P: Point> Partition<P> {
                 packer.flush()?;
                 return Ok(true);
             };
-            let run = self.range_of(id, 0, i64::MAX)?;
+            let run = self.range_of(id, 0, i64::MAX, codec::ALL)?;
             for points in run.chunks(PACKED_CHUNK) {
                 packer.add(id, points)?;
             }

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, HashSet};
 use sled::Batch;
 
 use super::super::SeriesKey;
+use super::super::codec;
 use super::super::point::{self, Point};
 use super::super::record;
+use super::head::shard_of;
 use super::{CHUNK, HEAD_ENTRIES, HEAD_POINTS, Partition, Result};
 
 impl<P: Point> Partition<P> {
@@ -26,16 +28,6 @@ impl<P: Point> Partition<P> {
         let Some(bucket) = points.first().map(|(_, p)| self.bucket(p.at_ms())) else {
             return Ok(());
         };
-        let head_bucket = self
-            .head
-            .values()
-            .flatten()
-            .next()
-            .map(|p| self.bucket(p.at_ms()));
-        if head_bucket.is_some_and(|b| b < bucket) {
-            self.seal()?;
-        }
-        let late_bucket = head_bucket.is_some_and(|b| b > bucket);
         let mut batch = Batch::default();
         let mut fresh: Vec<(u32, P)> = Vec::with_capacity(points.len());
         let mut seen = HashSet::with_capacity(points.len());
@@ -43,19 +35,30 @@ impl<P: Point> Partition<P> {
         for (key, point) in points {
             let id = self.id(key, &mut batch);
             let at_ms = point.at_ms();
-            if late_bucket || self.sealed_to.get(&id).is_some_and(|to| at_ms <= *to) {
+            let head_bucket = self.head.some_ms(shard_of(id)).map(|ms| self.bucket(ms));
+            if head_bucket.is_some_and(|b| b < bucket) {
+                self.seal_part(&self.head.part_of(shard_of(id)))?;
+            }
+            let is_late = head_bucket.is_some_and(|b| b > bucket)
+                || self.sealed_to.get(&id).is_some_and(|to| at_ms <= *to);
+            if is_late {
                 late.entry(id).or_default().push(*point);
-            } else if !self.in_head(id, at_ms) && seen.insert((id, at_ms)) {
+            } else if !self.head.has(id, at_ms) && seen.insert((id, at_ms)) {
                 fresh.push((id, *point));
             }
         }
+        // A record is of one shard.
+        fresh.sort_by_key(|(id, _)| shard_of(*id));
+        let parts = fresh
+            .chunk_by(|a, b| shard_of(a.0) == shard_of(b.0))
+            .flat_map(|shard| shard.chunks(HEAD_ENTRIES));
         let mut keys = Vec::new();
         let seq = self.seq + 1;
-        for (part, entries) in fresh.chunks(HEAD_ENTRIES).enumerate() {
+        for (part, entries) in parts.enumerate() {
             let key = record::head_key(seq, part as u16);
             let value = record::head_value(&key, entries);
             batch.insert(key.clone(), value);
-            keys.push(key);
+            keys.push((key, entries[0].0));
         }
         let mut added = 0;
         for (id, run) in &late {
@@ -72,24 +75,23 @@ impl<P: Point> Partition<P> {
             self.seq = seq;
         }
         self.sealed_points += added;
-        self.head_keys.extend(keys);
+        for (key, series) in keys {
+            self.head.note_key(key, std::iter::once(series));
+        }
         for (id, point) in fresh {
             self.add_to_head(id, point);
         }
         if added > 0 {
             self.note_sealed(&late);
         }
-        if self.head_points > HEAD_POINTS || self.head.values().any(|run| run.len() >= CHUNK) {
-            self.seal()?;
+        while let Some(shard) = self.head.due(CHUNK, HEAD_POINTS) {
+            self.seal_part(&self.head.part_of(shard))?;
         }
         Ok(())
     }
 
     pub(super) fn add_to_head(&mut self, series: u32, point: P) {
-        let run = self.head.entry(series).or_default();
-        if let Err(at) = run.binary_search_by_key(&point.at_ms(), Point::at_ms) {
-            run.insert(at, point);
-            self.head_points += 1;
+        if self.head.add(series, point) {
             self.note_times(point.at_ms(), point.at_ms());
         }
     }
@@ -103,12 +105,6 @@ impl<P: Point> Partition<P> {
             *to = last.max(*to);
             self.note_times(first, last);
         }
-    }
-
-    fn in_head(&self, id: u32, at_ms: i64) -> bool {
-        self.head
-            .get(&id)
-            .is_some_and(|run| run.binary_search_by_key(&at_ms, Point::at_ms).is_ok())
     }
 
     fn id(&mut self, key: &SeriesKey, batch: &mut Batch) -> u32 {
@@ -125,17 +121,22 @@ impl<P: Point> Partition<P> {
         id
     }
 
-    /// Turns the head into chunks, in one batch with the deletion of the head's records.
+    /// Turns the head into chunks.
     pub(in super::super) fn seal(&mut self) -> Result<()> {
-        if self.head_points == 0 {
-            return Ok(());
+        for part in self.head.parts() {
+            self.seal_part(&part)?;
         }
+        Ok(())
+    }
+
+    /// Turns shards of the head into chunks, in one batch with the deletion of their records.
+    fn seal_part(&mut self, part: &[u32]) -> Result<()> {
         let mut batch = Batch::default();
         let mut added = 0;
-        let head = std::mem::take(&mut self.head);
+        let shards = self.head.take(part);
         let bucket_ms = self.bucket_ms;
         let bucket = |p: &P| p.at_ms().div_euclid(bucket_ms);
-        for (id, run) in &head {
+        for (id, run) in shards.iter().flat_map(|s| &s.runs) {
             for part in run.chunk_by(|a, b| bucket(a) == bucket(b)) {
                 let (b, first) = (bucket(&part[0]), part[0].at_ms());
                 if self.sealed_to.get(id).is_some_and(|to| *to >= first) {
@@ -146,17 +147,18 @@ impl<P: Point> Partition<P> {
                 }
             }
         }
-        for key in self.head_keys.drain(..) {
-            batch.remove(key);
+        for key in shards.iter().flat_map(|s| &s.keys) {
+            batch.remove(key.as_slice());
         }
         self.sealed_points += added;
-        self.head_points = 0;
         batch.insert(
             record::META,
             record::meta_value(self.seq, self.sealed_points),
         );
         self.db.apply_batch(batch)?;
-        self.note_sealed(&head);
+        for shard in &shards {
+            self.note_sealed(&shard.runs);
+        }
         Ok(())
     }
 
@@ -164,9 +166,9 @@ impl<P: Point> Partition<P> {
     /// many more points the chunks have.
     fn merge_into(&self, batch: &mut Batch, id: u32, bucket: i64, points: &[P]) -> Result<u64> {
         let from = bucket * self.bucket_ms;
-        let packed = self.read_packed(id, from, from + self.bucket_ms)?;
+        let packed = self.read_packed(id, from, from + self.bucket_ms, codec::ALL)?;
         let wanted = |p: &&P| {
-            if self.in_head(id, p.at_ms()) {
+            if self.head.has(id, p.at_ms()) {
                 return false;
             }
             let at = packed.binary_search_by_key(&p.at_ms(), Point::at_ms);
@@ -176,7 +178,7 @@ impl<P: Point> Partition<P> {
         if points.is_empty() {
             return Ok(0);
         }
-        let (old, mut run) = self.chunks(id, bucket)?;
+        let (old, mut run) = self.chunks(id, bucket, codec::ALL)?;
         let before = run.len();
         if !point::merge(&mut run, &points) {
             return Ok(0);
@@ -191,13 +193,25 @@ impl<P: Point> Partition<P> {
     /// Merges points in time order into a series. Returns how many are new; durable after
     /// [`Self::sync`].
     pub(in super::super) fn merge(&mut self, key: &SeriesKey, points: &[P]) -> Result<u64> {
+        self.merge_all([(key, points)])
+    }
+
+    /// The same for several series, none of them twice: one batch, as sled writes each by itself.
+    pub(in super::super) fn merge_all<'a>(
+        &mut self,
+        series: impl IntoIterator<Item = (&'a SeriesKey, &'a [P])>,
+    ) -> Result<u64> {
         let mut batch = Batch::default();
-        let id = self.id(key, &mut batch);
         let mut added = 0;
+        let mut merged = BTreeMap::new();
         let bucket_ms = self.bucket_ms;
         let bucket = |p: &P| p.at_ms().div_euclid(bucket_ms);
-        for run in points.chunk_by(|a, b| bucket(a) == bucket(b)) {
-            added += self.merge_into(&mut batch, id, bucket(&run[0]), run)?;
+        for (key, points) in series {
+            let id = self.id(key, &mut batch);
+            for run in points.chunk_by(|a, b| bucket(a) == bucket(b)) {
+                added += self.merge_into(&mut batch, id, bucket(&run[0]), run)?;
+            }
+            merged.insert(id, points.to_vec());
         }
         let seq = self.seq + 1;
         batch.insert(
@@ -207,7 +221,7 @@ impl<P: Point> Partition<P> {
         self.db.apply_batch(batch)?;
         self.seq = seq;
         self.sealed_points += added;
-        self.note_sealed(&BTreeMap::from([(id, points.to_vec())]));
+        self.note_sealed(&merged);
         Ok(added)
     }
 }

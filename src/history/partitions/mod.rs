@@ -235,7 +235,12 @@ impl<P: Point> Partitions<P> {
             }
         }
         match self.with(slot, |p| p.end_pack(packer)) {
-            Ok(true) => self.swap(slot, &copy).map(|()| None),
+            Ok(true) => {
+                self.swap(slot, &copy)?;
+                // Whoever asks for it next need not wait until it is opened and checked.
+                self.with(slot, |_| Ok(()))?;
+                Ok(None)
+            }
             other => {
                 fs::remove_dir_all(&copy).map_err(|e| io_error(&copy, &e))?;
                 other.map(|_| None)
@@ -277,20 +282,21 @@ impl<P: Point> Partitions<P> {
         }
     }
 
-    /// Points of a series in a partition, from `from_ms` to before `to_ms`.
+    /// The `wanted` columns of a series' points in a partition, from `from_ms` to before `to_ms`.
     pub(super) fn range(
         &mut self,
         slot: &Slot,
         key: &SeriesKey,
         from_ms: i64,
         to_ms: i64,
+        wanted: u64,
     ) -> Result<Vec<P>> {
         let known = self.closed_series.get(&slot.start_ms);
         let there = self.slots.contains_key(&slot.start_ms);
         if !there || known.is_some_and(|k| !k.contains(key)) {
             return Ok(Vec::new());
         }
-        self.write(slot, |p| p.range(key, from_ms, to_ms))
+        self.write(slot, |p| p.range(key, from_ms, to_ms, wanted))
     }
 
     /// Series of a partition, sorted.
