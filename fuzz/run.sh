@@ -5,27 +5,27 @@
 #   run.sh [SECONDS [TARGET...]]    60 seconds each of all targets by default
 #
 # What fails is in artifacts/TARGET; all others run all the same, and the exit code tells. Installs
-# cargo-fuzz when it is not there. Needs a C++ compiler; the project's own toolchain does, which is
-# told to take cargo-fuzz's unstable flags.
+# the nightly toolchain and cargo-fuzz when they are not there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
-export PATH=$HOME/.cargo/bin:$PATH RUSTC_BOOTSTRAP=1
+export PATH=$HOME/.cargo/bin:$PATH
 
 seconds=${1:-60}
 shift || true
+rustup run nightly rustc --version >/dev/null 2>&1 || rustup toolchain install nightly --profile minimal
 cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
 # The versions that the programs are made of.
 cp ../Cargo.lock Cargo.lock
 
 targets=("$@")
-[ $# -gt 0 ] || mapfile -t targets < <(cargo fuzz list)
+[ $# -gt 0 ] || mapfile -t targets < <(cargo +nightly fuzz list)
 # Nearly all of it is safe Rust: panics, overflows and time count, not addresses.
-cargo fuzz build --sanitizer none
+cargo +nightly fuzz build --sanitizer none
 failed=()
 for target in "${targets[@]}"; do
     mkdir -p "corpus/$target" "seeds/$target"
     echo "$target: $seconds s"
-    if ! cargo fuzz run --sanitizer none "$target" "corpus/$target" "seeds/$target" -- \
+    if ! cargo +nightly fuzz run --sanitizer none "$target" "corpus/$target" "seeds/$target" -- \
         -max_total_time="$seconds" -max_len=16384 -timeout=20 -rss_limit_mb=1024 \
         -print_final_stats=1 >"corpus/$target.log" 2>&1; then
         failed+=("$target")

@@ -1,7 +1,7 @@
 //! Fuzz targets: everything that guests, peers and users send is decoded here from any bytes.
 //!
 //! One list of functions serves twice: `cargo test` runs each over its seeds and over mutations of
-//! them (`tests`), and `fuzz/` runs each under libFuzzer (`fuzz/run.sh SECONDS NAME`), with
+//! them (`tests`), and `fuzz/` runs each under libFuzzer (`cargo +nightly fuzz run NAME`), with
 //! the same mutations added to libFuzzer's own. Neither is part of any program: the module is there
 //! under `cfg(test)` and `cfg(fuzzing)` only.
 //!
