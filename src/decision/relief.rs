@@ -45,11 +45,11 @@ pub struct Relief {
 impl Default for Relief {
     fn default() -> Self {
         Self {
-            horizon_s: 1800.0,
-            least_gain_s: 200.0,
-            caution: 1.5,
+            horizon_s: 3600.0,
+            least_gain_s: 300.0,
+            caution: 1.4,
             least_sd: 0.02,
-            stay_s: 1800.0,
+            stay_s: 600.0,
             most_features: 8,
             near_best: 0.9,
         }
