@@ -60,6 +60,8 @@ struct Asked {
     through: bool,
     /// One of them had it before.
     known: bool,
+    /// It was logged that a feature waits for another of its name to go.
+    waits: bool,
 }
 
 impl Arrivals {
@@ -98,6 +100,7 @@ impl Arrivals {
                 answered: HashSet::new(),
                 through: false,
                 known: false,
+                waits: false,
             });
         }
         let open = |peer: &String| {
@@ -126,6 +129,12 @@ impl Arrivals {
                 a.answered.insert(peer.to_owned());
             }
         }
+    }
+
+    /// Notes that a feature of the domain waits; whether that is new.
+    fn waits(&mut self, uuid: &str) -> bool {
+        let asked = self.asked.get_mut(uuid);
+        asked.is_some_and(|a| !std::mem::replace(&mut a.waits, true))
     }
 
     /// Those that are through now; of these, the held ones are held no more and named.
@@ -261,15 +270,25 @@ impl Daemon {
             return true;
         }
         let mut taken = Vec::new();
-        let mut new = false;
+        let (mut new, mut waits) = (false, false);
         {
             let _guard = self.changes.lock(&domain).await;
             for f in &handover.features {
                 let name = &f.spec.name;
                 let _name = self.names.lock(name.as_str()).await;
-                if let Err(reason) = self.may_come(peer, &domain, uuid, &f.spec) {
+                if let Err(reason) = self.may_come(peer, &f.spec) {
                     tracing::warn!(%domain, feature = %name, %peer, %reason,
                         "a feature that came with its domain is not taken up");
+                    continue;
+                }
+                // It moved here just before its domain went: the source lets go of it in a moment.
+                if self.known_elsewhere(&domain, uuid, name) {
+                    if lock(&self.arrivals).waits(uuid) {
+                        tracing::warn!(%domain, feature = %name, %peer,
+                            "another domain has a feature of the name of one that came with this \
+                             one; it is taken up once that is gone");
+                    }
+                    waits = true;
                     continue;
                 }
                 let known = lock(&self.instances)
@@ -306,17 +325,11 @@ impl Daemon {
             let (this, domain) = (Arc::clone(self), domain.clone());
             tokio::spawn(async move { this.recheck(&domain).await });
         }
-        told.is_ok()
+        told.is_ok() && !waits
     }
 
     /// Why a feature may not come along with its domain.
-    fn may_come(
-        &self,
-        peer: &str,
-        domain: &str,
-        uuid: &str,
-        spec: &FeatureSpec,
-    ) -> Result<(), String> {
+    fn may_come(&self, peer: &str, spec: &FeatureSpec) -> Result<(), String> {
         spec.validate().map_err(|e| e.to_string())?;
         let groups = self.peers().map(|p| p.groups(peer)).unwrap_or_default();
         if !groups.contains(&spec.group) {
@@ -324,9 +337,6 @@ impl Daemon {
                 "group '{}' is not allowed from host '{peer}' here (peer.hosts.groups)",
                 spec.group
             ));
-        }
-        if self.known_elsewhere(domain, uuid, &spec.name) {
-            return Err("another domain has a feature of that name".into());
         }
         Ok(())
     }
