@@ -178,6 +178,9 @@ def broken_links(hosts):
 def upgrade(hosts, new, old):
     """One version older, then the new one over it, while a feature moves away from the host."""
     c = hosts.cluster
+    # Installing takes seconds: so that the move is still under way after it, it is slow.
+    hosts.shell("h1", "printf '\\n[moves]\\nbandwidth_limit_mib_s = 2\\n' >>/etc/drover/drover.toml; "
+                      "drover reload")
     c.define("h1", "g1", redis("cart", "10.88.0.215", automatic=False))
     c.drover("h1", "enable", "g1", "cart")
     address = "10.88.0.215:6379"
@@ -195,6 +198,7 @@ def upgrade(hosts, new, old):
         wait_until(lambda: state() == "pre-copy", 60, "the move is under way", pause=0.05)
         hosts.shell("h1", f"dpkg -i ./{new.name}")
         outcome["state_at_restart"] = state()
+        assert outcome["state_at_restart"] != "ended", "the move was over before the restart"
         # What the package's try-restart does where there is systemd.
         hosts.systemctl("h1", "systemctl try-restart droverd.service")
         move.join(120)
