@@ -56,7 +56,7 @@ fn use_little_memory() {
     use nix::libc;
     for (parameter, value) in [
         (libc::M_ARENA_MAX, 2),
-        (libc::M_MMAP_THRESHOLD, 32 << 10),
+        (libc::M_MMAP_THRESHOLD, 128 << 10),
         (libc::M_TRIM_THRESHOLD, 1 << 20),
     ] {
         // SAFETY: sets parameters of the allocator; no other thread runs yet. One that is refused
