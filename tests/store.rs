@@ -83,6 +83,8 @@ fn round_trips() {
                 ("uuid-2".to_owned(), feature("cache"))
             ]
         );
+        assert_eq!(s.features_of("uuid-2").unwrap(), [feature("cache")]);
+        assert_eq!(s.features_of("uuid-").unwrap(), [], "of this one alone");
         assert_eq!(
             s.moves(Side::Source).unwrap(),
             [(id.clone(), b"{\"state\":1}".to_vec())]

@@ -9,27 +9,21 @@
 //! Until the answer is there, the guest's features are left as they are: nothing is started, and
 //! nothing is forgotten.
 //!
-//! A move that was under way in the guest is settled by the hosts that made it: a frozen copy waits
-//! here until its source says whether it was committed ([`Fate`]); what was on its way into the
-//! guest ends here, and the target learns it ([`CopyState`]).
+//! What becomes of moves that were under way in the guest: [`super::fates`].
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::api::{ApiEvent, JobResult};
+use crate::api::ApiEvent;
 use crate::feature::{FeatureName, FeatureSpec};
-use crate::moving::record::{TargetRecord, job_of};
-use crate::moving::source::State;
 use crate::peer::{PeerError, PeerRefusal, RefusalKind};
-use crate::store::{FeatureRecord, JOBS_KEPT, Side};
-use crate::wire::guest::{Call, GuestMoveState, MoveId, Reply};
-use crate::wire::peer::{
-    CopyState, DomainAnswer, DomainAsk, Fate, HandedFeature, Handover, MAX_DOMAINS,
-};
+use crate::store::FeatureRecord;
+use crate::wire::guest::MoveId;
+use crate::wire::peer::{DomainAnswer, DomainAsk, HandedFeature, Handover, MAX_DOMAINS};
 
 use super::instance::Feature;
-use super::{Daemon, SHORT, lock};
+use super::{Daemon, lock};
 
 /// Pause between looks for domains that came.
 const LOOK: Duration = Duration::from_secs(1);
@@ -197,14 +191,14 @@ pub(super) async fn follow(daemon: Arc<Daemon>) {
 }
 
 impl Daemon {
-    fn domain_of(&self, uuid: &str) -> Option<String> {
+    pub(super) fn domain_of(&self, uuid: &str) -> Option<String> {
         let instances = lock(&self.instances);
         let mut all = instances.iter();
         all.find_map(|(d, i)| (i.info.uuid == uuid).then(|| d.clone()))
     }
 
     /// Whether the domain has a QEMU here.
-    fn active_here(&self, uuid: &str) -> bool {
+    pub(super) fn active_here(&self, uuid: &str) -> bool {
         lock(&self.instances)
             .values()
             .any(|i| i.info.uuid == uuid && i.info.active)
@@ -391,17 +385,15 @@ impl Daemon {
         }
     }
 
-    async fn records_of(&self, uuids: &[String]) -> Result<Vec<(String, FeatureRecord)>, String> {
-        let all = self.store.run(crate::store::Store::features).await;
-        let mut all = all.map_err(|e| format!("the registry cannot be read: {e}"))?;
-        all.retain(|(uuid, _)| uuids.contains(uuid));
-        Ok(all)
+    async fn records_of(&self, uuid: &str) -> Result<Vec<FeatureRecord>, String> {
+        let uuid = uuid.to_owned();
+        let records = self.store.run(move |s| s.features_of(&uuid)).await;
+        records.map_err(|e| format!("the registry cannot be read: {e}"))
     }
 
     /// What is here of domains that run at a peer now.
     async fn hand_over(&self, from: &str, uuids: &[String]) -> Result<Vec<Handover>, String> {
         let groups = self.peers().map(|p| p.groups(from)).unwrap_or_default();
-        let records = self.records_of(uuids).await?;
         let mut found = Vec::new();
         for uuid in uuids {
             let mut handover = Handover {
@@ -421,12 +413,11 @@ impl Daemon {
                 .map(|h| h.job.borrow().feature.clone())
                 .collect();
             handover.busy = !leaving.is_empty() || self.incoming.into_domain(uuid);
-            let own = records.iter().filter(|(u, r)| {
-                u == uuid && groups.contains(&r.spec.group) && !leaving.contains(&r.spec.name)
-            });
-            handover.features = own
-                .map(|(_, r)| HandedFeature {
-                    spec: r.spec.clone(),
+            let records = self.records_of(uuid).await?.into_iter();
+            handover.features = records
+                .filter(|r| groups.contains(&r.spec.group) && !leaving.contains(&r.spec.name))
+                .map(|r| HandedFeature {
+                    spec: r.spec,
                     enabled: r.enabled,
                     moved_at_ms: r.moved_at_ms,
                     history: uuid::Uuid::new_v4().to_string(),
@@ -450,12 +441,10 @@ impl Daemon {
             return Err("the domain runs here".into());
         }
         let groups = self.peers().map(|p| p.groups(from)).unwrap_or_default();
-        let records = self
-            .records_of(std::slice::from_ref(&uuid.to_owned()))
-            .await?;
+        let records = self.records_of(uuid).await?;
         let mut left = Vec::new();
         for (name, history) in features {
-            let Some((_, record)) = records.iter().find(|(_, r)| r.spec.name == *name) else {
+            let Some(record) = records.iter().find(|r| r.spec.name == *name) else {
                 continue;
             };
             let _guard = self.changes.lock(&record.domain).await;
@@ -484,143 +473,6 @@ impl Daemon {
             }
         });
         Ok(())
-    }
-
-    /// What this host's journal and list of jobs say of a move's frozen copy.
-    async fn own_fate(&self, id: &str) -> Fate {
-        match self.source_record(id).await {
-            Ok(Some(record)) => {
-                let state = lock(&self.outgoing)
-                    .get(job_of(id))
-                    .map(|h| *h.state.borrow());
-                match state {
-                    // Before it runs there, the frozen copy may be needed once more.
-                    Some(State::Switching { resumed: true, .. }) => Fate::Gone,
-                    Some(State::Aborting { .. }) if !record.committed => Fate::Stays,
-                    _ => Fate::Pending,
-                }
-            }
-            // Another attempt of that move is under way.
-            Ok(None) if lock(&self.outgoing).contains_key(job_of(id)) => Fate::Pending,
-            Ok(None) => self.ended_fate(id),
-            Err(e) => {
-                tracing::error!(%id, error = %e, "the journal cannot be read");
-                Fate::Pending
-            }
-        }
-    }
-
-    fn ended_fate(&self, id: &str) -> Fate {
-        let (Ok(damaged), Ok(jobs)) = (
-            self.store.damaged_moves(Side::Source),
-            self.store.jobs(JOBS_KEPT),
-        ) else {
-            return Fate::Pending;
-        };
-        if damaged.iter().any(|d| d == id) {
-            tracing::error!(%id, "a copy of a feature is frozen and the record of its move is \
-                damaged: look at the feature on both hosts");
-            return Fate::Pending;
-        }
-        match jobs.iter().find(|j| j.id == job_of(id)) {
-            Some(job) if job.result == Some(JobResult::Done) => Fate::Gone,
-            Some(_) => Fate::Stays,
-            None => Fate::Unknown,
-        }
-    }
-
-    /// What shall become of a frozen copy in a guest here, and whether another host said it.
-    /// `None`: not known yet, ask again.
-    pub(super) async fn fate_of(&self, id: &str) -> Option<(Fate, bool)> {
-        match self.ended_fate(id) {
-            Fate::Unknown => {}
-            Fate::Pending => return None,
-            known => return Some((known, false)),
-        }
-        let mut open = false;
-        if let Some(peers) = self.peers() {
-            let names = peers.names();
-            let ask = DomainAsk::Fate { id: id.to_owned() };
-            let answers = names.iter().map(|n| peers.about_domain(n, &ask));
-            for answer in futures_util::future::join_all(answers).await {
-                match answer {
-                    Ok(DomainAnswer::Fate {
-                        fate: fate @ (Fate::Gone | Fate::Stays),
-                    }) => return Some((fate, true)),
-                    Ok(DomainAnswer::Fate {
-                        fate: Fate::Unknown,
-                    })
-                    // An older version, which hands no domain over.
-                    | Err(PeerError::Refused { .. } | PeerError::Protocol { .. }) => {}
-                    Ok(_) | Err(_) => open = true,
-                }
-            }
-        }
-        // Nobody gave it away.
-        (!open).then_some((Fate::Stays, false))
-    }
-
-    /// Ends what is left of an incoming move in the guest of a domain that came here: unless it was
-    /// resumed, it will never run.
-    async fn end_copy(&self, id: &str, uuid: &str) -> CopyState {
-        let guest = self.domain_of(uuid).and_then(|d| self.guest(&d));
-        let Some(guest) = guest else {
-            return CopyState::Unknown;
-        };
-        let look = async || match guest.call(Call::Status, SHORT).await {
-            Ok(Reply::Status(s)) => Some(s.moves.into_iter().find(|m| m.id == id)),
-            _ => None,
-        };
-        match look().await {
-            None => return CopyState::Unknown,
-            Some(None) => return CopyState::Gone,
-            Some(Some(m)) if m.state == GuestMoveState::Running => return CopyState::Running,
-            Some(Some(_)) => {}
-        }
-        let discard = Call::Discard {
-            id: id.to_owned(),
-            force: false,
-        };
-        if let Err(e) = guest.call(discard, SHORT).await {
-            tracing::warn!(%id, error = %e, "what came of a move with its domain is not removed");
-        }
-        match look().await {
-            Some(None) => CopyState::Gone,
-            Some(Some(m)) if m.state == GuestMoveState::Running => CopyState::Running,
-            _ => CopyState::Unknown,
-        }
-    }
-
-    /// What is left of an incoming move whose domain was migrated on, and who says so.
-    pub async fn copy_elsewhere(&self, record: &TargetRecord) -> (String, CopyState) {
-        let unknown = (String::new(), CopyState::Unknown);
-        if self.active_here(&record.domain_uuid) {
-            return unknown;
-        }
-        let host = lock(&self.peer_states)
-            .values()
-            .find(|s| {
-                let runs =
-                    |i: &crate::host::InstanceState| i.uuid == record.domain_uuid && i.running;
-                s.instances.iter().any(runs)
-            })
-            .map(|s| s.name.clone());
-        let (Some(host), Some(peers)) = (host, self.peers()) else {
-            return unknown;
-        };
-        let ask = DomainAsk::Copy {
-            id: record.id.clone(),
-            uuid: record.domain_uuid.clone(),
-        };
-        match peers.about_domain(&host, &ask).await {
-            Ok(DomainAnswer::Copy { copy }) => (host, copy),
-            Ok(_) => unknown,
-            Err(e) => {
-                tracing::debug!(%host, id = %record.id, error = %e,
-                    "not told what is left of a move whose domain was migrated");
-                unknown
-            }
-        }
     }
 }
 

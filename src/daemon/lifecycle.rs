@@ -225,7 +225,7 @@ impl Daemon {
     async fn reconcile(self: &Arc<Self>, domain: &str, guest: &Guest, status: GuestStatus) {
         let mut again = false;
         for m in &status.moves {
-            if self.is_outgoing(&m.id) || self.incoming.get(&m.id).is_some() {
+            if self.under_way(&m.id) {
                 continue;
             }
             // Not under way here: ended, or never committed here and never READY here. A guest that
@@ -456,8 +456,7 @@ pub(super) async fn follow_guests(
                 });
             }
             GuestEvent::Hook { id, feature, text } => {
-                let known = daemon.is_outgoing(&id) || daemon.incoming.get(&id).is_some();
-                if known {
+                if daemon.under_way(&id) {
                     tracing::info!(%domain, %id, %feature, %text, "hook");
                 }
             }

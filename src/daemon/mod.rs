@@ -28,6 +28,7 @@ mod check;
 pub mod clock;
 mod decisions;
 mod drain;
+mod fates;
 mod files;
 mod forecast;
 pub mod instance;

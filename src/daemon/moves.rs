@@ -251,6 +251,11 @@ impl Daemon {
             .is_some_and(|h| h.is_attempt(id))
     }
 
+    /// Whether a move is under way, from here or to here.
+    pub(super) fn under_way(&self, id: &str) -> bool {
+        self.is_outgoing(id) || self.incoming.get(id).is_some()
+    }
+
     pub(super) async fn source_record(&self, id: &str) -> Result<Option<SourceRecord>, String> {
         let moves = self.store.run(|s| s.moves(Side::Source)).await;
         let moves = moves.map_err(|e| e.to_string())?;

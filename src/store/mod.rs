@@ -197,6 +197,15 @@ impl Store {
             .collect())
     }
 
+    /// The features of one domain, sorted by name; no other is read.
+    pub fn features_of(&self, domain_uuid: &str) -> Result<Vec<FeatureRecord>> {
+        let (rows, _) = self.read_below(FEATURES, format!("{domain_uuid}\0").as_bytes())?;
+        let records = rows.into_iter();
+        Ok(records
+            .filter_map(|(key, json)| self.parse("features", &key, &json))
+            .collect())
+    }
+
     /// Writes a move's journal record.
     pub fn put_move(&self, side: Side, id: &MoveId, record: &[u8]) -> Result<()> {
         self.transaction(vec![Change::PutMove {
@@ -288,6 +297,11 @@ impl Store {
 
     /// Sound rows of a table in the order of their keys, and the keys of damaged ones as text.
     fn read_all(&self, table: Table) -> Result<(Rows, Vec<String>)> {
+        self.read_below(table, b"")
+    }
+
+    /// The same of the keys that begin so.
+    fn read_below(&self, table: Table, prefix: &[u8]) -> Result<(Rows, Vec<String>)> {
         let name = name_of(table);
         let raw = self.with("read", |db| {
             let tx = db.begin_read()?;
@@ -297,8 +311,11 @@ impl Store {
                 Err(e) => return Err(e.into()),
             };
             let mut rows = Vec::new();
-            for item in t.iter()? {
+            for item in t.range(prefix..)? {
                 let (k, v) = item?;
+                if !k.value().starts_with(prefix) {
+                    break;
+                }
                 rows.push((k.value().to_vec(), v.value().to_vec()));
             }
             Ok(rows)
