@@ -187,6 +187,16 @@ struct Move {
     access: Access,
 }
 
+impl Move {
+    /// Refuses who may not end moves.
+    async fn may_end(&self, connection: &Connection, header: &Header<'_>) -> Result<(), Error> {
+        let details = [("move", self.id.as_str())];
+        self.access
+            .sender(connection, header, Verb::Cancel, &details)
+            .await
+    }
+}
+
 #[zbus::interface(name = "org.drover1.Move", introspection_docs = false)]
 impl Move {
     async fn abort(
@@ -194,9 +204,7 @@ impl Move {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), Error> {
-        self.access
-            .sender(connection, &header, Verb::Cancel, &[("move", &self.id)])
-            .await?;
+        self.may_end(connection, &header).await?;
         Ok(self.api.abort(&self.id).await?)
     }
 
@@ -205,9 +213,7 @@ impl Move {
         #[zbus(header)] header: Header<'_>,
         #[zbus(connection)] connection: &Connection,
     ) -> Result<(), Error> {
-        self.access
-            .sender(connection, &header, Verb::Cancel, &[("move", &self.id)])
-            .await?;
+        self.may_end(connection, &header).await?;
         Ok(self.api.give_up(&self.id).await?)
     }
 

@@ -2,8 +2,8 @@
 //! to it as events. What the actions do is in [`super::steps`].
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -62,23 +62,10 @@ pub fn spawn(daemon: &Arc<Daemon>, record: SourceRecord, begin: Begin) -> Handle
     let (steps, outcomes) = mpsc::channel(64);
     let (job, job_rx) = watch::channel(record.job());
     let (state, state_rx) = watch::channel(State::New);
-    let progress = Arc::new(Progress::default());
     let domain_uuid = record.domain_uuid.clone();
-    let moves = &daemon.config.moves;
-    let shared = Arc::new(Shared {
-        daemon: Arc::clone(daemon),
-        events: steps,
-        step_timeout: Duration::from_secs(moves.step_timeout_s),
-        restore_timeout: Duration::from_secs(moves.restore_timeout_s),
-        preflight: Mutex::default(),
-        relay: Mutex::default(),
-        sent_before: AtomicU64::new(0),
-        progress: Arc::clone(&progress),
-        state: state_rx.clone(),
-        resumes: std::sync::atomic::AtomicU32::default(),
-        record,
-    });
-    tokio::spawn(run(shared, begin, (inbox, outcomes), job, state));
+    let shared = Shared::new(daemon, record, steps, state_rx.clone());
+    let progress = Arc::clone(&shared.progress);
+    tokio::spawn(run(Arc::new(shared), begin, (inbox, outcomes), job, state));
     Handle {
         domain_uuid,
         events,
@@ -228,7 +215,9 @@ async fn run(
             }
         };
         let before = machine.state();
-        let record = &shared.record.clone();
+        // Of the attempt that the event is about, also when another one takes its place.
+        let current = Arc::clone(&shared);
+        let record = &current.record;
         match &event {
             Event::Preflight(found) => found.clone_into(&mut lock(&shared.preflight)),
             Event::RoundSent(number, round) => {
@@ -344,18 +333,12 @@ async fn run(
 fn renewed(old: &Shared, handover: bool) -> (Arc<Shared>, mpsc::Receiver<Event>) {
     let (events, outcomes) = mpsc::channel(64);
     old.progress.reset();
+    let record = old.record.next_attempt(handover);
+    let sent_before = old.sent_before.load(Ordering::Relaxed);
     let shared = Shared {
-        daemon: Arc::clone(&old.daemon),
-        record: old.record.next_attempt(handover),
-        events,
-        step_timeout: old.step_timeout,
-        restore_timeout: old.restore_timeout,
-        preflight: Mutex::default(),
-        relay: Mutex::default(),
-        sent_before: AtomicU64::new(old.sent_before.load(Ordering::Relaxed)),
+        sent_before: AtomicU64::new(sent_before),
         progress: Arc::clone(&old.progress),
-        state: old.state.clone(),
-        resumes: std::sync::atomic::AtomicU32::default(),
+        ..Shared::new(&old.daemon, record, events, old.state.clone())
     };
     (Arc::new(shared), outcomes)
 }

@@ -131,6 +131,29 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// What the steps of a move share as they begin; their outcomes go to `events`.
+    pub fn new(
+        daemon: &Arc<Daemon>,
+        record: SourceRecord,
+        events: mpsc::Sender<Event>,
+        state: watch::Receiver<State>,
+    ) -> Self {
+        let moves = &daemon.config.moves;
+        Self {
+            step_timeout: Duration::from_secs(moves.step_timeout_s),
+            restore_timeout: Duration::from_secs(moves.restore_timeout_s),
+            daemon: Arc::clone(daemon),
+            record,
+            events,
+            preflight: Mutex::default(),
+            relay: Mutex::default(),
+            sent_before: AtomicU64::default(),
+            progress: Arc::default(),
+            state,
+            resumes: AtomicU32::default(),
+        }
+    }
+
     /// Bytes relayed to the target so far.
     pub fn sent(&self) -> Option<u64> {
         let before = self.sent_before.load(Ordering::Relaxed);

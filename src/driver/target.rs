@@ -422,24 +422,19 @@ async fn record_loss(daemon: &Arc<Daemon>, incoming: &mut Incoming, reason: Stri
 
 /// The source has committed: resume.
 pub async fn resume(daemon: &Arc<Daemon>, id: &str) -> Result<TargetStatus, String> {
-    let slot = daemon.incoming.get(id).ok_or("no such move here")?;
-    let mut incoming = slot.lock().await;
-    let actions = incoming
-        .machine
-        .step(Event::ResumeAsked)
-        .map_err(|e| e.to_string())?;
-    settle(daemon, &mut incoming, actions).await;
-    Ok(incoming.status())
+    asked(daemon, id, Event::ResumeAsked).await
 }
 
 /// An administrator at the source gives a committed move up that does not resume here.
 pub async fn give_up(daemon: &Arc<Daemon>, id: &str) -> Result<TargetStatus, String> {
+    asked(daemon, id, Event::GiveUpAsked).await
+}
+
+/// Does what the source asks for, and says where the move stands then.
+async fn asked(daemon: &Arc<Daemon>, id: &str, event: Event) -> Result<TargetStatus, String> {
     let slot = daemon.incoming.get(id).ok_or("no such move here")?;
     let mut incoming = slot.lock().await;
-    let actions = incoming
-        .machine
-        .step(Event::GiveUpAsked)
-        .map_err(|e| e.to_string())?;
+    let actions = incoming.machine.step(event).map_err(|e| e.to_string())?;
     settle(daemon, &mut incoming, actions).await;
     Ok(incoming.status())
 }
