@@ -292,11 +292,7 @@ impl Tiers {
             return Ok(());
         }
         self.touch_minutes(hour);
-        let slot = self.minute.slot_of(hour);
-        self.minute.write(&slot, |p| {
-            p.merge_all(all.iter().map(|(key, rolled)| (*key, rolled.as_slice())))
-                .map(|_| ())
-        })
+        merge_rolled(&mut self.minute, hour, &all)
     }
 
     /// Quarters of one day of some series from their minutes. Durable after a sync.
@@ -313,11 +309,7 @@ impl Tiers {
         if all.is_empty() {
             return Ok(());
         }
-        let slot = self.quarter.slot_of(day);
-        self.quarter.write(&slot, |p| {
-            p.merge_all(all.iter().map(|(key, rolled)| (*key, rolled.as_slice())))
-                .map(|_| ())
-        })
+        merge_rolled(&mut self.quarter, day, &all)
     }
 
     /// Drops what is over: only what is in the next tier, durably. Returns how many partitions.
@@ -434,6 +426,17 @@ impl Tiers {
         }
         Ok(())
     }
+}
+
+/// Merges what was rolled up of some series into the partition of a time.
+fn merge_rolled(
+    tier: &mut Partitions<Rollup>,
+    at_ms: i64,
+    rolled: &[(&SeriesKey, Vec<Rollup>)],
+) -> Result<()> {
+    let slot = tier.slot_of(at_ms);
+    let series = rolled.iter().map(|(key, run)| (*key, run.as_slice()));
+    tier.write(&slot, |p| p.merge_all(series.clone()).map(drop))
 }
 
 /// Takes over the partitions of earlier versions: days beside the tiers.

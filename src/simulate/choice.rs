@@ -35,7 +35,7 @@ pub enum Choice {
 
 impl Choice {
     /// All policies with the parameters they are compared with: those that did best on the PlanetLab
-    /// day of 3 March 2011, for Drover as for the others (`make bench-placement TUNE=1`).
+    /// day of 3 March 2011. What Drover's were chosen by is in SPECIFICATION.md.
     pub const ALL: [Self; 8] = [
         Self::Nothing,
         Self::Threshold(0.85),

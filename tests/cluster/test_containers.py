@@ -4,7 +4,7 @@ loads."""
 import functools
 import subprocess
 
-from cluster_api import ROOT, wait_until
+from cluster_api import ROOT
 from shared import CLUSTER
 from test_metering import Metered
 

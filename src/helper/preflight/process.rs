@@ -413,7 +413,6 @@ impl Process {
     }
 }
 
-/// Whether a path is of a file system that the kernel makes up.
 /// Whether a descriptor stays what it is for a while. Many a server looks at /proc/self at times and
 /// closes it at once: a move that meets such a moment is tried again.
 fn stays_open(fd: &Path, path: &Path) -> bool {
@@ -423,6 +422,7 @@ fn stays_open(fd: &Path, path: &Path) -> bool {
     })
 }
 
+/// Whether a path is of a file system that the kernel makes up.
 fn of_kernel(path: &str) -> bool {
     ["/proc", "/sys", "/dev"]
         .iter()
