@@ -15,21 +15,27 @@ NAMES = {"one": "10.88.0.236", "two": "10.88.0.237"}
 class Relief(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.before = CLUSTER.exec("h1", "cat", CONFIG)[1]
-        assert cls.before.count("\ncpus = 1.0\n") == 1, cls.before
-        cls.configure(cls.before.replace("\ncpus = 1.0\n", f"\ncpus = {CPUS}\n") + SECTION)
+        cls.before = {h: CLUSTER.exec(h, "cat", CONFIG)[1] for h in GUESTS}
+        wanted = {h: text + SECTION for h, text in cls.before.items()}
+        assert wanted["h1"].count("\ncpus = 1.0\n") == 1, wanted["h1"]
+        wanted["h1"] = wanted["h1"].replace("\ncpus = 1.0\n", f"\ncpus = {CPUS}\n")
+        cls.configure(wanted)
 
     @classmethod
     def tearDownClass(cls):
         cls.configure(cls.before)
 
     @staticmethod
-    def configure(text):
-        CLUSTER.exec("h1", "tee", CONFIG, stdin=text)
-        CLUSTER.call("droverd", "restart", "h1")
-        wait_until(lambda: CLUSTER.drover("h1", "guest", "status", "g1", check=False)[1]
-                   .find("connected") >= 0, 60, "g1's helper is connected")
-        wait_until(lambda: len(CLUSTER.drover_json("h1", "hosts")) == 3, 60, "h1 hears its peers")
+    def configure(texts):
+        """All hosts: one that does not tell what it expects itself is no target."""
+        for host, text in texts.items():
+            CLUSTER.exec(host, "tee", CONFIG, stdin=text)
+            CLUSTER.call("droverd", "restart", host)
+        for host, guest in GUESTS.items():
+            wait_until(lambda h=host, g=guest: CLUSTER.drover(h, "guest", "status", g, check=False)[1]
+                       .find("connected") >= 0, 60, f"{guest}'s helper is connected")
+            wait_until(lambda h=host: len(CLUSTER.drover_json(h, "hosts")) == 3, 60,
+                       f"{host} hears its peers")
 
     def tearDown(self):
         for name in NAMES:
