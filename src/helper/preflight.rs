@@ -155,6 +155,7 @@ fn scan(
     for pid in pids {
         Process::new(root, *pid).look(&first, &guest, own, &mut all);
     }
+    all.wait();
     if all.threads > MAX_THREADS {
         all.problems.insert(Reason::new(
             Code::Threads,

@@ -9,7 +9,8 @@ from shared import CLUSTER, FeatureCase
 
 DIR = "/srv/method"
 # One connection per request, one number per connection, each number on disk before it is answered.
-# SIGUSR2 has it read the number again; SIGUSR1 has it keep a file of its own process open until then.
+# SIGUSR2 has it read the number again, before it is asked for any; SIGUSR1 has it keep a file of its
+# own process open, and close it at the next one.
 SERVER = r'''
 import os, signal, socket
 path = "/srv/method/count"
@@ -19,10 +20,14 @@ count = 0
 held = []
 def read(*_):
     global count
-    held.clear()
     count = int(open(path).read() or 0) if os.path.exists(path) else 0
 signal.signal(signal.SIGUSR2, read)
-signal.signal(signal.SIGUSR1, lambda *_: held.append(open("/proc/self/stat")))
+def hold(*_):
+    if held:
+        held.clear()
+    else:
+        held.append(open("/proc/self/stat"))
+signal.signal(signal.SIGUSR1, hold)
 read()
 s = socket.socket()
 s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -183,7 +188,7 @@ class Methods(FeatureCase):
     def test_what_was_open_for_a_moment_costs_an_attempt(self):
         once = "[ -e /run/method.once ] || { touch /run/method.once; kill -USR1 $DROVER_PID; }"
         self.define({"quiesce": (f"{once}; sleep 0.5", 10),
-                     "abort": ("kill -USR2 $DROVER_PID; sleep 0.5", 10)})
+                     "abort": ("kill -USR1 $DROVER_PID; sleep 0.5", 10)})
         code, _, err = self.migrate()
         job = CLUSTER.drover_json("h1", "jobs")[0]
         print("attempts:", job["detail"]["retried"])

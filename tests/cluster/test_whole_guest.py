@@ -98,8 +98,8 @@ class WholeGuest(FeatureCase):
         CLUSTER.drover("h1", "threshold", GUEST, self.FEATURE, "memory > 5000 MiB for 10 s")
         count = self.client("count")
 
-        def history(host, feature=self.FEATURE):
-            return CLUSTER.drover_json(host, "history", GUEST, feature)
+        def history(host, feature=self.FEATURE, since="1h"):
+            return CLUSTER.drover_json(host, "history", GUEST, feature, "--since", since)
 
         def row(host):
             return next(r for r in CLUSTER.drover_json(host, "list")
@@ -112,9 +112,11 @@ class WholeGuest(FeatureCase):
                 place = [(to, GUEST, "running")]
                 wait_until(lambda f=feature, p=place: self.listed(f) == p, 60,
                            f"{feature} is at {to} only: {self.listed(feature)}")
-                old = history(to, feature)
-                wait_until(lambda t=to, f=feature, n=len(old): len(history(t, f)) > n + 1, 60,
-                           f"{feature} is metered at {to}")
+                # A long history is told in minutes, what was just metered is not.
+                last = history(to, feature)[-1]["at_ms"]
+                wait_until(lambda t=to, f=feature, at=last: len([
+                    p for p in history(t, f, "20s") if p["at_ms"] > at]) > 1, 60,
+                    f"{feature} is metered at {to}")
             self.assertEqual(row(to)["spec"], spec, "definition and thresholds as they were")
             wait_until(lambda t=to: {p["at_ms"] for p in before} <= {
                 p["at_ms"] for p in history(t)}, 60, "the history of before is there")

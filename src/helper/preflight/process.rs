@@ -14,9 +14,10 @@ const PLAIN_DEVICES: [(u64, u64); 5] = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)];
 /// What the kernel appends to the name of a file without one.
 const DELETED: &str = " (deleted)";
 
-/// Looks at a descriptor that may be closed in a moment, and the pause before each.
-const LOOKS: u32 = 5;
-const LOOK: Duration = Duration::from_millis(7);
+/// Looks at descriptors that may be closed in a moment, and the pause before each. A process that
+/// starts reads of itself for tens of milliseconds on a slow guest.
+const LOOKS: u32 = 20;
+const LOOK: Duration = Duration::from_millis(10);
 
 /// What is gathered over the processes of a feature.
 #[derive(Debug, Default)]
@@ -29,10 +30,30 @@ pub struct Gathered {
     pub directories: BTreeSet<PathBuf>,
     /// Sockets by inode, and whose they are.
     pub sockets: HashMap<u64, String>,
+    /// Descriptors that stand in the way if they stay what they are, and why.
+    passing: Vec<(PathBuf, PathBuf, Reason)>,
     /// Threads in all.
     pub threads: usize,
     /// Bytes of memory.
     pub bytes: u64,
+}
+
+impl Gathered {
+    /// Waits for descriptors that may be closed in a moment, all together: those that stay stand in
+    /// the way. Many a server looks at /proc/self at times; a move that meets such a moment is tried
+    /// again.
+    pub fn wait(&mut self) {
+        for _ in 0..LOOKS {
+            if self.passing.is_empty() {
+                return;
+            }
+            std::thread::sleep(LOOK);
+            self.passing
+                .retain(|(fd, path, _)| fs::read_link(fd).is_ok_and(|now| now == *path));
+        }
+        let stayed = self.passing.drain(..).map(|(.., reason)| reason);
+        self.problems.extend(stayed);
+    }
 }
 
 /// What belongs to the feature: its state directories, and the FIFO of its log.
@@ -285,14 +306,15 @@ impl Process {
         }
         if of_kernel(link) {
             let below = link.strip_prefix("/proc/").unwrap_or_default();
-            if below.starts_with(|c: char| c.is_ascii_digit()) && stays_open(fd, path) {
-                found.insert(Reason::new(
+            if below.starts_with(|c: char| c.is_ascii_digit()) {
+                let reason = Reason::new(
                     Code::ProcFile,
                     format!(
                         "{self} has {link} open (descriptor {number}), a file of a process that \
                          has another number on the target"
                     ),
-                ));
+                );
+                all.passing.push((fd.to_owned(), path.to_owned(), reason));
             }
             return;
         }
@@ -411,15 +433,6 @@ impl Process {
             }
         }
     }
-}
-
-/// Whether a descriptor stays what it is for a while. Many a server looks at /proc/self at times and
-/// closes it at once: a move that meets such a moment is tried again.
-fn stays_open(fd: &Path, path: &Path) -> bool {
-    (0..LOOKS).all(|_| {
-        std::thread::sleep(LOOK);
-        fs::read_link(fd).is_ok_and(|now| now == path)
-    })
 }
 
 /// Whether a path is of a file system that the kernel makes up.
