@@ -47,7 +47,8 @@ class Hook(unittest.TestCase):
         CLUSTER.exec("h3", "virsh", "define", "/tmp/extra.xml", timeout=30)
         CLUSTER.exec("h3", "virsh", "start", "extra", timeout=30)
         CLUSTER.call("service", DAEMON, "restart", "h3")
-        self.assertIn("extra reconnect begin -", self.mine("h3"))
+        # Each domain is connected to in a thread of its own, after libvirtd answers already.
+        wait_until(lambda: "extra reconnect begin -" in self.mine("h3"), 30, "hook at the reconnect")
         CLUSTER.exec("h3", "virsh", "migrate", "--live", "--undefinesource", "--persistent",
                      "extra", "qemu+tls://h2/system", timeout=60)
         self.assertIn("running", CLUSTER.exec("h2", "virsh", "domstate", "extra")[1])
