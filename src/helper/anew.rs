@@ -67,7 +67,7 @@ pub fn stop(feature: &FeatureName) -> Result<(), Failure> {
 
 /// Keeps new connections out, and gives those that are open their time to end.
 pub fn retire(feature: &FeatureName, spec: &FeatureSpec) -> Result<(), Failure> {
-    netns::close_door(feature)?;
+    netns::close_door(feature, netns::Visitors::Outside)?;
     let left = drain(feature, Duration::from_millis(spec.drain_ms));
     if left > 0 {
         tracing::info!("feature {feature}: {left} connections are open still and will be cut");

@@ -138,9 +138,19 @@ pub fn open_door(name: &FeatureName) -> Result<(), NetError> {
         .map_err(|e| NetError::System(name.clone(), "let new connections in", e))
 }
 
-/// Keeps new TCP connections out; those that are open go on.
-pub fn close_door(name: &FeatureName) -> Result<(), NetError> {
-    within(name, || rules::close_door(DOOR))?
+/// Whose new connections a closed door keeps out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Visitors {
+    /// Those from outside.
+    Outside,
+    /// Those of the feature with itself, too.
+    All,
+}
+
+/// Keeps new TCP connections out; those that are open go on. Runs no command, as it is part of a
+/// move's downtime.
+pub fn close_door(name: &FeatureName, to: Visitors) -> Result<(), NetError> {
+    within(name, || rules::close_door(DOOR, to))?
         .map_err(|e| NetError::System(name.clone(), "keep new connections out", e))
 }
 

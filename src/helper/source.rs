@@ -19,6 +19,7 @@ use super::criu::rpc::{CGROUPS_IGNORE, Kind, NETWORK_LOCK_SKIP, Opts};
 use super::criu::{self, Criu, CriuError, Incoming, Job, stats};
 use super::hooks::Hooks;
 use super::moves::{self, Failure, Record, Side, lock};
+use super::netns::Visitors;
 use super::state::place;
 use super::state::walk::Walk;
 use super::urgent::Urgent;
@@ -33,6 +34,8 @@ pub const GHOST_LIMIT: u32 = 64 << 20;
 const FREEZER: Duration = Duration::from_secs(10);
 /// Longest wait for the workload to accept the connections that are complete already.
 const DRAIN: Duration = Duration::from_millis(250);
+/// Longest wait for peers to take what they were sent before the workload closed a connection.
+const LAST_WORDS: Duration = Duration::from_millis(50);
 
 /// What a request names.
 #[derive(Debug, Clone, Copy)]
@@ -322,18 +325,24 @@ impl Source {
             criu
         });
         let mut begin = asked;
-        let mut drained = None;
+        let mut closed = None;
         loop {
             match criu.next(criu::STEP)? {
                 Incoming::Step(s) if s == "post-dump" => break,
                 Incoming::Step(s) => {
-                    // criu has looked around and is about to stop the tasks: not earlier, as the
-                    // feature is cut off from here on.
                     if s == "pre-dump" {
+                        // criu looks around once more, then it stops the tasks.
+                        netns::close_door(ask.feature, Visitors::All)?;
+                        arrive(pid);
                         begin = Instant::now();
+                    } else if s == "query-ext-files" {
+                        // They stand; criu has not looked at the sockets yet. Closed any earlier,
+                        // the gate would keep back what a task still says before it hangs up, and
+                        // criu carries no socket that no task holds.
+                        let stopped = Instant::now();
+                        leave(pid);
                         netns::gate(ask.feature)?;
-                        drain(pid, DRAIN);
-                        drained = Some(begin.elapsed());
+                        closed = Some((stopped - begin, stopped.elapsed()));
                     }
                     criu.answer(true)?;
                 }
@@ -346,7 +355,7 @@ impl Source {
             }
         }
         let dumped = begin.elapsed();
-        let Some(drained) = drained else {
+        let Some((stopped, waited)) = closed else {
             // Packets came and went while criu looked at the sockets.
             return Err(Failure::new(
                 ErrorKind::Criu,
@@ -355,8 +364,8 @@ impl Source {
         };
         cgroup::freeze(&paths::workload_cgroup(ask.feature), true, FREEZER)?;
         tracing::debug!(
-            "move {}: criu began after {:?}; then gate closed and drained {drained:?}, dumped \
-             {dumped:?}, freezer {:?}",
+            "move {}: criu began after {:?}; then tasks stopped {stopped:?}, last words and gate \
+             {waited:?}, dumped {dumped:?}, freezer {:?}",
             ask.id,
             begin.duration_since(asked),
             begin.elapsed()
@@ -367,7 +376,7 @@ impl Source {
             pages_written,
             pages_skipped,
             frozen_ms: dumped.as_millis() as u64,
-            dump_ms: dumped.saturating_sub(drained).as_millis() as u64,
+            dump_ms: dumped.saturating_sub(waited).as_millis() as u64,
             ..sent
         })
     }
@@ -615,6 +624,7 @@ fn thaw(inner: &mut Inner, id: &str, record: &Record) -> Result<(), Failure> {
     if netns::exists(feature)
         && let Some(m) = record.definition()?.managed()
     {
+        netns::open_door(feature)?;
         netns::announce(feature, m)?;
     }
     if cgroup::populated(&dir) {
@@ -707,12 +717,22 @@ fn pages(dir: &Path) -> (u64, u64) {
     sum
 }
 
-/// Waits until no listening socket of the namespace of `pid` holds a connection that was not
-/// accepted yet: criu cannot carry those. New ones are dropped at the gate already.
-fn drain(pid: i32, timeout: Duration) {
-    let until = Instant::now() + timeout;
-    let waiting = || sockets::tables(pid).iter().any(|t| sockets::backlog(t) > 0);
-    while waiting() && Instant::now() < until {
+/// Waits, while the feature runs and no connection is new to it, until it has accepted those that
+/// are complete: criu cannot carry the others. Those that it closed have the same time to end.
+fn arrive(pid: i32) {
+    wait(pid, DRAIN, |left| left.arriving > 0);
+    wait(pid, LAST_WORDS, |left| left.leaving > 0);
+}
+
+/// Waits, while the feature stands, until the peers have all that was sent to them on connections
+/// that it has closed: the kernel here sends that, and nothing at the target knows of it.
+fn leave(pid: i32) {
+    wait(pid, LAST_WORDS, |left| left.leaving > 0);
+}
+
+fn wait(pid: i32, limit: Duration, more: impl Fn(sockets::Unheld) -> bool) {
+    let until = Instant::now() + limit;
+    while more(sockets::unheld(&sockets::tables(pid))) && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(2));
     }
 }

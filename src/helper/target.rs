@@ -431,7 +431,7 @@ impl Target {
             client.order(&Order::Resume)?;
             client
         };
-        let pid = Self::await_running(&mut client, id, r)?;
+        let pid = self.await_running(&mut client, id, r)?;
         // The supervisor opened it before the feature ran, unless that failed.
         if let Some(m) = spec.managed()
             && netns::gated(&r.feature)
@@ -441,7 +441,7 @@ impl Target {
         Ok(pid)
     }
 
-    fn await_running(client: &mut Client, id: &str, r: &Record) -> Result<i32, Failure> {
+    fn await_running(&self, client: &mut Client, id: &str, r: &Record) -> Result<i32, Failure> {
         let until = Instant::now() + RESTORE;
         loop {
             match client.state(Duration::from_millis(500)) {
@@ -460,6 +460,10 @@ impl Target {
                         ErrorKind::Criu,
                         format!("feature '{}' does not run: {why}", r.feature),
                     ));
+                }
+                // The copy that does not come is to be destroyed.
+                Ok(_) if self.given_up.load(Ordering::Relaxed) => {
+                    return Err(super::images::ImageError::Discarded.into());
                 }
                 Ok(_) if Instant::now() < until => {}
                 Ok(_) => {

@@ -40,7 +40,7 @@ def traces(guest, feature):
     ip -br link 2>/dev/null | grep -q macvlan && echo interface
     grep -qx 1 $cgroup/cgroup.freeze $cgroup/workload/cgroup.freeze 2>/dev/null && echo frozen
     if [ -e /run/netns/drover-{feature} ]; then
-        ip netns exec drover-{feature} nft list tables | grep -qi 'criu\\|gate' && echo rules
+        ip netns exec drover-{feature} nft list tables | grep -qi 'criu\\|gate\\|door' && echo rules
     fi
     pgrep -x criu >/dev/null && echo criu
     true

@@ -129,30 +129,66 @@ class Failures(FeatureCase):
             CLUSTER.guest("g1", "systemctl", "kill", "-s", "CONT", "drover-guest.service")
         hung.wait(timeout=60)
 
-    def test_target_guest_lost_before_it_runs(self):
-        """After the commit only the target may resume, unless its guest is gone for good: then
-        the source takes the move back."""
-        self.addCleanup(lambda: (CLUSTER.call("guest-restore", "g2", timeout=300), CLUSTER.prepare(2)))
+    def held_at_the_target(self):
+        """A move whose target has reported READY, while the source's daemon cannot commit yet."""
         self.fill(60_000)
         counter, source, target = self.client(), Daemon("h1"), Daemon("h2")
         CLUSTER.drover("h1", "migrate", "g1", self.FEATURE, "--to", "h2", "--no-wait")
         source.wait('to="restoring"')
         time.sleep(0.02)
         source.signal(signal.SIGSTOP)
-        try:
-            target.wait("restored here and held; READY", 20)
-            CLUSTER.exec("h2", "virsh", "destroy", "g2")
-            target.wait("was lost before it ran here", 20)
-        finally:
-            source.signal(signal.SIGCONT)
+        self.addCleanup(source.signal, signal.SIGCONT)
+        target.wait("restored here and held; READY", 20)
+        return counter, source, target
+
+    def taken_back(self, source, word):
+        """The move ends as one that the source took back, and the feature goes on there."""
         wait_until(lambda: CLUSTER.drover_json("h1", "jobs")[0]["result"], 60, "its end")
         job = CLUSTER.drover_json("h1", "jobs")[0]
         self.assertEqual(job["result"], "failed", job)
-        self.assertIn("g2", job["reason"])
+        self.assertIn(word, job["reason"])
         self.assertIn('to="reverting"', source.said())
+
+    def test_target_guest_lost_before_it_runs(self):
+        """After the commit only the target may resume, unless its guest is gone for good: then
+        the source takes the move back."""
+        self.addCleanup(lambda: (CLUSTER.call("guest-restore", "g2", timeout=300), CLUSTER.prepare(2)))
+        counter, source, target = self.held_at_the_target()
+        CLUSTER.exec("h2", "virsh", "destroy", "g2")
+        target.wait("was lost before it ran here", 20)
+        source.signal(signal.SIGCONT)
+        self.taken_back(source, "g2")
         place = [("h1", "g1", "running")]
         wait_until(lambda: CLUSTER.hosts_of(self.FEATURE) == place, 60, "it runs on h1 only")
         wait_until(lambda: traces("g1", self.FEATURE) == RUNNING, 60, "nothing of the move is left")
+        self.good(counter)
+
+    def test_a_copy_that_cannot_resume_is_given_up(self):
+        """Its images are damaged and what held it is dead, in a guest that lives."""
+        self.given_up("systemctl kill -s KILL drover-{0}.service; rm -f /run/drover/moves/*/rounds/*/core-*",
+                      "trying again")
+
+    def test_a_copy_that_hangs_is_given_up(self):
+        self.given_up("systemctl kill -s STOP drover-{0}.service", None)
+
+    def given_up(self, harm, told):
+        """A committed move that does not resume stays as it is until an administrator forces its
+        end; then the copy at the source goes on, with its connections."""
+        counter, source, target = self.held_at_the_target()
+        CLUSTER.guest("g2", "sh", "-c", harm.format(self.FEATURE))
+        source.signal(signal.SIGCONT)
+        source.wait('to="switching"')
+        if told:
+            target.wait(told)
+        job = CLUSTER.drover_json("h1", "jobs")[0]
+        self.assertEqual((job["state"], job["result"]), ("switching", None), job)
+        # No cancel reaches it any more.
+        CLUSTER.drover("h1", "jobabort", job["id"], check=False)
+        self.assertEqual(CLUSTER.drover_json("h1", "jobs")[0]["state"], "switching")
+        said = CLUSTER.drover("h1", "jobabort", "--force", job["id"])
+        self.assertIn("give up", said)
+        self.taken_back(source, "administrator")
+        self.only_at("h1")
         self.good(counter)
 
     def once(self):

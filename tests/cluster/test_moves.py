@@ -1,7 +1,11 @@
 """Moves by hand, there and back, cancelled, and what users see of them."""
 
+import json
+import pathlib
+import tempfile
+
 from cluster_api import wait_until
-from shared import CLUSTER, FeatureCase
+from shared import CLUSTER, GUESTS, FeatureCase
 
 
 class Moves(FeatureCase):
@@ -46,3 +50,98 @@ class Moves(FeatureCase):
             self.assertIn(code, (3, 4), err)
             self.assertIn(word, err)
         self.only_at("h1")
+
+
+# Hangs up after each reply, which takes the kernel a while to bring to its reader.
+HANGS_UP = r'''
+import socket, threading
+reply = b"x" * 40_000
+def serve(c):
+    try:
+        if c.recv(16):
+            c.sendall(reply)
+    except OSError:
+        pass
+    c.close()
+s = socket.create_server(("", 7000), backlog=128)
+while True:
+    threading.Thread(target=serve, args=s.accept()[:1], daemon=True).start()
+'''
+# Many readers, each with a new connection per request; what each of their requests came to.
+READERS = r'''
+import json, signal, socket, sys, threading, time
+host, out, readers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+report = {"replies": 0, "unconnected": 0, "lost": []}
+stop = threading.Event()
+lock = threading.Lock()
+def end(*_):
+    stop.set()
+signal.signal(signal.SIGTERM, end)
+def read():
+    while not stop.is_set():
+        try:
+            s = socket.create_connection((host, 7000), timeout=20)
+        except OSError:
+            with lock:
+                report["unconnected"] += 1
+            time.sleep(0.1)
+            continue
+        got = 0
+        try:
+            s.sendall(b"next")
+            while piece := s.recv(1 << 16):
+                got += len(piece)
+            why = None if got == 40_000 else "it hung up early"
+        except OSError as e:
+            why = str(e)
+        s.close()
+        with lock:
+            if why:
+                report["lost"].append(f"{why} after {got} bytes")
+            else:
+                report["replies"] += 1
+threads = [threading.Thread(target=read) for _ in range(readers)]
+for t in threads:
+    t.start()
+for t in threads:
+    t.join()
+json.dump(report, open(out, "w"))
+'''
+
+
+class HangsUp(FeatureCase):
+    """A server that closes each connection itself, so that a reply may be under way when no
+    process holds its socket any more."""
+
+    FEATURE, ADDRESS = "hangsup", "10.88.0.234"
+    MOVES = 4
+
+    def setUp(self):
+        self.clients, self.events = [], []
+        with tempfile.NamedTemporaryFile("w", suffix=".py") as f:
+            f.write(HANGS_UP)
+            f.flush()
+            for guest in ("g1", "g2"):
+                CLUSTER.push(guest, f.name, "/usr/local/lib/hangsup.py", "0644")
+        CLUSTER.define("h1", "g1", {
+            "name": self.FEATURE, "automatic": False,
+            "workload": {"kind": "managed", "address": f"{self.ADDRESS}/24",
+                         "exec": ["/usr/bin/python3", "/usr/local/lib/hangsup.py"]}})
+        CLUSTER.drover("h1", "enable", "g1", self.FEATURE)
+
+    def test_no_reply_is_lost(self):
+        out = pathlib.Path(tempfile.mkdtemp(), "readers.json")
+        self.process = CLUSTER.popen("client", "python3", "-c", READERS, self.ADDRESS, out, 6)
+        self.clients.append(self)
+        for n in range(self.MOVES):
+            here, there = ("h1", "h2") if n % 2 == 0 else ("h2", "h1")
+            CLUSTER.drover(here, "migrate", GUESTS[here], self.FEATURE, "--to", there, timeout=240)
+            self.only_at(there)
+            job = CLUSTER.drover_json(here, "jobs")[0]
+            print("hangs up:", job["freeze_ms"], job["detail"]["freeze"], job["detail"]["retried"])
+        self.process.terminate()
+        self.process.wait(timeout=90)
+        found = json.loads(out.read_text())
+        print("hangs up:", found)
+        self.assertEqual(found["lost"], [], found)
+        self.assertGreater(found["replies"], 100, found)

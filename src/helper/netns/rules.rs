@@ -5,6 +5,7 @@ use std::io;
 
 use nix::libc;
 
+use super::Visitors;
 use super::packets::{
     NF_ACCEPT, NF_DROP, NF_INET_LOCAL_IN, NF_INET_LOCAL_OUT, attribute, batch, chain, request,
     string, table,
@@ -115,8 +116,8 @@ pub fn close_outside(name: &str) -> io::Result<()> {
     request(libc::NETLINK_NETFILTER, &batch(&messages))
 }
 
-/// Drops the first packet of every new TCP connection from outside; those that are open go on.
-pub fn close_door(name: &str) -> io::Result<()> {
+/// Drops the first packet of every new TCP connection; those that are open go on.
+pub fn close_door(name: &str, to: Visitors) -> io::Result<()> {
     // What is masked is XORed with nothing.
     let mask = expression(
         "bitwise",
@@ -136,12 +137,11 @@ pub fn close_door(name: &str) -> io::Result<()> {
         equals(&[SYN]),
         verdict(NF_DROP),
     ];
-    let messages = [
-        table(name),
-        chain(name, "in", NF_INET_LOCAL_IN, NF_ACCEPT),
-        rule(name, "in", &loopback(META_IIF)),
-        rule(name, "in", &new),
-    ];
+    let mut messages = vec![table(name), chain(name, "in", NF_INET_LOCAL_IN, NF_ACCEPT)];
+    if to == Visitors::Outside {
+        messages.push(rule(name, "in", &loopback(META_IIF)));
+    }
+    messages.push(rule(name, "in", &new));
     request(libc::NETLINK_NETFILTER, &batch(&messages))
 }
 
@@ -173,10 +173,14 @@ mod tests {
             assert!(text.contains("iif \"lo\" accept"), "{text}");
             assert!(text.contains("oif \"lo\" accept"), "{text}");
         }
-        if let Some(text) = shown(|| close_door("drover_door")) {
-            assert!(text.contains("policy accept"), "{text}");
-            assert!(text.contains("tcp flags"), "{text}");
-            assert!(text.contains("drop"), "{text}");
+        for to in [Visitors::Outside, Visitors::All] {
+            if let Some(text) = shown(|| close_door("drover_door", to)) {
+                assert!(text.contains("policy accept"), "{text}");
+                assert!(text.contains("tcp flags"), "{text}");
+                assert!(text.contains("drop"), "{text}");
+                let spared = text.contains("iif \"lo\" accept");
+                assert_eq!(spared, to == Visitors::Outside, "{text}");
+            }
         }
     }
 }
