@@ -123,7 +123,7 @@ bench-fleet:
 	$(CARGO) build --locked --release --bin droverd --bin drover
 	$(CARGO) run --locked --release --example bench_fleet target/release target/bench/meter.json
 
-# Every decoder of what guests, peers and users send, FUZZ_SECONDS each, under libFuzzer (nightly).
+# Every decoder of what guests, peers and users send, FUZZ_SECONDS each, under libFuzzer.
 FUZZ_SECONDS ?= 60
 fuzz:
 	fuzz/run.sh $(FUZZ_SECONDS)

@@ -5,9 +5,8 @@
 //! what was on its way into the guest ends where the guest is now, and the target learns it
 //! ([`CopyState`]).
 
-use crate::api::JobResult;
+use crate::moving::fate;
 use crate::moving::record::{TargetRecord, job_of};
-use crate::moving::source::State;
 use crate::peer::PeerError;
 use crate::store::{JOBS_KEPT, Side};
 use crate::wire::guest::{Call, GuestMoveState, Reply};
@@ -19,20 +18,13 @@ impl Daemon {
     /// What this host's journal and list of jobs say of a move's frozen copy.
     pub(super) async fn own_fate(&self, id: &str) -> Fate {
         match self.source_record(id).await {
-            Ok(Some(record)) => {
+            Ok(record) => {
                 let state = lock(&self.outgoing)
                     .get(job_of(id))
                     .map(|h| *h.state.borrow());
-                match state {
-                    // Before it runs there, the frozen copy may be needed once more.
-                    Some(State::Switching { resumed: true, .. }) => Fate::Gone,
-                    Some(State::Aborting { .. }) if !record.committed => Fate::Stays,
-                    _ => Fate::Pending,
-                }
+                fate::under_way(record.map(|r| r.committed), state)
+                    .unwrap_or_else(|| self.ended_fate(id))
             }
-            // Another attempt of that move is under way.
-            Ok(None) if lock(&self.outgoing).contains_key(job_of(id)) => Fate::Pending,
-            Ok(None) => self.ended_fate(id),
             Err(e) => {
                 tracing::error!(%id, error = %e, "the journal cannot be read");
                 Fate::Pending
@@ -52,11 +44,8 @@ impl Daemon {
                 damaged: look at the feature on both hosts");
             return Fate::Pending;
         }
-        match jobs.iter().find(|j| j.id == job_of(id)) {
-            Some(job) if job.result == Some(JobResult::Done) => Fate::Gone,
-            Some(_) => Fate::Stays,
-            None => Fate::Unknown,
-        }
+        let job = jobs.iter().find(|j| j.id == job_of(id));
+        fate::ended(job.map(|j| j.result))
     }
 
     /// What shall become of a frozen copy in a guest here, and whether another host said it.

@@ -225,20 +225,19 @@ impl Daemon {
         }
     }
 
-    /// Puts the record of a move's next attempt in place of the one before, in one transaction. Who
-    /// asks about that one hears that it was given up.
-    pub async fn renew_move(&self, record: &SourceRecord, handover: bool) {
-        let next = record.next_attempt(handover);
-        let bytes = serde_json::to_vec(&next).unwrap_or_default();
+    /// Puts the record of a move's next attempt in place of that of the attempt `before`, in one
+    /// transaction. Who asks about that one hears that it was given up.
+    pub async fn renew_move(&self, before: &str, next: &SourceRecord) {
+        let bytes = serde_json::to_vec(next).unwrap_or_default();
         let changes = vec![
             Change::RemoveMove {
                 side: Side::Source,
-                id: record.id.clone(),
+                id: before.to_owned(),
             },
             put_move(Side::Source, &next.id, bytes),
         ];
         while let Err(e) = self.write(changes.clone()).await {
-            tracing::error!(id = %record.id, error = %e,
+            tracing::error!(id = %before, error = %e,
                 "another attempt to move cannot be recorded; trying again");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }

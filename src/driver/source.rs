@@ -333,7 +333,7 @@ async fn run(
 fn renewed(old: &Shared, handover: bool) -> (Arc<Shared>, mpsc::Receiver<Event>) {
     let (events, outcomes) = mpsc::channel(64);
     old.progress.reset();
-    let record = old.record.next_attempt(handover);
+    let record = old.next_attempt(handover).clone();
     let sent_before = old.sent_before.load(Ordering::Relaxed);
     let shared = Shared {
         sent_before: AtomicU64::new(sent_before),

@@ -1,7 +1,7 @@
 //! What the actions of a move on the source do.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -128,6 +128,8 @@ pub(super) struct Shared {
     pub state: watch::Receiver<State>,
     /// Questions to resume that came to nothing.
     pub resumes: AtomicU32,
+    /// The attempt that follows, once it is wanted.
+    pub next: OnceLock<SourceRecord>,
 }
 
 impl Shared {
@@ -151,7 +153,13 @@ impl Shared {
             progress: Arc::default(),
             state,
             resumes: AtomicU32::default(),
+            next: OnceLock::new(),
         }
+    }
+
+    /// The record of the attempt that follows this one: the journal's and the task's are the same.
+    pub fn next_attempt(&self, handover: bool) -> &SourceRecord {
+        self.next.get_or_init(|| self.record.next_attempt(handover))
     }
 
     /// Bytes relayed to the target so far.
@@ -309,7 +317,8 @@ pub(super) async fn perform(shared: &Shared, action: Action) -> Event {
         }
         Action::Renew { handover } => {
             tokio::time::sleep(RENEW).await;
-            shared.daemon.renew_move(&shared.record, handover).await;
+            let next = shared.next_attempt(handover);
+            shared.daemon.renew_move(&shared.record.id, next).await;
             Event::Renewed
         }
         Action::Offer => match offer(shared).await {

@@ -28,6 +28,7 @@
 
 pub mod bandwidth;
 pub mod convergence;
+pub mod fate;
 pub mod record;
 pub mod source;
 pub mod squeeze;
