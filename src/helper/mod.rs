@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod command;
 pub mod criu;
 pub mod daemon;
+pub mod diag;
 pub mod digests;
 pub mod features;
 #[cfg(all(feature = "daemon", any(test, fuzzing)))]

@@ -35,42 +35,6 @@ pub fn tables(pid: i32) -> [String; 2] {
         .map(|t| std::fs::read_to_string(format!("/proc/{pid}/net/{t}")).unwrap_or_default())
 }
 
-/// Connections of a network namespace that no process holds, so that criu does not carry them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Unheld {
-    /// In an accept queue, or half open.
-    pub arriving: u64,
-    /// Closed by their process, while the peer has not acknowledged all of it yet.
-    pub leaving: u64,
-}
-
-/// Counts these in tables of `/proc/net/tcp`'s form. Those whose peer was sent the same again, as
-/// it keeps silent, do not count: waiting for them is of no use.
-pub fn unheld(tables: &[String]) -> Unheld {
-    const HALF_OPEN: &str = "03";
-    const LISTENING: &str = "0A";
-    /// Last data or FIN under way: FIN-WAIT-1, LAST-ACK, CLOSING.
-    const ENDING: [&str; 3] = ["04", "09", "0B"];
-    let mut found = Unheld::default();
-    for line in tables.iter().flat_map(|t| t.lines().skip(1)) {
-        let words: Vec<&str> = line.split_ascii_whitespace().take(10).collect();
-        let [_, _, _, state, queues, _, repeated, _, _, inode] = words[..] else {
-            continue;
-        };
-        let heard = u32::from_str_radix(repeated, 16) == Ok(0);
-        if state == LISTENING {
-            let queue = queues
-                .split_once(':')
-                .map(|(_, rx)| u64::from_str_radix(rx, 16));
-            found.arriving += queue.and_then(Result::ok).unwrap_or_default();
-        } else if inode == "0" && heard {
-            found.arriving += u64::from(state == HALF_OPEN);
-            found.leaving += u64::from(ENDING.contains(&state));
-        }
-    }
-    found
-}
-
 /// Connections from outside to the listening sockets of a network namespace that are not over
 /// yet, told by its tables in the form of `/proc/net/tcp`.
 pub fn accepted(tables: &[String]) -> usize {
@@ -411,80 +375,6 @@ pub fn checksum(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn connections_without_a_process_count() {
-        let row = |state, queues, repeated, inode| {
-            format!(
-                "   1: E600580A:18EB 0100580A:1234 {state} {queues} 01:00000014 {repeated} 0 0 {inode} 2 0\n"
-            )
-        };
-        let (none, first, again) = ("00000000:00000000", "00000000", "00000001");
-        let held = [
-            row("01", "00000000:00000009", first, 71),
-            row("04", "00000005:00000000", first, 72),
-            row("06", none, first, 0),
-            row("05", none, first, 0),
-            row("09", "00000005:00000000", again, 0),
-            row("03", none, again, 0),
-            "short 1\n".to_owned(),
-        ];
-        let head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when\n";
-        let held = format!("{head}{}", held.concat());
-        assert_eq!(unheld(&[held.clone(), String::new()]), Unheld::default());
-        let more = [
-            row("0A", "00000000:00000003", first, 70),
-            row("03", none, first, 0),
-            row("04", "00000001:00000000", first, 0),
-            row("09", "00000005:00000000", first, 0),
-            row("0B", "00000005:00000000", first, 0),
-        ];
-        let wanted = Unheld {
-            arriving: 4,
-            leaving: 3,
-        };
-        assert_eq!(unheld(&[held, format!("{head}{}", more.concat())]), wanted);
-    }
-
-    #[test]
-    fn a_closed_connection_counts_until_its_peer_has_all() {
-        use std::io::{Read, Write};
-        let tables = || {
-            ["tcp", "tcp6"].map(|t| {
-                std::fs::read_to_string(format!("/proc/thread-self/net/{t}")).unwrap_or_default()
-            })
-        };
-        let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut client = std::net::TcpStream::connect(server.local_addr().unwrap()).unwrap();
-        let port = format!(":{:04X} ", client.local_addr().unwrap().port());
-        // What others on this machine do is not counted.
-        let mine = || {
-            tables().map(|t| {
-                let (head, rest) = t.split_once('\n').unwrap_or_default();
-                let rows = rest.lines().filter(|l| l.contains(&port));
-                format!("{head}\n{}", rows.collect::<Vec<_>>().join("\n"))
-            })
-        };
-        let (mut accepted, _) = server.accept().unwrap();
-        // More than the client's buffers take, as it does not read.
-        accepted.set_nonblocking(true).unwrap();
-        let mut sent = 0;
-        while let Ok(n) = accepted.write(&[7; 1 << 16]) {
-            sent += n;
-        }
-        assert_eq!(unheld(&mine()).leaving, 0);
-        drop(accepted);
-        assert_eq!(unheld(&mine()).leaving, 1);
-        let mut read = Vec::new();
-        client.read_to_end(&mut read).unwrap();
-        assert_eq!(read.len(), sent);
-        // The reader may be awake before its kernel has sent the last acknowledgement.
-        let over = (0..2000).any(|_| {
-            std::thread::sleep(std::time::Duration::from_millis(5));
-            unheld(&mine()).leaving == 0
-        });
-        assert!(over);
-    }
 
     #[test]
     fn accepted_connections_count() {

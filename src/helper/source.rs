@@ -17,9 +17,10 @@ use std::time::{Duration, Instant};
 use super::bulk::{self, Sender};
 use super::criu::rpc::{CGROUPS_IGNORE, Kind, NETWORK_LOCK_SKIP, Opts};
 use super::criu::{self, Criu, CriuError, Incoming, Job, stats};
+use super::diag::{self, Unheld};
 use super::hooks::Hooks;
 use super::moves::{self, Failure, Record, Side, lock};
-use super::netns::Visitors;
+use super::netns::{NetError, Visitors};
 use super::state::place;
 use super::state::walk::Walk;
 use super::urgent::Urgent;
@@ -333,14 +334,14 @@ impl Source {
                     if s == "pre-dump" {
                         // criu looks around once more, then it stops the tasks.
                         netns::close_door(ask.feature, Visitors::All)?;
-                        arrive(pid);
+                        arrive(ask.feature)?;
                         begin = Instant::now();
                     } else if s == "query-ext-files" {
                         // They stand; criu has not looked at the sockets yet. Closed any earlier,
                         // the gate would keep back what a task still says before it hangs up, and
                         // criu carries no socket that no task holds.
                         let stopped = Instant::now();
-                        leave(pid);
+                        leave(ask.feature)?;
                         netns::gate(ask.feature)?;
                         closed = Some((stopped - begin, stopped.elapsed()));
                     }
@@ -718,22 +719,39 @@ fn pages(dir: &Path) -> (u64, u64) {
 }
 
 /// Waits, while the feature runs and no connection is new to it, until it has accepted those that
-/// are complete: criu cannot carry the others. Those that it closed have the same time to end.
-fn arrive(pid: i32) {
-    wait(pid, DRAIN, |left| left.arriving > 0);
-    wait(pid, LAST_WORDS, |left| left.leaving > 0);
+/// are complete: criu cannot carry the others. Those that it closed have some time to end.
+fn arrive(feature: &FeatureName) -> Result<(), NetError> {
+    netns::within(feature, || {
+        wait(DRAIN, |left| left.arriving > 0);
+        wait(LAST_WORDS, |left| left.leaving > 0);
+    })
 }
 
 /// Waits, while the feature stands, until the peers have all that was sent to them on connections
 /// that it has closed: the kernel here sends that, and nothing at the target knows of it.
-fn leave(pid: i32) {
-    wait(pid, LAST_WORDS, |left| left.leaving > 0);
+fn leave(feature: &FeatureName) -> Result<(), NetError> {
+    netns::within(feature, || wait(LAST_WORDS, |left| left.leaving > 0))
 }
 
-fn wait(pid: i32, limit: Duration, more: impl Fn(sockets::Unheld) -> bool) {
+/// Waits while there are such connections in the calling thread's network namespace.
+fn wait(limit: Duration, more: impl Fn(Unheld) -> bool) {
     let until = Instant::now() + limit;
-    while more(sockets::unheld(&sockets::tables(pid))) && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(2));
+    loop {
+        match diag::unheld() {
+            Ok(left) if more(left) && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Ok(left) => {
+                if more(left) {
+                    tracing::debug!("after {limit:?} no process holds {left:?}");
+                }
+                return;
+            }
+            Err(e) => {
+                tracing::warn!("connections that no process holds are not known: {e}");
+                return;
+            }
+        }
     }
 }
 
