@@ -316,6 +316,7 @@ fn get_columns(
     mut take_column: impl FnMut(&Column, u8, &[Option<f64>]),
 ) -> Result<()> {
     let mut mean: (Option<u64>, Vec<Option<f64>>) = (None, Vec::new());
+    let mut seen = 0_u64;
     for _ in 0..get_varint(r)? {
         let code = get_varint(r)?;
         let mut content = get_bytes(r)?;
@@ -327,16 +328,27 @@ fn get_columns(
         if wanted & (1 << column.id) == 0 {
             continue;
         }
+        // Each column once, and its other parts behind it: there are none of what has no value.
+        let first = told == Told::Value as u8;
+        let fits = if first {
+            seen & (1 << column.id) == 0
+        } else {
+            mean.0 == Some(id) && mean.1.iter().any(Option::is_some)
+        };
+        if !fits {
+            return Err(Malformed);
+        }
+        seen |= 1 << column.id;
         let tag = take(&mut content, 1)?[0];
         if tag == SAME {
-            if mean.0 != Some(id) {
+            if first {
                 return Err(Malformed);
             }
             take_column(column, told, &mean.1);
         } else {
             let values = get_column(&mut content, tag, frame)?;
             take_column(column, told, &values);
-            if told == Told::Value as u8 {
+            if first {
                 mean = (Some(id), values);
             }
         }
