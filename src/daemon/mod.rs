@@ -53,7 +53,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc};
 
-use crate::affinity::Affinity;
+use crate::affinity::{Affinity, HostPart};
 use crate::api::{ApiError, ApiEvent};
 use crate::config::Loaded;
 use crate::dbus::DbusError;
@@ -121,8 +121,8 @@ pub struct Daemon {
     instances: Mutex<BTreeMap<String, Instance>>,
     peer_states: Mutex<BTreeMap<String, HostState>>,
     host: Mutex<HostRuntime>,
-    /// This host as it was a moment ago, and when.
-    lately: Mutex<Option<(Instant, Arc<HostState>)>>,
+    /// This host as it was a moment ago, and when; see `host_lately`.
+    lately: Mutex<Option<(Instant, Arc<(HostState, HostPart)>)>>,
     affinity: Mutex<Affinity>,
     audit: Arc<audit::Audit>,
     outcomes: Mutex<outcome::Outcomes>,
