@@ -355,6 +355,7 @@ impl HostState {
     }
 
     /// What is told of the host itself: all but its instances.
+    #[must_use]
     pub fn outline(&self) -> Self {
         Self {
             name: self.name.clone(),

@@ -53,7 +53,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{broadcast, mpsc};
 
-use crate::affinity::{Affinity, HostPart};
+use crate::affinity::Affinity;
 use crate::api::{ApiError, ApiEvent};
 use crate::config::Loaded;
 use crate::dbus::DbusError;
@@ -122,7 +122,7 @@ pub struct Daemon {
     peer_states: Mutex<BTreeMap<String, HostState>>,
     host: Mutex<HostRuntime>,
     /// This host as it was a moment ago, and when; see `host_lately`.
-    lately: Mutex<Option<(Instant, Arc<(HostState, HostPart)>)>>,
+    lately: Mutex<Option<(Instant, Arc<placement::Lately>)>>,
     affinity: Mutex<Affinity>,
     audit: Arc<audit::Audit>,
     outcomes: Mutex<outcome::Outcomes>,

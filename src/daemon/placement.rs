@@ -45,6 +45,14 @@ pub(super) struct HostRuntime {
     pub(super) outlook: Option<Outlook>,
 }
 
+/// This host as it was a moment ago, its instances without their features.
+#[derive(Debug)]
+pub(super) struct Lately {
+    host: HostState,
+    /// What rows of it have in common.
+    part: HostPart,
+}
+
 /// What is kept free for a move to this host.
 #[derive(Debug, Clone)]
 struct Reservation {
@@ -196,7 +204,7 @@ impl Daemon {
     /// This host as it was at most one interval of the meter ago, without its features, and what
     /// rows of it have in common: with thousands of features, looking costs more than what is a
     /// little late.
-    fn host_lately(&self) -> Arc<(HostState, HostPart)> {
+    fn host_lately(&self) -> Arc<Lately> {
         let fresh = Duration::from_secs_f64(self.config.meter.interval_s);
         let mut lately = lock(&self.lately);
         match lately.as_ref() {
@@ -211,7 +219,7 @@ impl Daemon {
                     .map(|i| i.features.values().filter(is).count())
                     .sum();
                 let part = HostPart::with_features(&host, enabled);
-                let state = Arc::new((host, part));
+                let state = Arc::new(Lately { host, part });
                 *lately = Some((Instant::now(), Arc::clone(&state)));
                 state
             }
@@ -336,8 +344,8 @@ impl Daemon {
             (instance.state(), windows)
         };
         let place = Place {
-            host: &lately.0,
-            part: &lately.1,
+            host: &lately.host,
+            part: &lately.part,
             instance: &instance,
         };
         let mut affinity = lock(&self.affinity);

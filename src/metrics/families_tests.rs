@@ -171,7 +171,9 @@ fn page(features: &[FeatureRow], max_features: usize) -> String {
     let mut sorted = features.to_vec();
     sorted.sort_by(|a, b| (&a.domain, &a.spec.name).cmp(&(&b.domain, &b.spec.name)));
     let mut features = Features::new(max_features);
-    sorted.into_iter().for_each(|row| features.add(row));
+    for row in sorted {
+        features.add(row);
+    }
     render(&Snapshot {
         hosts: &[host("h1"), host("h2")],
         features: &features,
