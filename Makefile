@@ -94,6 +94,7 @@ bench-model:
 	tests/bench/bench_model.py
 
 # The history beside Debian's Prometheus, on traces and on a recording of the cluster, if there.
+# What bounds it from below on the Alibaba traces: DROVER_TRACES=DIR tests/bench/entropy.py
 bench-history:
 	$(CARGO) run --locked --release --example bench_history
 

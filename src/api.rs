@@ -479,8 +479,31 @@ pub struct HistoryPage {
 pub trait Api: Send + Sync + 'static {
     /// This host first, then peers as last heard.
     async fn hosts(&self) -> Vec<HostState>;
+    /// This host first, its instances without their features, then peers as last heard, without
+    /// their instances.
+    async fn outlines(&self) -> Vec<HostState> {
+        let mut all = self.hosts().await;
+        for h in all.iter_mut().skip(1) {
+            h.instances = Vec::new();
+        }
+        for i in all.iter_mut().flat_map(|h| &mut h.instances) {
+            i.features = Vec::new();
+        }
+        all
+    }
     /// Features on this host.
     async fn features(&self) -> Vec<FeatureRow>;
+    /// The same one by one, sorted by domain and name, for those who need not have all at a time.
+    async fn each_feature(&self, show: &mut (dyn FnMut(FeatureRow) + Send)) {
+        let mut rows = self.features().await;
+        rows.sort_by(|a, b| (&a.domain, &a.spec.name).cmp(&(&b.domain, &b.spec.name)));
+        rows.into_iter().for_each(show);
+    }
+    /// A feature on this host.
+    async fn feature(&self, domain: &str, feature: &FeatureName) -> Option<FeatureRow> {
+        let mut rows = self.features().await.into_iter();
+        rows.find(|r| r.domain == domain && r.spec.name == *feature)
+    }
     /// Registers a feature in a domain of this host, disabled. The same definition again is
     /// [`Changed::Already`]; another definition under the same name replaces it while the
     /// feature is disabled and is refused while it is enabled.

@@ -407,6 +407,17 @@ pub struct QmpSection {
     pub domains: Vec<String>,
     /// Seconds between two questions to a domain, 5 to 3600.
     pub interval_s: f64,
+    /// Bounds of the histograms of latencies that QEMU is told to keep of these domains' disks,
+    /// milliseconds, rising, at most 16; it is told nothing when there are none.
+    pub latency_bounds_ms: Vec<f64>,
+}
+
+impl QmpSection {
+    /// The bounds of histograms in nanoseconds.
+    pub fn latency_bounds_ns(&self) -> Vec<u64> {
+        let bounds = self.latency_bounds_ms.iter();
+        bounds.map(|ms| (ms * 1e6).round() as u64).collect()
+    }
 }
 
 impl Default for QmpSection {
@@ -414,6 +425,7 @@ impl Default for QmpSection {
         Self {
             domains: Vec::new(),
             interval_s: 15.0,
+            latency_bounds_ms: Vec::new(),
         }
     }
 }
@@ -641,6 +653,16 @@ impl Config {
         if !(5.0..=3600.0).contains(&c.qmp.interval_s) {
             return value("qmp.interval_s", "must be between 5 and 3600 seconds");
         }
+        let bounds = &c.qmp.latency_bounds_ms;
+        if bounds.len() > 16
+            || !bounds.iter().all(|b| (0.001..=3.6e6).contains(b))
+            || !bounds.is_sorted_by(|a, b| a < b)
+        {
+            return value(
+                "qmp.latency_bounds_ms",
+                "must be at most 16 rising numbers between 0.001 and 3600000",
+            );
+        }
         if c.host.cpus.is_some_and(|n| !(n.is_finite() && n > 0.0)) {
             return value("host.cpus", "must be more than 0");
         }
@@ -824,6 +846,29 @@ mod tests {
         assert_eq!(Config::parse(text, p).unwrap().peer.unwrap().listen, None);
         assert_eq!(c.metrics, None, "off unless configured");
         assert_eq!(c.qmp.domains, Vec::<String>::new(), "off unless configured");
+        assert!(c.qmp.latency_bounds_ms.is_empty(), "off unless configured");
+        let bounds = |list: &str| {
+            Config::parse(
+                &format!("[host]\nname = 'a'\n[qmp]\nlatency_bounds_ms = {list}\n"),
+                p,
+            )
+        };
+        assert_eq!(
+            bounds("[0.1, 1, 10.5]").unwrap().qmp.latency_bounds_ns(),
+            [100_000, 1_000_000, 10_500_000]
+        );
+        let many: Vec<usize> = (1..=17).collect();
+        for bad in [
+            "[1, 1]",
+            "[2, 1]",
+            "[0]",
+            "[nan]",
+            "[1e9]",
+            &format!("{many:?}"),
+        ] {
+            let e = bounds(bad).unwrap_err().to_string();
+            assert!(e.contains("qmp.latency_bounds_ms"), "{bad}: {e}");
+        }
         let text = "[host]\nname = 'a'\n[metrics]\nlisten = '127.0.0.1:9177'\n";
         let m = Config::parse(text, p).unwrap().metrics.unwrap();
         assert_eq!((m.listen.port(), m.max_features), (9177, 200));

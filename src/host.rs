@@ -354,6 +354,28 @@ impl HostState {
         }
     }
 
+    /// What is told of the host itself: all but its instances.
+    #[must_use]
+    pub fn outline(&self) -> Self {
+        Self {
+            name: self.name.clone(),
+            version: self.version.clone(),
+            at_ms: self.at_ms,
+            clock_ahead_ms: self.clock_ahead_ms,
+            capabilities: self.capabilities.clone(),
+            hardware: self.hardware.clone(),
+            load: self.load,
+            outlook: self.outlook,
+            accepts: self.accepts,
+            labels: self.labels.clone(),
+            moves_in: self.moves_in,
+            outcomes: self.outcomes.clone(),
+            reserved_cpus: self.reserved_cpus,
+            reserved_memory_mib: self.reserved_memory_mib,
+            instances: Vec::new(),
+        }
+    }
+
     /// Finds a feature by domain and name.
     pub fn feature(&self, domain: &str, name: &FeatureName) -> Option<&FeatureState> {
         let i = self.instances.iter().find(|i| i.domain == domain)?;

@@ -1,9 +1,9 @@
-//! What QEMU's monitor tells of a domain beyond what libvirt does: opt-in (`[qmp]`), by queries
-//! only. Pure.
+//! What QEMU's monitor tells of a domain beyond what libvirt does: opt-in (`[qmp]`), by queries,
+//! and by histograms of latencies that QEMU is told to keep where that is configured. Pure.
 
 use std::collections::BTreeMap;
 
-use drover_qmp::command::{BlockStats, Histogram, StatValue, StatsResult};
+use drover_qmp::command::{BlockCounters, BlockStats, Histogram, StatValue, StatsResult};
 use drover_qmp::{Event, EventKind};
 use serde::{Deserialize, Serialize};
 
@@ -125,8 +125,8 @@ pub struct Operations {
     pub seconds: f64,
     /// Mean latency of those of the last interval, milliseconds; `None` when there were none.
     pub latency_ms: Option<f64>,
-    /// How many took up to so many seconds, each with all shorter ones, when the administrator had
-    /// QEMU keep a histogram; the last bound is infinite and left out.
+    /// How many took up to so many seconds, each with all shorter ones, when QEMU was told to keep a
+    /// histogram; the last bound is infinite and left out.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub histogram: Vec<(f64, u64)>,
 }
@@ -192,6 +192,19 @@ pub fn disks(answer: &[BlockStats], before: &BTreeMap<String, Disk>) -> BTreeMap
         .collect()
 }
 
+/// Disks that have no histograms of latencies between these bounds (nanoseconds), as QEMU is told
+/// of them. A node without a device is none.
+pub fn without_histograms(answer: &[BlockStats], bounds_ns: &[u64]) -> Vec<String> {
+    let has = |h: &Option<Histogram>| h.as_ref().is_some_and(|h| h.boundaries == bounds_ns);
+    let lacks = |s: &BlockCounters| !has(&s.rd_latency_histogram) || !has(&s.wr_latency_histogram);
+    answer
+        .iter()
+        .filter(|b| !bounds_ns.is_empty() && !b.qdev.is_empty() && lacks(&b.stats))
+        .map(|b| b.qdev.clone())
+        .take(MOST)
+        .collect()
+}
+
 /// KVM's counters, summed over objects.
 pub fn kvm(answers: &[StatsResult]) -> BTreeMap<String, u64> {
     let mut sums: BTreeMap<String, u64> = BTreeMap::new();
@@ -247,6 +260,36 @@ mod tests {
         assert!(none("web", &["web1", "we", ""]) && none("db*", &["adb", "d"]));
         assert!(none("ab*ba", &["aba", "ab"]) && none("a*b*c", &["acb", "ab"]));
         assert!(!chosen(&[], "a"), "off unless chosen");
+    }
+
+    #[test]
+    fn histograms_are_set_where_they_are_missing() {
+        let histogram = |bounds: &[u64]| serde_json::json!({"boundaries": bounds, "bins": vec![0; bounds.len() + 1]});
+        let disk = |qdev: &str, rd: &[u64], wr: &[u64]| {
+            let mut stats = serde_json::json!({
+                "rd_bytes": 0, "wr_bytes": 0, "rd_operations": 0, "wr_operations": 0});
+            for (name, bounds) in [("rd_latency_histogram", rd), ("wr_latency_histogram", wr)] {
+                if !bounds.is_empty() {
+                    stats[name] = histogram(bounds);
+                }
+            }
+            serde_json::from_value::<BlockStats>(
+                serde_json::json!({"device": "", "qdev": qdev, "stats": stats}),
+            )
+            .unwrap()
+        };
+        let disks = [
+            disk("has", &[10, 20], &[10, 20]),
+            disk("none", &[], &[]),
+            disk("half", &[10, 20], &[]),
+            disk("other", &[10], &[10]),
+            disk("", &[], &[]),
+        ];
+        assert_eq!(
+            without_histograms(&disks, &[10, 20]),
+            ["none", "half", "other"]
+        );
+        assert!(without_histograms(&disks, &[]).is_empty(), "off by default");
     }
 
     #[test]

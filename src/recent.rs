@@ -7,10 +7,13 @@
 //! ```text
 //! time since the last point (zigzag varint)
 //! columns whose presence changed (varint of bits, in the order of COLUMNS)
-//! values that changed (varint of bits; bit 0 is the interval), then each as an f32
+//! values that changed (varint of bits; bit 0 is the interval)
+//! how many bytes each has (two bits each, one less than their number)
+//! what changed of each: its code, xor the one before it, least byte first
 //! ```
 //!
-//! Values are kept with the precision of an `f32`, some seven digits; the newest point is exact.
+//! A value's code is the upper 24 bits of an `f32`, rounded: nearly five digits. The newest point is
+//! exact.
 
 use std::collections::VecDeque;
 
@@ -136,10 +139,60 @@ fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     None
 }
 
-fn take_f32(bytes: &mut &[u8]) -> Option<f64> {
-    let (first, rest) = bytes.split_first_chunk()?;
-    *bytes = rest;
-    Some(f64::from(f32::from_le_bytes(*first)))
+/// A value in 24 bits.
+fn code(value: f64) -> u32 {
+    let bits = (value as f32).to_bits();
+    if value.is_finite() {
+        (bits + 0x80) >> 8
+    } else {
+        bits >> 8
+    }
+}
+
+/// The value of a code.
+fn value_of(code: u32) -> f64 {
+    f64::from(f32::from_bits(code << 8))
+}
+
+/// Bytes of a difference of codes, less one.
+fn length(difference: u32) -> u8 {
+    match difference {
+        0..=0xff => 0,
+        0x100..=0xffff => 1,
+        _ => 2,
+    }
+}
+
+/// What changed of values, with how many bytes each has.
+struct Differences<'a> {
+    lengths: &'a [u8],
+    bytes: &'a [u8],
+    taken: usize,
+}
+
+impl<'a> Differences<'a> {
+    fn of(bytes: &mut &'a [u8], count: usize) -> Option<Self> {
+        let (lengths, rest) = bytes.split_at_checked(count.div_ceil(4))?;
+        let of = |n: usize| usize::from(lengths[n / 4] >> (n % 4 * 2) & 3) + 1;
+        let (own, rest) = rest.split_at_checked((0..count).map(of).sum())?;
+        *bytes = rest;
+        Some(Self {
+            lengths,
+            bytes: own,
+            taken: 0,
+        })
+    }
+
+    /// The next value, of one that was `before`.
+    fn take(&mut self, before: Option<f64>) -> Option<f64> {
+        let length = self.lengths.get(self.taken / 4)? >> (self.taken % 4 * 2) & 3;
+        let (own, rest) = self.bytes.split_at_checked(usize::from(length) + 1)?;
+        let mut difference = [0; 4];
+        difference[..own.len()].copy_from_slice(own);
+        (self.bytes, self.taken) = (rest, self.taken + 1);
+        let old = before.map_or(0, code);
+        Some(value_of(old ^ u32::from_le_bytes(difference)))
+    }
 }
 
 fn zigzag(value: i64) -> u64 {
@@ -153,13 +206,13 @@ fn unzigzag(value: u64) -> i64 {
 fn encode(out: &mut Vec<u8>, before: &Usage, now: &Usage) {
     put_varint(out, zigzag(now.at_ms.wrapping_sub(before.at_ms)));
     let (mut presence, mut changed) = (0, 0);
-    let mut values = [0_f32; COLUMNS.len() + 1];
+    let mut differences = [0_u32; COLUMNS.len() + 1];
     let mut count = 0;
     let mut value = |bit: usize, old: Option<f64>, new: f64| {
-        let new = new as f32;
-        if old.is_none_or(|old| (old as f32).to_bits() != new.to_bits()) {
+        let difference = old.map_or(0, code) ^ code(new);
+        if old.is_none() || difference != 0 {
             changed |= 1_u64 << bit;
-            values[count] = new;
+            differences[count] = difference;
             count += 1;
         }
     };
@@ -173,8 +226,12 @@ fn encode(out: &mut Vec<u8>, before: &Usage, now: &Usage) {
     }
     put_varint(out, presence);
     put_varint(out, changed);
-    for v in &values[..count] {
-        out.extend_from_slice(&v.to_le_bytes());
+    for four in differences[..count].chunks(4) {
+        let lengths = four.iter().rev().fold(0, |all, d| all << 2 | length(*d));
+        out.push(lengths);
+    }
+    for d in &differences[..count] {
+        out.extend_from_slice(&d.to_le_bytes()[..=usize::from(length(*d))]);
     }
 }
 
@@ -191,14 +248,16 @@ fn decode_next(block: &mut &[u8], before: &Usage) -> Option<Usage> {
     let mut point = *before;
     point.at_ms = before.at_ms.wrapping_add(unzigzag(take_varint(block)?));
     let (presence, changed) = (take_varint(block)?, take_varint(block)?);
+    let mut values = Differences::of(block, changed.count_ones() as usize)?;
     if changed & 1 != 0 {
-        point.dt_s = take_f32(block)?;
+        point.dt_s = values.take(Some(before.dt_s))?;
     }
     for (n, column) in COLUMNS.iter().enumerate() {
         if presence >> n & 1 != 0 && (column.get)(before).is_some() {
             (column.set)(&mut point, None);
         } else if changed >> (n + 1) & 1 != 0 {
-            (column.set)(&mut point, Some(take_f32(block)?));
+            let value = values.take((column.get)(before))?;
+            (column.set)(&mut point, Some(value));
         }
     }
     Some(point)
@@ -210,7 +269,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn rounded(point: &Usage) -> Usage {
-        let round = |v: f64| f64::from(v as f32);
+        let round = |v: f64| {
+            let rounded = value_of(code(v));
+            assert!((rounded - v).abs() <= v.abs() * 2e-5, "{v} {rounded}");
+            rounded
+        };
         let mut p = *point;
         p.dt_s = round(p.dt_s);
         for c in COLUMNS {
@@ -313,6 +376,16 @@ mod tests {
         }
         let bytes = recent.full.iter().map(|b| b.len()).sum::<usize>() + recent.open.len();
         let plain = recent.all().len() * size_of::<Usage>();
-        assert!(bytes * 5 < plain, "{bytes} of {plain} bytes");
+        assert!(bytes * 7 < plain, "{bytes} of {plain} bytes");
+    }
+
+    #[test]
+    fn odd_values_stay_odd() {
+        for odd in [f64::INFINITY, f64::NEG_INFINITY, 1e300, -0.0, 0.0] {
+            assert_eq!(value_of(code(odd)), f64::from(odd as f32), "{odd}");
+        }
+        assert!(value_of(code(f64::NAN)).is_nan());
+        assert_eq!(value_of(code(f64::from(f32::MAX))), f64::INFINITY);
+        assert_eq!(value_of(code(65_535.0)), 65_535.0);
     }
 }

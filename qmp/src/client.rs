@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::codec::{self, Decoder};
-use crate::command::{Command, QmpCapabilities};
+use crate::command::{Command, QmpCapabilities, Query};
 use crate::{Event, QmpError};
 
 /// Commands that may wait for their answer at a time.
@@ -157,8 +157,8 @@ impl Client<Greeted> {
 }
 
 impl Client<Ready> {
-    /// Sends a command and waits for its answer. May be called several times at once.
-    pub async fn query<C: Command>(&self, command: &C) -> Result<C::Answer, QmpError> {
+    /// Asks and waits for the answer. May be called several times at once.
+    pub async fn query<Q: Query>(&self, command: &Q) -> Result<Q::Answer, QmpError> {
         self.send(command).await
     }
 }

@@ -1,5 +1,6 @@
-//! The commands: each a type with its answer. Only those here can be sent, and none of them
-//! changes anything in the guest; the list is closed to other crates.
+//! The commands: each a type with its answer. Only those here can be sent; the list is closed to
+//! other crates. None of them changes anything in the guest, and only a [`Setting`] changes
+//! anything in QEMU: what it counts.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -23,20 +24,23 @@ pub trait Command: sealed::Sealed + Send {
     }
 }
 
-/// A command that only asks; all but the negotiation are.
+/// A command that only asks.
 pub trait Query: Command {}
 
-/// A query as a message of its own, for a connection that someone else keeps (libvirt's).
-pub fn text<Q: Query>(query: &Q) -> String {
-    let mut message = json!({ "execute": Q::NAME });
-    if let (Some(arguments), Some(object)) = (query.arguments(), message.as_object_mut()) {
+/// A command that changes what QEMU counts.
+pub trait Setting: Command {}
+
+/// A command as a message of its own, for a connection that someone else keeps (libvirt's).
+pub fn text<C: Command>(command: &C) -> String {
+    let mut message = json!({ "execute": C::NAME });
+    if let (Some(arguments), Some(object)) = (command.arguments(), message.as_object_mut()) {
         object.insert("arguments".into(), arguments);
     }
     message.to_string()
 }
 
-/// Reads the answer to a query that was sent as [`text`].
-pub fn answer<Q: Query>(text: &str) -> Result<Q::Answer, QmpError> {
+/// Reads the answer to a command that was sent as [`text`].
+pub fn answer<C: Command>(text: &str) -> Result<C::Answer, QmpError> {
     if text.len() > crate::codec::MAX_LINE {
         return Err(QmpError::TooLong(text.len()));
     }
@@ -47,14 +51,14 @@ pub fn answer<Q: Query>(text: &str) -> Result<Q::Answer, QmpError> {
             word.chars().take(500).collect()
         };
         return Err(QmpError::Refused {
-            command: Q::NAME,
+            command: C::NAME,
             class: word("class"),
             description: word("desc"),
         });
     }
     let value = message.get("return").cloned().unwrap_or(Value::Null);
-    Q::Answer::deserialize(value).map_err(|source| QmpError::Answer {
-        command: Q::NAME,
+    C::Answer::deserialize(value).map_err(|source| QmpError::Answer {
+        command: C::NAME,
         source,
     })
 }
@@ -116,6 +120,25 @@ impl Command for QueryStats {
             Self::Vcpu => "vcpu",
         };
         Some(json!({ "target": target }))
+    }
+}
+
+/// `block-latency-histogram-set`: has QEMU count a disk's reads, writes and flushes by how long
+/// they take, from nothing, until it ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockLatencyHistogramSet {
+    /// The disk's [`BlockStats::qdev`] or [`BlockStats::device`].
+    pub id: String,
+    /// Bounds between bins, nanoseconds, rising.
+    pub boundaries: Vec<u64>,
+}
+impl sealed::Sealed for BlockLatencyHistogramSet {}
+impl Setting for BlockLatencyHistogramSet {}
+impl Command for BlockLatencyHistogramSet {
+    const NAME: &'static str = "block-latency-histogram-set";
+    type Answer = Empty;
+    fn arguments(&self) -> Option<Value> {
+        Some(json!({ "id": self.id, "boundaries": self.boundaries }))
     }
 }
 
@@ -279,6 +302,27 @@ mod tests {
         let mut names: Vec<&str> = all().iter().map(|(name, _)| *name).collect();
         names.dedup();
         assert_eq!(names.len(), declared);
+    }
+
+    #[test]
+    fn one_setting_counts_latencies() {
+        let set = BlockLatencyHistogramSet {
+            id: "/machine/peripheral/virtio-disk0/virtio-backend".into(),
+            boundaries: vec![1_000, 2_000],
+        };
+        let message: Value = serde_json::from_str(&text(&set)).unwrap();
+        assert_eq!(message["execute"], "block-latency-histogram-set");
+        assert_eq!(
+            message["arguments"],
+            json!({"id": set.id, "boundaries": [1_000, 2_000]})
+        );
+        let done = r#"{"return":{},"id":"libvirt-9"}"#;
+        assert_eq!(answer::<BlockLatencyHistogramSet>(done).unwrap(), Empty {});
+        let source = include_str!("command.rs")
+            .split("mod tests")
+            .next()
+            .unwrap();
+        assert_eq!(source.matches("impl Setting for").count(), 1, "no other");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A small async QMP client: typed, query-only.
+//! A small async QMP client: typed, for queries.
 //!
 //! ```text
 //! Client::connect -> Client<Greeted> --negotiate--> Client<Ready> --query(&QueryStatus)--> Status
@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Which commands can be sent is a closed list of types ([`command`]); none of them changes the
-//! guest. Opening a monitor of one's own is nevertheless the administrator's decision: libvirt
+//! guest, and [`Client`] sends queries only. Opening a monitor of one's own is nevertheless the administrator's decision: libvirt
 //! holds the domain's only QMP socket, and a second one needs `qemu:commandline` in the domain,
 //! which libvirt marks as tainted.
 //!

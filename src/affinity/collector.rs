@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use crate::feature::FeatureName;
-use crate::host::{FeatureStatus, HostState};
+use crate::host::{FeatureStatus, HostState, InstanceState};
 use crate::recent::Recent;
 use crate::usage::Usage;
 
 use super::input::{ScoreInput, UsageWindow};
 use super::quality::quality;
 use super::reservoir::Row;
-use super::schema::{Inputs, row};
+use super::schema::{HostPart, Inputs, row_of};
 
 /// One usage point and where it was measured.
 #[derive(Debug, Clone, Copy)]
@@ -33,8 +33,9 @@ pub struct Observation<'a> {
 pub struct Taken {
     /// The row that it completed.
     pub row: Option<Row>,
-    /// Whether the next row waits for its inputs: see [`Collector::begin`].
-    pub wants_inputs: bool,
+    /// The next row waits for its inputs ([`Collector::begin`]): a window of the points after this
+    /// time, milliseconds since the epoch, up to this one.
+    pub wants_after_ms: Option<i64>,
 }
 
 #[derive(Debug, Clone)]
@@ -49,13 +50,28 @@ struct Pending {
     covered_s: f64,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Track {
-    points: Recent,
-    pending: Option<Pending>,
+    /// First point since it runs here.
+    first_ms: i64,
+    last_ms: i64,
+    pending: Option<Box<Pending>>,
+    /// Points, where nobody else keeps them.
+    own: Option<Box<Recent>>,
 }
 
-/// Remembers recent points and the inputs whose horizon has not passed yet.
+/// Where a feature is when the inputs of its next row are taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The host; its instances are not looked at.
+    pub host: &'a HostState,
+    /// What its rows have in common.
+    pub part: &'a HostPart,
+    /// The feature's guest.
+    pub instance: &'a InstanceState,
+}
+
+/// Remembers the inputs whose horizon has not passed yet.
 #[derive(Debug, Clone)]
 pub struct Collector {
     window_ms: i64,
@@ -81,13 +97,32 @@ impl Collector {
             .feature(o.domain, o.feature)
             .is_some_and(|f| f.status == FeatureStatus::Running);
         let taken = self.point(o.domain, o.feature, o.usage, o.steal_percent, running);
-        if taken.wants_inputs {
-            self.begin(o.host, o.domain, o.feature);
+        let window_ms = self.window_ms;
+        let key = (o.domain.to_owned(), o.feature.clone());
+        if let Some(track) = self.tracks.get_mut(&key) {
+            let own = track.own.get_or_insert_default();
+            if own.latest().is_none_or(|u| u.at_ms < o.usage.at_ms) {
+                own.push(*o.usage);
+                own.forget(o.usage.at_ms.saturating_sub(window_ms));
+            }
+        }
+        let window = taken
+            .wants_after_ms
+            .and_then(|_| self.window(o.domain, o.feature));
+        let instance = o.host.instances.iter().find(|i| i.domain == o.domain);
+        if let (Some(window), Some(instance)) = (window, instance) {
+            let place = Place {
+                host: o.host,
+                part: &HostPart::of(o.host),
+                instance,
+            };
+            self.begin(place, o.feature, &window);
         }
         taken.row
     }
 
-    /// Takes a point without looking at the host, which most points do not need.
+    /// Takes a point without looking at the host, which most points do not need. The caller keeps
+    /// the points.
     pub fn point(
         &mut self,
         domain: &str,
@@ -102,18 +137,21 @@ impl Collector {
             self.tracks.remove(&key);
             return Taken::default();
         }
-        let track = self.tracks.entry(key).or_default();
         let now = usage.at_ms;
-        if let Some(last) = track.points.latest() {
-            if now == last.at_ms {
-                return Taken::default();
-            }
-            if now < last.at_ms {
-                *track = Track::default();
-            }
+        let new = Track {
+            first_ms: now,
+            last_ms: i64::MIN,
+            pending: None,
+            own: None,
+        };
+        let track = self.tracks.entry(key).or_insert_with(|| new.clone());
+        if now == track.last_ms {
+            return Taken::default();
         }
-        track.points.push(*usage);
-        track.points.forget(now.saturating_sub(self.window_ms));
+        if now < track.last_ms {
+            *track = new;
+        }
+        track.last_ms = now;
         let mut done = None;
         if let Some(p) = &mut track.pending {
             if let Some(q) = quality(usage, steal_percent) {
@@ -142,45 +180,50 @@ impl Collector {
             });
         Taken {
             row,
-            wants_inputs: track.pending.is_none(),
+            wants_after_ms: track.pending.is_none().then(|| {
+                // What it used before it ran here, or by another clock, is not this host's.
+                let first_ms = track.first_ms.saturating_sub(1);
+                now.saturating_sub(self.window_ms).max(first_ms)
+            }),
         }
     }
 
-    /// Takes the inputs of the next row, as of the latest point.
-    pub fn begin(&mut self, host: &HostState, domain: &str, feature: &FeatureName) {
-        let key = (domain.to_owned(), feature.clone());
-        let instance = host.instances.iter().find(|i| i.domain == domain);
-        let (Some(track), Some(instance)) = (self.tracks.get_mut(&key), instance) else {
-            return;
-        };
+    /// Takes the inputs of the next row, as of the latest point; `window` is the use that
+    /// [`Taken::wants_after_ms`] asks for.
+    pub fn begin(&mut self, place: Place<'_>, feature: &FeatureName, window: &UsageWindow) {
+        let Place {
+            host,
+            part,
+            instance,
+        } = place;
+        let key = (instance.domain.clone(), feature.clone());
         let state = instance.features.iter().find(|f| f.spec.name == *feature);
-        let (Some(last), Some(state)) = (track.points.latest(), state) else {
+        let (Some(track), Some(state)) = (self.tracks.get_mut(&key), state) else {
             return;
         };
-        let window = UsageWindow::of(&track.points.after(last.at_ms - self.window_ms));
-        track.pending = Some(Pending {
-            at_ms: last.at_ms,
+        let input = ScoreInput {
+            host,
+            instance,
+            feature,
+            window,
+            demand: window.demand(),
+        };
+        track.pending = Some(Box::new(Pending {
+            at_ms: track.last_ms,
             host: host.name.clone(),
             group: state.spec.group.clone(),
-            x: row(&ScoreInput {
-                host,
-                instance,
-                feature,
-                window: &window,
-                demand: window.demand(),
-            }),
+            x: row_of(&input, part),
             sum: 0.0,
             covered_s: 0.0,
-        });
+        }));
     }
 
-    /// Use over the last window; `None` when nothing was observed in it.
+    /// Use over the last window of a feature that is observed with its host; `None` when nothing
+    /// was observed.
     pub fn window(&self, domain: &str, feature: &FeatureName) -> Option<UsageWindow> {
         let t = self.tracks.get(&(domain.to_owned(), feature.clone()))?;
-        let last = t.points.latest()?;
-        Some(UsageWindow::of(
-            &t.points.after(last.at_ms - self.window_ms),
-        ))
+        let own = t.own.as_ref()?;
+        Some(UsageWindow::of(&own.after(t.last_ms - self.window_ms)))
     }
 
     /// Forgets features for which `keep(domain, feature)` is false.

@@ -27,19 +27,18 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use collector::{Collector, Observation, Taken};
+pub use collector::{Collector, Observation, Place, Taken};
 pub use headroom::{Headroom, score as headroom};
 pub use input::{After, Demand, ScoreInput, Stat, UsageWindow, host_per_guest_cpu};
 pub use model::{Explanation, Model, Params};
 pub use quality::quality;
 pub use reservoir::{Batch, Reservoir, Row};
-pub use schema::{COLUMNS, HASH as SCHEMA_HASH, Inputs, MISSING, N as WIDTH, row};
+pub use schema::{COLUMNS, HASH as SCHEMA_HASH, HostPart, Inputs, MISSING, N as WIDTH, row};
 pub use scorer::ForFeature;
 pub use train::{MIN_ROWS, Trained, train};
 
 use crate::api::ModelInfo;
 use crate::feature::FeatureName;
-use crate::host::HostState;
 use crate::usage::Usage;
 use codec::{Reader, Writer};
 
@@ -228,11 +227,11 @@ impl Affinity {
     }
 
     /// Takes the inputs of a feature's next row; see [`Collector::begin`].
-    pub fn begin(&mut self, host: &HostState, domain: &str, feature: &FeatureName) {
-        self.collector.begin(host, domain, feature);
+    pub fn begin(&mut self, place: Place<'_>, feature: &FeatureName, window: &UsageWindow) {
+        self.collector.begin(place, feature, window);
     }
 
-    /// Use of a feature over the last window, if it was observed.
+    /// Use of a feature over the last window, if it was observed with its host.
     pub fn window(&self, domain: &str, feature: &FeatureName) -> Option<UsageWindow> {
         self.collector.window(domain, feature)
     }

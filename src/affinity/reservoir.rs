@@ -10,6 +10,7 @@
 //! Hosts share the room: when it is full, the host with most rows gives one. A host with many
 //! features does not crowd out one that is seldom seen, whose rows are worth more.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -76,17 +77,47 @@ pub struct Batch {
     pub rows: Vec<Row>,
 }
 
-/// Identity of a row: host, feature, time.
-type Key = (i64, String, String);
+/// Identity of a row: time, host, feature.
+type Key<'a> = (i64, &'a str, &'a str);
+
+/// A row in the order of its identity.
+#[derive(Debug, Clone)]
+struct Kept(Arc<Row>);
+
+impl Kept {
+    fn key(&self) -> Key<'_> {
+        (self.0.at_ms, &self.0.host, &self.0.feature)
+    }
+}
+
+impl PartialEq for Kept {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Kept {}
+
+impl PartialOrd for Kept {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Kept {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
+    }
+}
 
 /// See the module's documentation.
 #[derive(Debug, Clone)]
 pub struct Reservoir {
     capacity: usize,
     half_life_ms: f64,
-    rows: BTreeMap<Key, Arc<Row>>,
+    rows: BTreeSet<Kept>,
     /// By host.
-    ranks: BTreeMap<String, BTreeSet<(i64, Key)>>,
+    ranks: BTreeMap<String, BTreeSet<(i64, Kept)>>,
 }
 
 /// Binary form of rows.
@@ -104,14 +135,10 @@ pub(super) fn to_bytes(rows: &[Arc<Row>]) -> Vec<u8> {
     w.finish()
 }
 
-fn key(row: &Row) -> Key {
-    (row.at_ms, row.host.clone(), row.feature.clone())
-}
-
 /// Keeping the rows of the highest rank samples without replacement by weights that double with
 /// every half-life (the Gumbel top-k trick: log weight plus Gumbel noise); the noise comes from
 /// the key. In millionths.
-fn rank(key: &Key, half_life_ms: f64) -> i64 {
+fn rank(key: Key<'_>, half_life_ms: f64) -> i64 {
     let mut h = fnv(&key.0.to_le_bytes(), FNV_START);
     h = fnv(key.1.as_bytes(), h);
     h = fnv(&[0], h);
@@ -131,7 +158,7 @@ impl Reservoir {
         Self {
             capacity: capacity.max(1),
             half_life_ms: (half_life_s * 1000.0).max(1.0),
-            rows: BTreeMap::new(),
+            rows: BTreeSet::new(),
             ranks: BTreeMap::new(),
         }
     }
@@ -146,7 +173,7 @@ impl Reservoir {
     }
     /// All rows, oldest first.
     pub fn rows(&self) -> impl Iterator<Item = &Arc<Row>> {
-        self.rows.values()
+        self.rows.iter().map(|k| &k.0)
     }
 
     /// Adds a row; false when it is known, not valid, or does not make it into the sample.
@@ -154,23 +181,22 @@ impl Reservoir {
         if !valid(&row.x) || !(0.0..=1.0).contains(&row.y) {
             return false;
         }
-        let k = key(&row);
-        if self.rows.contains_key(&k) {
+        let new = Kept(Arc::new(row));
+        if !self.rows.insert(new.clone()) {
             return false;
         }
-        let r = rank(&k, self.half_life_ms);
-        let own = self.ranks.entry(k.1.clone()).or_default();
-        own.insert((r, k.clone()));
-        self.rows.insert(k.clone(), Arc::new(row));
+        let r = rank(new.key(), self.half_life_ms);
+        let own = self.ranks.entry(new.0.host.clone()).or_default();
+        own.insert((r, new.clone()));
         if self.rows.len() > self.capacity {
             // The host with most rows gives one; of several the last by name.
             let most = self.ranks.iter_mut().max_by_key(|(_, rows)| rows.len());
             if let Some((_, out)) = most.and_then(|(_, rows)| rows.pop_first()) {
                 self.rows.remove(&out);
-                if self.ranks.get(&out.1).is_some_and(BTreeSet::is_empty) {
-                    self.ranks.remove(&out.1);
+                if self.ranks.get(&out.0.host).is_some_and(BTreeSet::is_empty) {
+                    self.ranks.remove(&out.0.host);
                 }
-                return out != k;
+                return out != new;
             }
         }
         true
@@ -185,13 +211,11 @@ impl Reservoir {
         limit: usize,
         may: impl Fn(&Row) -> bool,
     ) -> Batch {
-        let from = (after_ms.saturating_add(1), String::new(), String::new());
+        let from = self.rows.iter().skip_while(|k| k.0.at_ms <= after_ms);
         Batch {
             schema: HASH,
-            rows: self
-                .rows
-                .range(from..)
-                .map(|(_, r)| &**r)
+            rows: from
+                .map(|k| &*k.0)
                 .filter(|r| host.is_none_or(|h| h == r.host) && may(r))
                 .take(limit)
                 .cloned()
@@ -221,7 +245,7 @@ impl Reservoir {
 
     /// Binary form of all rows.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let rows: Vec<Arc<Row>> = self.rows.values().cloned().collect();
+        let rows: Vec<Arc<Row>> = self.rows().cloned().collect();
         to_bytes(&rows)
     }
 

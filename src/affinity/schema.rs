@@ -178,7 +178,7 @@ fn able(i: &InstanceState) -> bool {
 
 /// What rows of one host have in common.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct HostPart {
+pub struct HostPart {
     able: f64,
     features: f64,
     labels: f64,
@@ -200,7 +200,8 @@ fn enabled(i: &InstanceState) -> usize {
 }
 
 impl HostPart {
-    pub(super) fn of(h: &HostState) -> Self {
+    /// Of a host whose instances have their features.
+    pub fn of(h: &HostState) -> Self {
         let (mut can, mut features) = (0, 0);
         let mut all = (0.0, 0.0);
         for i in &h.instances {
@@ -216,6 +217,14 @@ impl HostPart {
             cpu_model: bucket(&h.capabilities.cpu_model, 64),
             name: bucket(&h.name, 1024),
             stolen: all,
+        }
+    }
+
+    /// Of a host whose instances are without their features, of which so many are enabled.
+    pub fn with_features(h: &HostState, enabled: usize) -> Self {
+        Self {
+            features: enabled as f64,
+            ..Self::of(h)
         }
     }
 

@@ -62,7 +62,8 @@ struct Job {
 /// What the task keeps of a feature between two passes.
 #[derive(Debug, Default)]
 struct Kept {
-    series: BTreeMap<Resource, Series>,
+    /// One or two; a tree would have room for eleven.
+    series: Vec<(Resource, Series)>,
     /// When it was last forecast.
     at_ms: i64,
     /// History has to be read, again: there was too little, and more may have come from the
@@ -78,6 +79,24 @@ impl ForecastSection {
             min_points: self.min_points,
             ..Settings::default()
         }
+    }
+}
+
+impl Kept {
+    fn of(&self, resource: Resource) -> Option<&Series> {
+        let mut all = self.series.iter();
+        all.find(|(r, _)| *r == resource).map(|(_, s)| s)
+    }
+
+    /// The series of a resource, a new one of points that come at this interval when there is none.
+    fn of_mut(&mut self, resource: Resource, interval_ms: i64) -> &mut Series {
+        let at = self.series.iter().position(|(r, _)| *r == resource);
+        let at = at.unwrap_or_else(|| {
+            self.series.reserve_exact(1);
+            self.series.push((resource, Series::new(interval_ms)));
+            self.series.len() - 1
+        });
+        &mut self.series[at].1
     }
 }
 
@@ -123,7 +142,7 @@ fn compute(
         k.at_ms = now_ms;
         let of = k.series.iter();
         let outcome: Outcome = of
-            .filter(|(r, s)| near(s, **r, &jobs[i].thresholds, settings))
+            .filter(|(r, s)| near(s, *r, &jobs[i].thresholds, settings))
             .map(|(r, s)| (*r, forecast(s, settings, now_ms)))
             .collect();
         k.read = outcome
@@ -154,7 +173,7 @@ impl Daemon {
             // Between the newest point that is kept and the oldest recent one more must not be
             // missing than an interval or so.
             let begin = f.recent.since_ms().unwrap_or(i64::MAX);
-            let last = |t: &Threshold| kept.get(&key)?.series.get(&t.resource)?.last_ms();
+            let last = |t: &Threshold| kept.get(&key)?.of(t.resource)?.last_ms();
             let whole = thresholds
                 .iter()
                 .all(|t| last(t).is_some_and(|at| begin.saturating_sub(at) < 3 * interval_ms));
@@ -201,8 +220,8 @@ impl Daemon {
     async fn gather(&self, job: &Job, kept: &mut Kept, now_ms: i64) {
         let interval_ms = (self.config.meter.interval_s * 1000.0) as i64;
         let watched = |r: &Resource| job.thresholds.iter().any(|t| t.resource == *r);
-        kept.series.retain(|r, _| watched(r));
-        let unknown = |t: &Threshold| !kept.series.contains_key(&t.resource);
+        kept.series.retain(|(r, _)| watched(r));
+        let unknown = |t: &Threshold| kept.of(t.resource).is_none();
         let again = job.thresholds.iter().any(unknown)
             || now_ms.saturating_sub(kept.read_ms) >= READ_AGAIN_MS;
         let mut points = Vec::new();
@@ -220,8 +239,7 @@ impl Daemon {
             }
         }
         for t in &job.thresholds {
-            let series = kept.series.entry(t.resource);
-            let series = series.or_insert_with(|| Series::new(interval_ms));
+            let series = kept.of_mut(t.resource, interval_ms);
             push(series, t.resource, &points);
             for (_, at_ms, value) in job.news.iter().filter(|(r, ..)| *r == t.resource) {
                 series.push(*at_ms, *value);

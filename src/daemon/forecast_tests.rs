@@ -41,7 +41,7 @@ fn ramp(n: i64, until: f64) -> Series {
 
 fn kept(series: Series, at_ms: i64) -> Kept {
     Kept {
-        series: BTreeMap::from([(Resource::Cpu, series)]),
+        series: vec![(Resource::Cpu, series)],
         at_ms,
         read: false,
         read_ms: 0,
@@ -78,7 +78,7 @@ fn a_ramp_becomes_a_cause_with_the_second_forecast() {
         let series = all.get_mut(&key("cache")).unwrap();
         for i in 1..=6 {
             value += 0.05;
-            let s = series.series.get_mut(&Resource::Cpu).unwrap();
+            let s = series.of_mut(Resource::Cpu, STEP_MS);
             s.push(now + i * STEP_MS, value);
         }
     }

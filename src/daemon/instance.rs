@@ -150,6 +150,14 @@ impl Instance {
     /// The instance as peers see it.
     pub fn state(&self) -> InstanceState {
         InstanceState {
+            features: self.features.values().map(Feature::state).collect(),
+            ..self.outline()
+        }
+    }
+
+    /// The same without its features.
+    pub fn outline(&self) -> InstanceState {
+        InstanceState {
             domain: self.info.name.clone(),
             uuid: self.info.uuid.clone(),
             running: self.info.running,
@@ -168,7 +176,7 @@ impl Instance {
             rest: self.rest,
             qemu: self.qemu.clone(),
             capabilities: self.capabilities.clone(),
-            features: self.features.values().map(Feature::state).collect(),
+            features: Vec::new(),
         }
     }
 

@@ -121,8 +121,8 @@ pub struct Daemon {
     instances: Mutex<BTreeMap<String, Instance>>,
     peer_states: Mutex<BTreeMap<String, HostState>>,
     host: Mutex<HostRuntime>,
-    /// This host as it was a moment ago, and when.
-    lately: Mutex<Option<(Instant, Arc<HostState>)>>,
+    /// This host as it was a moment ago, and when; see `host_lately`.
+    lately: Mutex<Option<(Instant, Arc<placement::Lately>)>>,
     affinity: Mutex<Affinity>,
     audit: Arc<audit::Audit>,
     outcomes: Mutex<outcome::Outcomes>,

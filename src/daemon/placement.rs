@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
+use crate::affinity::{HostPart, Place, UsageWindow};
 use crate::api::{ApiEvent, Plan};
 use crate::config::Config;
 use crate::decision::{self, BreachCause, Cause, Policy, View};
@@ -13,7 +14,8 @@ use crate::driver::target;
 use crate::feature::FeatureName;
 use crate::history::SeriesKey;
 use crate::host::{
-    FeatureStatus, Hardware, HostCapabilities, HostLoad, HostState, Outlook, StorageKind,
+    FeatureStatus, Hardware, HostCapabilities, HostLoad, HostState, InstanceState, Outlook,
+    StorageKind,
 };
 use crate::hypervisor::{Hypervisor, network_speed, storage_kind};
 use crate::moving::record::TargetRecord;
@@ -22,6 +24,7 @@ use crate::rules::Mode;
 use crate::usage::Usage;
 use crate::wire::guest::MoveId;
 
+use super::instance::{Feature, Instance};
 use super::{Daemon, clock, forecast, lock};
 
 /// Samples over which a host's load is averaged.
@@ -40,6 +43,14 @@ pub(super) struct HostRuntime {
     reserved: BTreeMap<MoveId, Reservation>,
     /// What it is expected to be asked for.
     pub(super) outlook: Option<Outlook>,
+}
+
+/// This host as it was a moment ago, its instances without their features.
+#[derive(Debug)]
+pub(super) struct Lately {
+    host: HostState,
+    /// What rows of it have in common.
+    part: HostPart,
 }
 
 /// What is kept free for a move to this host.
@@ -149,10 +160,17 @@ impl Daemon {
 
     /// This host as peers see it now.
     pub(super) fn host_state_now(&self) -> HostState {
-        let instances = lock(&self.instances)
-            .values()
-            .map(super::instance::Instance::state)
-            .collect();
+        self.host_state_with(Instance::state)
+    }
+
+    /// The same without the features of its instances: with thousands of them that is a hundredth
+    /// of the memory.
+    pub(super) fn host_outline(&self) -> HostState {
+        self.host_state_with(Instance::outline)
+    }
+
+    fn host_state_with(&self, of: fn(&Instance) -> InstanceState) -> HostState {
+        let instances = lock(&self.instances).values().map(of).collect();
         // The load is a mean over so long.
         let settle = Duration::from_secs_f64(self.config.meter.interval_s * LOAD_SAMPLES as f64);
         let draining = lock(&self.drain).active();
@@ -183,9 +201,10 @@ impl Daemon {
         state
     }
 
-    /// This host as it was at most one interval of the meter ago: with thousands of features,
-    /// looking costs more than what is a little late.
-    fn host_state_lately(&self) -> Arc<HostState> {
+    /// This host as it was at most one interval of the meter ago, without its features, and what
+    /// rows of it have in common: with thousands of features, looking costs more than what is a
+    /// little late.
+    fn host_lately(&self) -> Arc<Lately> {
         let fresh = Duration::from_secs_f64(self.config.meter.interval_s);
         let mut lately = lock(&self.lately);
         match lately.as_ref() {
@@ -193,7 +212,14 @@ impl Daemon {
             _ => {
                 // Not both at a time.
                 *lately = None;
-                let state = Arc::new(self.host_state_now());
+                let host = self.host_outline();
+                let is = |f: &&Feature| f.status() != FeatureStatus::Disabled;
+                let enabled = lock(&self.instances)
+                    .values()
+                    .map(|i| i.features.values().filter(is).count())
+                    .sum();
+                let part = HostPart::with_features(&host, enabled);
+                let state = Arc::new(Lately { host, part });
                 *lately = Some((Instant::now(), Arc::clone(&state)));
                 state
             }
@@ -293,18 +319,38 @@ impl Daemon {
             let mut affinity = lock(&self.affinity);
             for ((key, usage), running) in points.iter().zip(running) {
                 let taken = affinity.point(domain, &key.feature, usage, steal_percent, running);
-                if taken.wants_inputs && running {
-                    begin.push(&key.feature);
+                if let Some(after_ms) = taken.wants_after_ms.filter(|_| running) {
+                    begin.push((&key.feature, after_ms..usage.at_ms));
                 }
             }
         }
-        // The whole host is looked at once per horizon of a guest only.
-        if !begin.is_empty() {
-            let host = self.host_state_lately();
-            let mut affinity = lock(&self.affinity);
-            for feature in begin {
-                affinity.begin(&host, domain, feature);
-            }
+        // The host is looked at once per horizon of a guest only.
+        if begin.is_empty() {
+            return;
+        }
+        let lately = self.host_lately();
+        let (instance, windows) = {
+            let instances = lock(&self.instances);
+            let Some(instance) = instances.get(domain) else {
+                return;
+            };
+            let window = |feature, times: &std::ops::Range<i64>| {
+                let mut points = instance.features.get(feature)?.recent.after(times.start);
+                points.retain(|p| p.at_ms <= times.end);
+                Some(UsageWindow::of(&points))
+            };
+            let of = |(feature, times)| Some((feature, window(feature, &times)?));
+            let windows: Vec<_> = begin.into_iter().filter_map(of).collect();
+            (instance.state(), windows)
+        };
+        let place = Place {
+            host: &lately.host,
+            part: &lately.part,
+            instance: &instance,
+        };
+        let mut affinity = lock(&self.affinity);
+        for (feature, window) in windows {
+            affinity.begin(place, feature, &window);
         }
     }
 

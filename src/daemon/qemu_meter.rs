@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use drover_qmp::command::{QueryBlockstats, QueryStats, QueryStatus};
+use drover_qmp::command::{BlockLatencyHistogramSet, QueryBlockstats, QueryStats, QueryStatus};
 use tokio::sync::mpsc;
 
 use crate::hypervisor::{HypervisorError, MonitorEvent};
@@ -84,7 +84,12 @@ impl Daemon {
             .and_then(|i| i.qemu.clone())
             .unwrap_or_default();
         let state = match self.monitor_state(domain, &before).await {
-            Ok(state) => state,
+            Ok(state) => {
+                if before.problem.is_empty() && !state.problem.is_empty() {
+                    tracing::warn!(%domain, problem = state.problem, "QEMU refuses");
+                }
+                state
+            }
             Err(e) => {
                 if before.problem.is_empty() {
                     tracing::warn!(%domain, error = %e, "QEMU's monitor does not answer");
@@ -111,6 +116,18 @@ impl Daemon {
         let hv = &self.hypervisor;
         let status = hv.monitor(domain, &QueryStatus).await?;
         let blocks = hv.monitor(domain, &QueryBlockstats).await?;
+        let bounds = self.config.qmp.latency_bounds_ns();
+        let mut problem = String::new();
+        for id in qemu::without_histograms(&blocks, &bounds) {
+            let set = BlockLatencyHistogramSet {
+                id,
+                boundaries: bounds.clone(),
+            };
+            match hv.monitor_set(domain, &set).await {
+                Ok(_) => tracing::info!(%domain, disk = set.id, "QEMU keeps latencies"),
+                Err(e) => problem = format!("latencies of {}: {e}", set.id),
+            }
+        }
         // QEMU before 7.1 does not know it.
         let mut stats = Vec::new();
         for target in [QueryStats::Vm, QueryStats::Vcpu] {
@@ -122,7 +139,7 @@ impl Daemon {
         Ok(QemuState {
             at_ms: clock::now_ms(),
             status: status.status,
-            problem: String::new(),
+            problem,
             disks: qemu::disks(&blocks, &before.disks),
             kvm: qemu::kvm(&stats),
             events: qemu::Events::default(),

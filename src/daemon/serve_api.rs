@@ -12,6 +12,7 @@ use crate::decision::{
     Cause, Cell, Check, DecisionRecord, DecisionRow, DrainStatus, Replay, ScoreReport,
 };
 use crate::feature::{FeatureName, FeatureSpec, Threshold};
+use crate::forecast::Expected;
 use crate::guest::{GuestError, install, remove};
 use crate::history::Query;
 use crate::host::{HelperState, HostState};
@@ -23,7 +24,7 @@ use crate::usage::Usage;
 use crate::wire::guest::Call;
 
 use super::files::Wish;
-use super::instance::Feature;
+use super::instance::{Feature, Instance};
 use super::lifecycle::START;
 use super::{Daemon, SHORT, lock};
 
@@ -36,6 +37,23 @@ const JOBS: usize = 100;
 pub struct Service(pub Arc<Daemon>);
 
 impl Service {
+    /// A feature as users see it; `expected` is the breach that is forecast.
+    fn row(&self, i: &Instance, f: &Feature, expected: Option<&Expected>) -> FeatureRow {
+        let spec = &f.record.spec;
+        let expected = expected
+            .filter(|e| super::forecast::holds(e, f.record.enabled, &spec.thresholds))
+            .map(super::forecast::cause);
+        FeatureRow {
+            host: self.0.name().to_owned(),
+            domain: i.info.name.clone(),
+            spec: spec.clone(),
+            status: f.status(),
+            usage: f.recent.latest().copied(),
+            breach: f.breach().or(expected).map(|b| b.text),
+            metered: i.metering(),
+        }
+    }
+
     fn record(&self, domain: &str, feature: &FeatureName) -> Result<(String, FeatureRecord)> {
         let instances = lock(&self.0.instances);
         let (instance, f) = self.0.find(&instances, domain, feature)?;
@@ -158,30 +176,41 @@ impl Api for Service {
         all
     }
 
+    async fn outlines(&self) -> Vec<HostState> {
+        let mut all = vec![self.0.host_outline()];
+        all.extend(lock(&self.0.peer_states).values().map(HostState::outline));
+        all
+    }
+
     async fn features(&self) -> Vec<FeatureRow> {
-        let expected = self.0.expected();
-        let instances = lock(&self.0.instances);
-        let host = self.0.name();
         let mut rows = Vec::new();
-        for (domain, i) in instances.iter() {
-            for f in i.features.values() {
-                let spec = &f.record.spec;
-                let expected = expected
-                    .get(&(domain.clone(), spec.name.clone()))
-                    .filter(|e| super::forecast::holds(e, f.record.enabled, &spec.thresholds))
-                    .map(super::forecast::cause);
-                rows.push(FeatureRow {
-                    host: host.to_owned(),
-                    domain: domain.clone(),
-                    spec: spec.clone(),
-                    status: f.status(),
-                    usage: f.recent.latest().copied(),
-                    breach: f.breach().or(expected).map(|b| b.text),
-                    metered: i.metering(),
-                });
-            }
-        }
+        self.each_feature(&mut |row| rows.push(row)).await;
         rows
+    }
+
+    async fn each_feature(&self, show: &mut (dyn FnMut(FeatureRow) + Send)) {
+        let expected = self.0.expected();
+        let domains: Vec<String> = lock(&self.0.instances).keys().cloned().collect();
+        for domain in domains {
+            // The lock is not held for longer than a domain takes.
+            let rows: Vec<FeatureRow> = match lock(&self.0.instances).get(&domain) {
+                Some(i) => {
+                    let expected =
+                        |f: &Feature| expected.get(&(domain.clone(), f.record.spec.name.clone()));
+                    let features = i.features.values();
+                    features.map(|f| self.row(i, f, expected(f))).collect()
+                }
+                None => Vec::new(),
+            };
+            rows.into_iter().for_each(&mut *show);
+        }
+    }
+
+    async fn feature(&self, domain: &str, feature: &FeatureName) -> Option<FeatureRow> {
+        let expected = self.0.expected_of(domain, feature);
+        let instances = lock(&self.0.instances);
+        let (i, f) = self.0.find(&instances, domain, feature).ok()?;
+        Some(self.row(i, f, expected.as_ref()))
     }
 
     async fn register(&self, domain: &str, spec: FeatureSpec) -> Result<Changed> {

@@ -27,9 +27,10 @@ pub struct Levels {
     sums: [f64; K],
     weights: [f64; K],
     wrong: [f64; K],
-    /// What each average was, oldest first, until its half hour is over.
-    told: VecDeque<[f64; K]>,
-    latest: VecDeque<f64>,
+    /// What each average was, oldest first, until its half hour is over. There are thousands of
+    /// these, and an `f32` is exact enough.
+    told: VecDeque<[f32; K]>,
+    latest: VecDeque<f32>,
     residuals: VecDeque<f32>,
 }
 
@@ -60,9 +61,11 @@ impl Levels {
             if self.residuals.len() == MOST {
                 self.residuals.pop_front();
             }
+            room(&mut self.residuals, MOST);
             self.residuals.push_back((value - level) as f32);
         }
-        self.latest.push_back(value);
+        room(&mut self.latest, self.ahead);
+        self.latest.push_back(value as f32);
         if self.latest.len() > self.ahead {
             self.latest.pop_front();
         }
@@ -70,16 +73,19 @@ impl Levels {
             && self.latest.len() == self.ahead
             && let Some(told) = self.told.pop_front()
         {
-            let came = self.latest.iter().sum::<f64>() / self.ahead as f64;
+            let sum: f64 = self.latest.iter().copied().map(f64::from).sum();
+            let came = sum / self.ahead as f64;
             for (wrong, told) in self.wrong.iter_mut().zip(told) {
-                *wrong = *wrong * self.judged + (told - came).powi(2);
+                *wrong = *wrong * self.judged + (f64::from(told) - came).powi(2);
             }
         }
         for k in 0..K {
             self.sums[k] = self.sums[k] * self.decay[k] + value;
             self.weights[k] = self.weights[k] * self.decay[k] + 1.0;
         }
-        self.told.push_back(self.averages());
+        let told = self.averages().map(|a| a as f32);
+        room(&mut self.told, self.ahead);
+        self.told.push_back(told);
     }
 
     fn averages(&self) -> [f64; K] {
@@ -98,6 +104,13 @@ impl Levels {
     /// By how much each value was off the level before it, oldest first, at most 288.
     pub fn residuals(&self) -> impl DoubleEndedIterator<Item = f64> + ExactSizeIterator + '_ {
         self.residuals.iter().map(|r| f64::from(*r))
+    }
+}
+
+/// Makes room for one more of at most `most`, without doubling it.
+fn room<T>(queue: &mut VecDeque<T>, most: usize) {
+    if queue.len() == queue.capacity() {
+        queue.reserve_exact((most / 8).max(1));
     }
 }
 

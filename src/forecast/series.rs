@@ -12,22 +12,41 @@ const MOST_UNKNOWN: i64 = 30;
 /// No resource's use is near this in its unit; squares of it are still finite.
 const ABSURD: f64 = 1e18;
 
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-struct Cell {
-    /// An `f32` is exact enough, and there may be millions of cells.
+/// By how many cells the room for them grows: there are thousands of series.
+const GROWTH: usize = 60;
+
+/// A step that points go into.
+#[derive(Debug, Clone, Copy, Default)]
+struct Open {
     sum: f32,
     n: u32,
+}
+
+impl Open {
+    fn add(&mut self, value: f32) {
+        self.sum += value;
+        self.n += 1;
+    }
+
+    /// Not a number when nothing was measured.
+    fn mean(self) -> f32 {
+        self.sum / self.n as f32
+    }
 }
 
 /// The latest use of one resource, averaged over steps that are multiples of their length since
 /// the epoch. A full series of 10 s steps (2 h) goes on in steps of 30 s, then 60 s, which keep
 /// 12 h; memory and the cost of a forecast stay the same.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct Series {
     step_ms: i64,
     /// Number of the first cell since the epoch.
     first: i64,
-    cells: VecDeque<Cell>,
+    /// Means per step, not a number where nothing was measured. An `f32` is exact enough, and there
+    /// may be millions of them.
+    cells: VecDeque<f32>,
+    /// The last of them.
+    open: Open,
     last_ms: i64,
     fixed: bool,
 }
@@ -49,6 +68,7 @@ impl Series {
             step_ms: step_ms.max(1),
             first: 0,
             cells: VecDeque::new(),
+            open: Open::default(),
             last_ms: i64::MIN,
             fixed,
         }
@@ -83,15 +103,19 @@ impl Series {
             index = self.index(at_ms);
         }
         while index >= self.first + self.len() {
-            self.cells.push_back(Cell::default());
+            if self.cells.len() == MOST_CELLS {
+                self.cells.pop_front();
+                self.first += 1;
+            }
+            if self.cells.len() == self.cells.capacity() {
+                self.cells.reserve_exact(GROWTH);
+            }
+            self.cells.push_back(f32::NAN);
+            self.open = Open::default();
         }
-        while self.cells.len() > MOST_CELLS {
-            self.cells.pop_front();
-            self.first += 1;
-        }
-        if let Some(c) = self.cells.back_mut() {
-            c.sum += value as f32;
-            c.n += 1;
+        self.open.add(value as f32);
+        if let Some(mean) = self.cells.back_mut() {
+            *mean = self.open.mean();
         }
         self.last_ms = at_ms;
     }
@@ -111,21 +135,20 @@ impl Series {
         };
         let factor = step / self.step_ms;
         let first = self.first.div_euclid(factor);
-        let mut cells: VecDeque<Cell> = VecDeque::new();
-        for (i, c) in (self.first..).zip(&self.cells) {
+        let mut cells: Vec<Open> = Vec::new();
+        for (i, mean) in (self.first..).zip(&self.cells) {
             let index = (i.div_euclid(factor) - first) as usize;
             if index == cells.len() {
-                cells.push_back(Cell::default());
+                cells.push(Open::default());
             }
             // Means of means: a short cell weighs as much as a full one.
-            if c.n > 0
-                && let Some(to) = cells.back_mut()
-            {
-                to.sum += c.sum / c.n as f32;
-                to.n += 1;
+            if let Some(to) = cells.last_mut().filter(|_| !mean.is_nan()) {
+                to.add(*mean);
             }
         }
-        (self.step_ms, self.first, self.cells) = (step, first, cells);
+        self.open = cells.last().copied().unwrap_or_default();
+        self.cells = cells.into_iter().map(Open::mean).collect();
+        (self.step_ms, self.first) = (step, first);
     }
 
     /// The latest value, and the most that the series rose within any `within_ms`; `None` when
@@ -166,7 +189,7 @@ impl Series {
         let mut values: Vec<Option<f64>> = self
             .cells
             .iter()
-            .map(|c| (c.n > 0).then(|| f64::from(c.sum) / f64::from(c.n)))
+            .map(|mean| (!mean.is_nan()).then_some(f64::from(*mean)))
             .collect();
         if values.len() > 1 && end - self.last_ms > self.step_ms / 2 {
             values.pop();

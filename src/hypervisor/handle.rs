@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use drover_qmp::command::Query;
+use drover_qmp::command::{Query, Setting};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use virt::connect::Connect;
@@ -373,6 +373,15 @@ impl Hypervisor {
         query: &Q,
     ) -> Result<Q::Answer, HypervisorError> {
         self.0.monitors.query(domain, query).await
+    }
+
+    /// Sets what a domain's QEMU counts, through its monitor.
+    pub async fn monitor_set<S: Setting>(
+        &self,
+        domain: &str,
+        setting: &S,
+    ) -> Result<S::Answer, HypervisorError> {
+        self.0.monitors.set(domain, setting).await
     }
 }
 

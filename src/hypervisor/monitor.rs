@@ -1,13 +1,13 @@
 //! Questions to QEMU's monitor, through libvirt's own connection to it. libvirt marks a domain that
 //! was asked so as tainted (`custom-monitor`) until it is shut off.
 //!
-//! What can be sent is what [`drover_qmp::command::Query`] is for: a closed list of types, none of
-//! which changes anything. Connections and workers are apart from all others, so that a hung QEMU
+//! What can be sent is a closed list of types ([`drover_qmp::command`]): queries, which change
+//! nothing, and a setting of what QEMU counts. Connections and workers are apart from all others, so that a hung QEMU
 //! holds up nothing else.
 
 use std::time::Duration;
 
-use drover_qmp::command::{self, Query};
+use drover_qmp::command::{self, Command, Query, Setting};
 
 use super::HypervisorError;
 use super::pool::Pool;
@@ -39,8 +39,25 @@ impl Monitors {
         domain: &str,
         query: &Q,
     ) -> Result<Q::Answer, HypervisorError> {
-        let what = format!("{} of {domain}", Q::NAME);
-        let (pool, owned, text) = (self.pool.clone(), domain.to_owned(), command::text(query));
+        self.send(domain, query).await
+    }
+
+    /// Sets what QEMU counts.
+    pub async fn set<S: Setting>(
+        &self,
+        domain: &str,
+        setting: &S,
+    ) -> Result<S::Answer, HypervisorError> {
+        self.send(domain, setting).await
+    }
+
+    async fn send<C: Command>(
+        &self,
+        domain: &str,
+        command: &C,
+    ) -> Result<C::Answer, HypervisorError> {
+        let what = format!("{} of {domain}", C::NAME);
+        let (pool, owned, text) = (self.pool.clone(), domain.to_owned(), command::text(command));
         let asked = what.clone();
         let answer = self
             .lane
@@ -52,7 +69,7 @@ impl Monitors {
                 })
             })
             .await?;
-        command::answer::<Q>(&answer).map_err(|e| HypervisorError::Answer {
+        command::answer::<C>(&answer).map_err(|e| HypervisorError::Answer {
             what,
             message: e.to_string(),
         })

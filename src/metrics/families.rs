@@ -14,13 +14,41 @@ pub struct Snapshot<'a> {
     /// This host first, then the peers that are connected.
     pub hosts: &'a [HostState],
     /// Features of this host.
-    pub features: &'a [FeatureRow],
+    pub features: &'a Features,
     /// Configured peers.
     pub peers: &'a [String],
     /// What happened since the start.
     pub counts: Counts,
-    /// Most features with series of their own.
-    pub max_features: usize,
+}
+
+/// Features of this host, of which the first are kept and the others counted.
+#[derive(Debug, Clone, Default)]
+pub struct Features {
+    rows: Vec<FeatureRow>,
+    max: usize,
+    all: usize,
+    breached: usize,
+    moving: usize,
+}
+
+impl Features {
+    /// Of none yet; at most `max` will have series of their own.
+    pub fn new(max: usize) -> Self {
+        Self {
+            max,
+            ..Self::default()
+        }
+    }
+
+    /// Adds the next one in the order of domains and names.
+    pub fn add(&mut self, row: FeatureRow) {
+        self.all += 1;
+        self.breached += usize::from(row.breach.is_some());
+        self.moving += usize::from(row.status == FeatureStatus::Moving);
+        if self.rows.len() < self.max {
+            self.rows.push(row);
+        }
+    }
 }
 
 type DiskCounter = (&'static str, &'static str, fn(&Operations) -> f64);
@@ -172,10 +200,13 @@ fn qemu(page: &mut Page, me: &HostState) {
 }
 
 fn features(page: &mut Page, s: &Snapshot<'_>) {
-    let mut all: Vec<&FeatureRow> = s.features.iter().collect();
-    all.sort_by(|a, b| (&a.domain, &a.spec.name).cmp(&(&b.domain, &b.spec.name)));
-    let shown = all.len().min(s.max_features);
-    let rows = &all[..shown];
+    let Features {
+        rows,
+        all,
+        breached,
+        moving,
+        ..
+    } = s.features;
     let mut each = |name: &str, help: &str, get: &dyn Fn(&FeatureRow) -> Option<f64>| {
         let mut family = page.family(name, Kind::Gauge, help);
         for f in rows {
@@ -213,30 +244,26 @@ fn features(page: &mut Page, s: &Snapshot<'_>) {
         "1 while a threshold of the feature is crossed.",
         &|f| flag(f.breach.is_some()),
     );
-    let count = |want: fn(&FeatureRow) -> bool| {
-        let of = s.features.iter().filter(|f| want(f));
-        of.count() as f64
-    };
     page.family("drover_features", Kind::Gauge, "Features of this host.")
-        .sample(&[], count(|_| true));
+        .sample(&[], *all as f64);
     page.family(
         "drover_features_omitted",
         Kind::Gauge,
         "Features without series of their own, as there are more than metrics.max_features.",
     )
-    .sample(&[], (all.len() - shown) as f64);
+    .sample(&[], (all - rows.len()) as f64);
     page.family(
         "drover_breaches_active",
         Kind::Gauge,
         "Features with a threshold crossed.",
     )
-    .sample(&[], count(|f| f.breach.is_some()));
+    .sample(&[], *breached as f64);
     page.family(
         "drover_moves_active",
         Kind::Gauge,
         "Moves from this host under way.",
     )
-    .sample(&[], count(|f| f.status == FeatureStatus::Moving));
+    .sample(&[], *moving as f64);
 }
 
 fn counters(page: &mut Page, c: &Counts) {

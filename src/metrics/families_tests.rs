@@ -168,16 +168,21 @@ fn feature(domain: &str, name: &str) -> FeatureRow {
 }
 
 fn page(features: &[FeatureRow], max_features: usize) -> String {
+    let mut sorted = features.to_vec();
+    sorted.sort_by(|a, b| (&a.domain, &a.spec.name).cmp(&(&b.domain, &b.spec.name)));
+    let mut features = Features::new(max_features);
+    for row in sorted {
+        features.add(row);
+    }
     render(&Snapshot {
         hosts: &[host("h1"), host("h2")],
-        features,
+        features: &features,
         peers: &["h2".into(), "h3".into()],
         counts: Counts {
             moves: [3, 0, 0, 1, 0],
             freeze_ms: 1_500,
             ..Counts::default()
         },
-        max_features,
     })
 }
 

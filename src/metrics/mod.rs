@@ -23,7 +23,7 @@ use crate::api::Api;
 use crate::config::MetricsSection;
 
 pub use counters::Counters;
-pub use families::{Snapshot, render};
+pub use families::{Features, Snapshot, render};
 
 /// Why there are no metrics.
 #[derive(Debug, thiserror::Error)]
@@ -69,14 +69,14 @@ impl Endpoint {
         let page = move || {
             let (api, counters, peers) = (api.clone(), counters.clone(), peers.clone());
             async move {
-                let hosts = api.hosts().await;
-                let features = api.features().await;
+                let hosts = api.outlines().await;
+                let mut features = Features::new(max_features);
+                api.each_feature(&mut |row| features.add(row)).await;
                 render(&Snapshot {
                     hosts: &hosts,
                     features: &features,
                     peers: &peers,
                     counts: counters.now(),
-                    max_features,
                 })
             }
         };

@@ -11,7 +11,7 @@ use super::{StoreError, TABLES};
 use crate::history::{Problems, files};
 
 /// redb's page cache, bytes.
-const CACHE: usize = 8 << 20;
+const CACHE: usize = 1 << 20;
 
 enum Failure {
     /// Not to be cured by a new file.

@@ -66,7 +66,8 @@ impl Watch {
     /// Replaces the thresholds. Unchanged ones keep their state; a breach of a changed or
     /// removed one ends at `now_ms`.
     pub fn replace(&mut self, thresholds: &[Threshold], now_ms: i64) -> Vec<Change> {
-        let mut old = std::mem::take(&mut self.entries);
+        // No more room than is needed: there are thousands of these.
+        let mut old = std::mem::replace(&mut self.entries, Vec::with_capacity(thresholds.len()));
         for t in thresholds {
             let kept = old.iter().position(|e| e.threshold == *t);
             self.entries.push(match kept {

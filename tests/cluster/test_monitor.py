@@ -30,10 +30,10 @@ class Monitor(unittest.TestCase):
         return json.loads(CLUSTER.exec("h3", "virsh", "qemu-monitor-command", "g3",
                                        json.dumps(command))[1])
 
-    def listening(self):
+    def listening(self, more=""):
         """droverd anew, with g3's monitor."""
-        CLUSTER.exec("h3", "sh", "-c",
-                     f"printf '\\n[qmp]\\ndomains = [\"g*\"]\\ninterval_s = 5\\n' >>{TOML}")
+        CLUSTER.exec("h3", "sh", "-c", "printf '\\n[qmp]\\ndomains = [\"g*\"]\\n"
+                                       f"interval_s = 5\\n{more}\\n' >>{TOML}")
         CLUSTER.call("droverd", "restart", "h3")
         wait_until(lambda: CLUSTER.drover("h3", "list", check=False)[0] == 0, 60, "droverd is back")
 
@@ -70,13 +70,25 @@ class Monitor(unittest.TestCase):
 
     def test_latencies_and_histograms(self):
         self.assertNotIn("qemu", self.status(), "off by default")
-        # The administrator has QEMU keep histograms; Drover never would.
-        devices = [b["qdev"] for b in self.monitor({"execute": "query-blockstats"})["return"]
-                   if b.get("qdev")]
-        for device in devices:
-            self.monitor({"execute": "block-latency-histogram-set", "arguments": {
-                "id": device, "boundaries": [100_000, 1_000_000, 10_000_000, 100_000_000]}})
+        def bounds():
+            """Of every disk, as QEMU itself tells."""
+            disks = self.monitor({"execute": "query-blockstats"})["return"]
+            return [b["stats"].get("wr_latency_histogram", {}).get("boundaries")
+                    for b in disks if b.get("qdev")]
+        self.assertTrue(bounds(), "there are disks")
+        # Whatever an earlier run left there.
+        for b in self.monitor({"execute": "query-blockstats"})["return"]:
+            if b.get("qdev"):
+                self.monitor({"execute": "block-latency-histogram-set",
+                              "arguments": {"id": b["qdev"]}})
+        # Without the key nothing is set.
         self.listening()
+        wait_until(lambda: self.status().get("qemu", {}).get("disks"), 60, "QEMU is asked")
+        self.assertEqual(set(bounds()), {None})
+        CLUSTER.exec("h3", "sed", "-i", "/^.qmp]/,$d", TOML)
+        self.listening("latency_bounds_ms = [0.1, 1, 10, 100]")
+        wanted = [100_000, 1_000_000, 10_000_000, 100_000_000]
+        wait_until(lambda: all(b == wanted for b in bounds()), 60, "histograms are set up")
 
         def busy():
             CLUSTER.guest("g3", "sh", "-c",

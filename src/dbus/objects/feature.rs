@@ -1,10 +1,13 @@
 //! `org.drover1.Feature`.
 
-use zbus::{ObjectPath, OwnedObjectPath, Variant};
+use std::sync::Arc;
 
-use super::{Shown, Slot, UNKNOWN, instance_path, json, read};
-use crate::api::FeatureRow;
-use crate::feature::Workload;
+use zbus::fdo;
+use zbus::{ObjectPath, OwnedObjectPath};
+
+use super::{Announced, UNKNOWN, instance_path, json};
+use crate::api::{Api, FeatureRow};
+use crate::feature::{FeatureName, Workload};
 use crate::threshold;
 use crate::usage::Usage;
 
@@ -12,7 +15,11 @@ use crate::usage::Usage;
 pub const FEATURE: &str = "org.drover1.Feature";
 
 /// A feature's object.
-pub(super) struct Feature(Slot<FeatureRow>);
+pub(super) struct Feature {
+    api: Arc<dyn Api>,
+    domain: String,
+    name: FeatureName,
+}
 
 fn kind(r: &FeatureRow) -> &'static str {
     match r.spec.workload {
@@ -39,139 +46,147 @@ fn thresholds(r: &FeatureRow) -> Vec<String> {
     r.spec.thresholds.iter().map(threshold::format).collect()
 }
 
-impl Shown for FeatureRow {
-    type Object = Feature;
-
-    fn object(slot: Slot<Self>) -> Feature {
-        Feature(slot)
-    }
-
-    fn announced(&self) -> Vec<(&'static str, Variant<'static>)> {
-        vec![
-            ("Address", address(self).into()),
-            ("Automatic", self.spec.automatic.into()),
-            ("Breach", breach(self).into()),
-            ("DowntimeMs", self.spec.downtime_ms.into()),
-            ("Group", self.spec.group.clone().into()),
-            ("Kind", kind(self).into()),
-            ("Status", self.status.word().into()),
-            ("Thresholds", thresholds(self).into()),
-        ]
-    }
+/// The properties that announce their changes.
+pub(super) fn announced(r: &FeatureRow) -> Announced {
+    vec![
+        ("Address", address(r).into()),
+        ("Automatic", r.spec.automatic.into()),
+        ("Breach", breach(r).into()),
+        ("DowntimeMs", r.spec.downtime_ms.into()),
+        ("Group", r.spec.group.clone().into()),
+        ("Kind", kind(r).into()),
+        ("Status", r.status.word().into()),
+        ("Thresholds", thresholds(r).into()),
+    ]
 }
 
 impl Feature {
-    fn used(&self, get: fn(&Usage) -> Option<f64>) -> f64 {
-        read(&self.0)
-            .usage
-            .as_ref()
-            .and_then(get)
-            .unwrap_or(UNKNOWN)
+    pub(super) fn new(api: Arc<dyn Api>, domain: String, name: FeatureName) -> Self {
+        Self { api, domain, name }
+    }
+
+    /// The feature as it is now.
+    async fn row(&self) -> fdo::Result<FeatureRow> {
+        let row = self.api.feature(&self.domain, &self.name).await;
+        row.ok_or_else(|| {
+            fdo::Error::UnknownObject(format!(
+                "domain '{}' has no feature '{}' any more",
+                self.domain, self.name
+            ))
+        })
+    }
+
+    async fn used(&self, get: fn(&Usage) -> Option<f64>) -> fdo::Result<f64> {
+        let usage = self.row().await?.usage;
+        Ok(usage.as_ref().and_then(get).unwrap_or(UNKNOWN))
     }
 }
 
 #[zbus::interface(name = "org.drover1.Feature", introspection_docs = false)]
 impl Feature {
     #[zbus(property)]
-    fn address(&self) -> String {
-        address(&read(&self.0))
+    async fn address(&self) -> fdo::Result<String> {
+        Ok(address(&self.row().await?))
     }
 
     #[zbus(property)]
-    fn automatic(&self) -> bool {
-        read(&self.0).spec.automatic
+    async fn automatic(&self) -> fdo::Result<bool> {
+        Ok(self.row().await?.spec.automatic)
     }
 
     #[zbus(property)]
-    fn breach(&self) -> String {
-        breach(&read(&self.0))
+    async fn breach(&self) -> fdo::Result<String> {
+        Ok(breach(&self.row().await?))
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
-    fn cpu_percent(&self) -> f64 {
-        self.used(|u| u.cpu_percent)
+    async fn cpu_percent(&self) -> fdo::Result<f64> {
+        self.used(|u| u.cpu_percent).await
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
-    fn disk_read_bps(&self) -> f64 {
-        self.used(|u| u.disk_read_bps)
+    async fn disk_read_bps(&self) -> fdo::Result<f64> {
+        self.used(|u| u.disk_read_bps).await
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
-    fn disk_write_bps(&self) -> f64 {
-        self.used(|u| u.disk_write_bps)
+    async fn disk_write_bps(&self) -> fdo::Result<f64> {
+        self.used(|u| u.disk_write_bps).await
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn domain(&self) -> String {
-        read(&self.0).domain
+        self.domain.clone()
     }
 
     #[zbus(property)]
-    fn downtime_ms(&self) -> u64 {
-        read(&self.0).spec.downtime_ms
+    async fn downtime_ms(&self) -> fdo::Result<u64> {
+        Ok(self.row().await?.spec.downtime_ms)
     }
 
     #[zbus(property)]
-    fn group(&self) -> String {
-        read(&self.0).spec.group
+    async fn group(&self) -> fdo::Result<String> {
+        Ok(self.row().await?.spec.group)
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
-    fn host(&self) -> String {
-        read(&self.0).host
+    async fn host(&self) -> fdo::Result<String> {
+        Ok(self.row().await?.host)
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn instance(&self) -> OwnedObjectPath {
         let root = || ObjectPath::from_static_str_unchecked("/");
-        instance_path(&read(&self.0).domain)
+        instance_path(&self.domain)
             .unwrap_or_else(|_| root())
             .into()
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
-    fn json(&self) -> String {
-        json(&read(&self.0))
+    async fn json(&self) -> fdo::Result<String> {
+        let mut row = self.row().await?;
+        // An object answers all callers alike, so it has no secrets.
+        row.spec = row.spec.redacted();
+        Ok(json(&row))
     }
 
     #[zbus(property)]
-    fn kind(&self) -> &'static str {
-        kind(&read(&self.0))
+    async fn kind(&self) -> fdo::Result<&'static str> {
+        Ok(kind(&self.row().await?))
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
-    fn measured_ms(&self) -> i64 {
-        read(&self.0).usage.map_or(0, |u| u.at_ms)
+    async fn measured_ms(&self) -> fdo::Result<i64> {
+        Ok(self.row().await?.usage.map_or(0, |u| u.at_ms))
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
-    fn memory_mib(&self) -> f64 {
-        self.used(|u| u.memory_mib)
+    async fn memory_mib(&self) -> fdo::Result<f64> {
+        self.used(|u| u.memory_mib).await
     }
 
     #[zbus(property(emits_changed_signal = "const"))]
     fn name(&self) -> String {
-        read(&self.0).spec.name.to_string()
+        self.name.to_string()
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
-    fn net_rx_bps(&self) -> f64 {
-        self.used(|u| u.net_rx_bps)
+    async fn net_rx_bps(&self) -> fdo::Result<f64> {
+        self.used(|u| u.net_rx_bps).await
     }
 
     #[zbus(property(emits_changed_signal = "false"))]
-    fn net_tx_bps(&self) -> f64 {
-        self.used(|u| u.net_tx_bps)
+    async fn net_tx_bps(&self) -> fdo::Result<f64> {
+        self.used(|u| u.net_tx_bps).await
     }
 
     #[zbus(property)]
-    fn status(&self) -> &'static str {
-        read(&self.0).status.word()
+    async fn status(&self) -> fdo::Result<&'static str> {
+        Ok(self.row().await?.status.word())
     }
 
     #[zbus(property)]
-    fn thresholds(&self) -> Vec<String> {
-        thresholds(&read(&self.0))
+    async fn thresholds(&self) -> fdo::Result<Vec<String>> {
+        Ok(thresholds(&self.row().await?))
     }
 }

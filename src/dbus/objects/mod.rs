@@ -6,12 +6,16 @@
 //! /org/drover1/feature/DOMAIN/NAME    org.drover1.Feature, features of this host
 //! ```
 //!
+//! There may be thousands of features, so nothing of them is kept here but marks of what was told:
+//! their objects ask the daemon when they are read.
+//!
 //! The daemon is asked anew when it tells of a change and every two seconds, less often when there
 //! are so many features that looking takes long; what differs is told
 //! by `InterfacesAdded`, `InterfacesRemoved` and `PropertiesChanged`. What is measured changes
 //! with every sample: those properties can be read, but do not announce themselves.
 
 mod feature;
+mod features;
 mod host;
 mod instance;
 
@@ -26,7 +30,7 @@ use zbus::object_server::{Interface, SignalEmitter};
 use zbus::{Connection, ObjectPath, Variant};
 
 use super::PATH;
-use crate::api::{Api, FeatureRow};
+use crate::api::Api;
 use crate::host::{HostState, InstanceState};
 
 pub use feature::FEATURE;
@@ -82,8 +86,11 @@ trait Shown: Clone + PartialEq + Send + Sync + 'static {
     /// The object in front of what is known now.
     fn object(slot: Slot<Self>) -> Self::Object;
     /// The properties that announce their changes.
-    fn announced(&self) -> Vec<(&'static str, Variant<'static>)>;
+    fn announced(&self) -> Announced;
 }
+
+/// Properties that announce their changes, and their values.
+type Announced = Vec<(&'static str, Variant<'static>)>;
 
 type Slot<T> = Arc<RwLock<T>>;
 
@@ -104,7 +111,7 @@ pub(super) struct Objects {
 struct Shelves {
     hosts: Shelf<HostState>,
     instances: Shelf<(String, InstanceState)>,
-    features: Shelf<FeatureRow>,
+    features: features::Shelf,
 }
 
 impl Objects {
@@ -119,31 +126,20 @@ impl Objects {
     /// Makes, removes and changes objects so that they are as the daemon says now.
     pub(super) async fn refresh(&self, connection: &Connection) -> zbus::Result<()> {
         let mut shelves = self.shelves.lock().await;
-        let (hosts, rows) = (self.api.hosts().await, self.api.features().await);
-        let own = hosts.iter().filter(|h| h.name == self.me);
-        let instances = own.flat_map(|h| &h.instances).map(|i| {
-            let path = instance_path(&i.domain)?;
-            // What features do is told by their own objects.
-            let mut i = i.clone();
-            i.features.clear();
-            Ok((path, (self.me.clone(), i)))
-        });
+        // What features do is told by their own objects.
+        let mut hosts = self.api.outlines().await;
+        let own = hosts.iter_mut().filter(|h| h.name == self.me);
+        let instances: Vec<InstanceState> =
+            own.flat_map(|h| std::mem::take(&mut h.instances)).collect();
+        let instances = instances
+            .into_iter()
+            .map(|i| Ok((instance_path(&i.domain)?, (self.me.clone(), i))));
         let instances = instances.collect::<zbus::Result<_>>()?;
-        let features = rows.into_iter().map(|mut r| {
-            let path = feature_path(&r.domain, r.spec.name.as_str())?;
-            // An object answers all callers alike, so it has no secrets.
-            r.spec = r.spec.redacted();
-            Ok((path, r))
-        });
-        let features = features.collect::<zbus::Result<_>>()?;
-        let hosts = hosts.into_iter().map(|mut h| {
-            h.instances.clear();
-            Ok((host_path(&h.name)?, h))
-        });
+        let hosts = hosts.into_iter().map(|h| Ok((host_path(&h.name)?, h)));
         let hosts = hosts.collect::<zbus::Result<_>>()?;
         sync(connection, &mut shelves.hosts, hosts).await?;
         sync(connection, &mut shelves.instances, instances).await?;
-        sync(connection, &mut shelves.features, features).await
+        shelves.features.sync(connection, &self.api).await
     }
 }
 
@@ -175,19 +171,27 @@ async fn sync<T: Shown>(
             continue;
         }
         let old = before.announced();
-        let changed: HashMap<&str, Variant<'_>> = value
-            .announced()
-            .into_iter()
-            .filter(|p| !old.contains(p))
-            .collect();
+        let mut changed = value.announced();
+        changed.retain(|p| !old.contains(p));
         *slot.write().unwrap_or_else(PoisonError::into_inner) = value;
-        if !changed.is_empty() {
-            let emitter = SignalEmitter::new(connection, path)?;
-            let interface: InterfaceName<'_> = T::Object::name();
-            Properties::properties_changed(&emitter, interface, changed, (&[][..]).into()).await?;
-        }
+        tell::<T::Object>(connection, path, changed).await?;
     }
     Ok(())
+}
+
+/// Announces what changed, if anything did.
+async fn tell<O: Interface>(
+    connection: &Connection,
+    path: ObjectPath<'static>,
+    changed: Announced,
+) -> zbus::Result<()> {
+    if changed.is_empty() {
+        return Ok(());
+    }
+    let emitter = SignalEmitter::new(connection, path)?;
+    let interface: InterfaceName<'_> = O::name();
+    let changed: HashMap<&str, Variant<'_>> = changed.into_iter().collect();
+    Properties::properties_changed(&emitter, interface, changed, (&[][..]).into()).await
 }
 
 /// JSON of plain data, which cannot fail; should it ever, the reader sees it as text.

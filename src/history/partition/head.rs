@@ -59,6 +59,10 @@ impl<P: Point> Head<P> {
         let Err(at) = run.binary_search_by_key(&point.at_ms(), Point::at_ms) else {
             return false;
         };
+        if run.len() == run.capacity() {
+            // There are thousands of these with a few points each.
+            run.reserve_exact(1 + run.len() / 4);
+        }
         run.insert(at, point);
         shard.points += 1;
         self.points += 1;
