@@ -1,7 +1,11 @@
 //! Which method is best, and how wrong it is.
 
+use std::sync::Arc;
+
 use super::methods::{self, Model};
+use super::pool::Pool;
 use super::regression::Regression;
+use super::series::fill;
 use super::{
     Forecast, MOST_CELLS, MOST_HORIZON_MS, MOST_STEPS, NotYet, Series, Settings, Step, season,
 };
@@ -14,6 +18,8 @@ const LEAST: usize = 12;
 const GAIN: f64 = 0.97;
 /// The same for a mean of methods, against the best of them alone.
 const MEAN_GAIN: f64 = 0.98;
+/// The same for half of trees' forecast and half of what was best.
+const TREES_GAIN: f64 = 1.0;
 /// Most methods whose mean is tried.
 const TOGETHER: usize = 5;
 /// Age of the last known step, in steps, after which the present is not known.
@@ -21,6 +27,16 @@ const STALE: i64 = 3;
 
 /// Forecasts a series at `now_ms`, or says what is missing.
 pub fn forecast(series: &Series, settings: &Settings, now_ms: i64) -> Result<Forecast, NotYet> {
+    forecast_with(series, None, settings, now_ms)
+}
+
+/// The same, with trees that learnt from many series among the methods.
+pub fn forecast_with(
+    series: &Series,
+    pool: Option<&Pool>,
+    settings: &Settings,
+    now_ms: i64,
+) -> Result<Forecast, NotYet> {
     let (values, end_ms) = series.values();
     let step_ms = series.step_ms();
     let known = values.iter().flatten().count();
@@ -55,7 +71,9 @@ pub fn forecast(series: &Series, settings: &Settings, now_ms: i64) -> Result<For
     };
 
     let judge = |model: Model| (error(&model, &x, &seen, &origins, judged), model);
-    let mut tried: Vec<(f64, Model)> = models.into_iter().map(judge).collect();
+    let trees = pool.and_then(|p| p.pooled(&x, &seen, step_ms, &origins));
+    let trees = trees.map(|t| Model::Trees(Arc::new(t)));
+    let mut tried: Vec<(f64, Model)> = models.into_iter().chain(trees.clone()).map(judge).collect();
     let naive = tried.first().map_or(f64::INFINITY, |(e, _)| *e);
     tried.retain(|(e, _)| e.is_finite());
     tried.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -71,6 +89,13 @@ pub fn forecast(series: &Series, settings: &Settings, now_ms: i64) -> Result<For
         });
         if e < needs {
             best = Some((e, model));
+        }
+    }
+    // Trees know what the series alone does not show: half of the forecast may be theirs.
+    if let (Some((e, model)), Some(trees)) = (&best, trees) {
+        let (half, both) = judge(Model::Mean(vec![model.clone(), trees]));
+        if half < e * TREES_GAIN {
+            best = Some((half, both));
         }
     }
     let (mae, model) = best
@@ -109,19 +134,6 @@ pub fn forecast(series: &Series, settings: &Settings, now_ms: i64) -> Result<For
         steps,
         spread,
     })
-}
-
-/// Unknown steps take the last known value; which ones are known is told beside it.
-fn fill(values: &[Option<f64>]) -> (Vec<f64>, Vec<bool>) {
-    let mut last = values.iter().flatten().next().copied().unwrap_or(0.0);
-    let x = values
-        .iter()
-        .map(|v| {
-            last = v.unwrap_or(last);
-            last
-        })
-        .collect();
-    (x, values.iter().map(Option::is_some).collect())
 }
 
 /// All methods for this series, the naive one first.

@@ -1,0 +1,339 @@
+//! Gradient-boosted trees that learn from many series at once: what a single one is too short to
+//! show.
+//!
+//! Series of all features and resources are put on one scale, each by its own running mean and
+//! its mean distance from that. One set of trees per length of step; the horizon is an input.
+//! Absolute errors are made small, since methods are judged by these.
+
+use std::collections::BTreeMap;
+
+use super::Settings;
+use super::methods::running_mean;
+use super::series::{Series, fill};
+use crate::affinity::{AffinityError, Flat, Loss, Params, boost, scattered};
+
+/// Milliseconds between two trainings, for whoever trains.
+pub const TRAIN_EVERY_MS: i64 = 1_800_000;
+/// Most series that a training needs; more cost memory and teach little.
+pub const MOST_SERIES: usize = 200;
+
+/// Rows drawn for a training; of some the outcome is not known.
+const ROWS: usize = 6_000;
+/// Fewest rows from which trees are grown.
+const LEAST_ROWS: usize = 200;
+/// Steps of a series before its first row.
+const LEAST_BEFORE: usize = 12;
+/// Smoothing of the averages.
+const ALPHAS: [f64; 6] = [0.5, 0.2, 0.08, 0.03, 0.01, 0.004];
+/// Steps back, as inputs.
+const LAGS: [usize; 8] = [1, 2, 3, 4, 6, 9, 12, 20];
+/// Times back of what will be, as inputs, milliseconds.
+const PERIODS: [i64; 2] = [1_800_000, 3_600_000];
+/// Steps over which the latest range and roughness are told.
+const WINDOW: usize = 12;
+/// Inputs and labels are within so many scales.
+const MOST_INPUT: f64 = 50.0;
+const MOST_LABEL: f64 = 20.0;
+/// Number of inputs.
+const WIDTH: usize = 2 + LAGS.len() + ALPHAS.len() + 5 + PERIODS.len();
+
+type Inputs = [f32; WIDTH];
+
+fn params() -> Params {
+    Params {
+        trees: 50,
+        chunk: 10,
+        depth: 3,
+        min_leaf: 40,
+        ..Params::default()
+    }
+}
+
+/// A series made ready: what is known after each step.
+#[derive(Debug)]
+struct Prepared {
+    x: Vec<f64>,
+    seen: Vec<bool>,
+    step_ms: i64,
+    means: Vec<f64>,
+    /// Mean distance from the mean.
+    scales: Vec<f64>,
+    averages: Vec<[f64; ALPHAS.len()]>,
+}
+
+impl Prepared {
+    fn of(x: Vec<f64>, seen: Vec<bool>, step_ms: i64) -> Self {
+        let means = running_mean(&x);
+        let mut scale = 0.0;
+        let scales = x.iter().zip(&means).enumerate().map(|(i, (v, mean))| {
+            scale += ((v - mean).abs() - scale) / (i as f64 + 1.0).min(240.0);
+            scale.max(1e-3 * mean.abs()).max(1e-6)
+        });
+        let scales = scales.collect();
+        let mut of = [0.0; ALPHAS.len()];
+        let averages = x.iter().enumerate().map(|(i, v)| {
+            for (average, alpha) in of.iter_mut().zip(ALPHAS) {
+                *average += f64::max(alpha, 1.0 / (i as f64 + 1.0)) * (v - *average);
+            }
+            of
+        });
+        let averages = averages.collect();
+        Self {
+            x,
+            seen,
+            step_ms,
+            means,
+            scales,
+            averages,
+        }
+    }
+
+    /// Where a forecast after `t` steps starts from: between the last value and the mean.
+    fn anchor(&self, t: usize) -> f64 {
+        0.5 * (self.x[t - 1] + self.means[t - 1])
+    }
+
+    /// What is known after `t` steps of what will be `h` steps later; `judged` scales `h`.
+    fn inputs(&self, t: usize, h: usize, judged: usize) -> Inputs {
+        let now = self.x[t - 1];
+        let (mean, scale) = (self.means[t - 1], self.scales[t - 1]);
+        let window = &self.x[t.saturating_sub(WINDOW)..t];
+        let count = window.len() as f64;
+        let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
+        for v in window {
+            (low, high) = (low.min(*v), high.max(*v));
+        }
+        let middle = window.iter().sum::<f64>() / count;
+        let width = window.iter().map(|v| (v - middle).abs()).sum::<f64>() / count;
+        let rough = window.windows(2).map(|w| (w[1] - w[0]).abs()).sum::<f64>() / count;
+        let back = |k: usize| (self.x[(t - 1).saturating_sub(k)] - now) / scale;
+        let ago = |period: i64| {
+            let cycle = usize::try_from(period / self.step_ms).unwrap_or(0).max(1);
+            let at = (t - 1 + h).checked_sub(h.div_ceil(cycle) * cycle);
+            at.map_or(0.0, |i| (self.x[i] - now) / scale)
+        };
+        let of = [h as f64 / judged as f64, (now - mean) / scale]
+            .into_iter()
+            .chain(LAGS.map(back))
+            .chain(self.averages[t - 1].map(|a| (a - mean) / scale))
+            .chain([(low - now) / scale, (high - now) / scale])
+            .chain([width / scale, rough / scale, scale / mean.abs().max(1e-6)])
+            .chain(PERIODS.map(ago));
+        let mut inputs = [0.0; WIDTH];
+        for (to, v) in inputs.iter_mut().zip(of) {
+            *to = v.clamp(-MOST_INPUT, MOST_INPUT) as f32;
+        }
+        inputs
+    }
+}
+
+/// Trees for one length of step.
+#[derive(Debug, Clone)]
+struct Trees {
+    flat: Flat,
+    /// Labels were (y - base) / scale.
+    base: f64,
+    scale: f64,
+}
+
+impl Trees {
+    fn fit(
+        rows: &[(Inputs, f64)],
+        keep_going: &mut dyn FnMut() -> bool,
+    ) -> Result<Self, AffinityError> {
+        let n = rows.len();
+        let mut labels: Vec<f64> = rows.iter().map(|(_, y)| *y).collect();
+        labels.sort_by(f64::total_cmp);
+        let base = super::backtest::quantile(&labels, 0.5);
+        let scale = labels.iter().map(|y| (y - base).abs()).sum::<f64>() / n.max(1) as f64;
+        // The crate's tolerances are absolute; without spread there is nothing to learn.
+        if scale.is_nan() || scale < 1e-6 {
+            return Err(AffinityError::Uniform);
+        }
+        let standard = rows
+            .iter()
+            .map(|(x, y)| (x.to_vec(), ((y - base) / scale) as f32));
+        let ensemble = boost(standard, n, Loss::Absolute, &params(), keep_going)?;
+        Ok(Self {
+            flat: Flat::of(&ensemble),
+            base,
+            scale,
+        })
+    }
+
+    fn predict(&self, p: &Prepared, t: usize, h: usize, judged: usize) -> f64 {
+        let y = self.base + self.scale * self.flat.sum(&p.inputs(t, h, judged));
+        p.anchor(t) + p.scales[t - 1] * y
+    }
+}
+
+/// Trees of one length of step, by what they know.
+#[derive(Debug, Clone)]
+struct Pair {
+    judged: usize,
+    /// Horizons that they were grown for, in steps.
+    horizons: Vec<usize>,
+    /// Of the first half of each series: for the moments at which methods are judged. These lie in the
+    /// second half, also of a series that went on since.
+    before: Trees,
+    /// Of all steps: for the forecast itself.
+    all: Trees,
+}
+
+/// What was learnt from many series.
+#[derive(Debug, Clone, Default)]
+pub struct Pool {
+    of: BTreeMap<i64, Pair>,
+}
+
+impl Pool {
+    /// Learns from these series, the first [`MOST_SERIES`] of each length of step; how far and for which
+    /// horizons is in `settings`. `keep_going` is asked before every ten trees. A length of step
+    /// whose series teach nothing, or whose turn did not come, has no trees.
+    pub fn train<'a>(
+        series: impl Iterator<Item = &'a Series>,
+        settings: &Settings,
+        keep_going: &mut dyn FnMut() -> bool,
+    ) -> Self {
+        let mut by_step: BTreeMap<i64, Vec<Prepared>> = BTreeMap::new();
+        for s in series {
+            let of = by_step.entry(s.step_ms()).or_default();
+            let (values, _) = s.values();
+            if of.len() < MOST_SERIES && values.iter().flatten().count() >= 2 * LEAST_BEFORE {
+                let (x, seen) = fill(&values);
+                of.push(Prepared::of(x, seen, s.step_ms()));
+            }
+        }
+        let mut pool = Self::default();
+        for (step_ms, of) in by_step {
+            if let Some(pair) = Pair::of(&of, step_ms, settings, keep_going) {
+                pool.of.insert(step_ms, pair);
+            }
+        }
+        pool
+    }
+
+    /// Whether there are trees for series of this step, milliseconds.
+    pub fn knows(&self, step_ms: i64) -> bool {
+        self.of.contains_key(&step_ms)
+    }
+
+    /// Forecasts after the first `t` of these steps, for each `t` of `moments` and after all.
+    pub(super) fn pooled(
+        &self,
+        x: &[f64],
+        seen: &[bool],
+        step_ms: i64,
+        moments: &[usize],
+    ) -> Option<Pooled> {
+        let pair = self.of.get(&step_ms)?;
+        let p = Prepared::of(x.to_vec(), seen.to_vec(), step_ms);
+        let n = x.len();
+        let at = |trees: &Trees, t: usize| {
+            let of = pair.horizons.iter();
+            of.map(|h| trees.predict(&p, t, *h, pair.judged)).collect()
+        };
+        let mut known: BTreeMap<usize, Vec<f64>> =
+            moments.iter().map(|t| (*t, at(&pair.before, *t))).collect();
+        known.insert(n, at(&pair.all, n));
+        Some(Pooled {
+            horizons: pair.horizons.clone(),
+            known,
+        })
+    }
+}
+
+impl Pair {
+    fn of(
+        series: &[Prepared],
+        step_ms: i64,
+        settings: &Settings,
+        keep_going: &mut dyn FnMut() -> bool,
+    ) -> Option<Self> {
+        let steps = |ms: i64| usize::try_from(ms / step_ms).unwrap_or(0).max(1);
+        let most = steps(settings.horizon_ms).min(super::MOST_STEPS);
+        let judged = steps(settings.judge_ms).min(most);
+        let mut horizons = vec![1, judged.div_ceil(4), judged.div_ceil(2), judged];
+        horizons.extend([2 * judged, most]);
+        horizons.retain(|h| *h <= most);
+        horizons.sort_unstable();
+        horizons.dedup();
+        let mut fit = |half: bool| {
+            let rows = rows(series, &horizons, judged, half);
+            (rows.len() >= LEAST_ROWS)
+                .then(|| Trees::fit(&rows, keep_going).ok())
+                .flatten()
+        };
+        let (before, all) = (fit(true)?, fit(false)?);
+        Some(Self {
+            judged,
+            horizons,
+            before,
+            all,
+        })
+    }
+}
+
+/// Rows from moments and horizons by chance, always the same; with `half`, whose outcome lies in the
+/// first half of their series.
+fn rows(
+    series: &[Prepared],
+    horizons: &[usize],
+    judged: usize,
+    half: bool,
+) -> Vec<(Inputs, f64)> {
+    // Moments of all series in a row, and where each series ends.
+    let ends: Vec<usize> = series
+        .iter()
+        .scan(0, |sum, p| {
+            *sum += p.x.len();
+            Some(*sum)
+        })
+        .collect();
+    let total = ends.last().copied().unwrap_or(0);
+    let draw = |k: usize| {
+        let chance = scattered(k as u64) as usize;
+        let moment = chance.checked_rem(total)?;
+        let s = ends.partition_point(|end| *end <= moment);
+        let p = &series[s];
+        let t = moment + p.x.len() - ends[s] + 1;
+        let h = horizons[(chance >> 40) % horizons.len()];
+        let until = p.x.len() / if half { 2 } else { 1 };
+        let known = t >= LEAST_BEFORE && t + h <= until && p.seen[t - 1] && p.seen[t + h - 1];
+        let label = || (p.x[t + h - 1] - p.anchor(t)) / p.scales[t - 1];
+        known.then(|| {
+            let y = label().clamp(-MOST_LABEL, MOST_LABEL);
+            (p.inputs(t, h, judged), y)
+        })
+    };
+    (0..ROWS).filter_map(draw).collect()
+}
+
+/// Trees' forecasts for one series.
+#[derive(Debug, Clone)]
+pub(super) struct Pooled {
+    horizons: Vec<usize>,
+    /// Per moment, at each horizon.
+    known: BTreeMap<usize, Vec<f64>>,
+}
+
+impl Pooled {
+    /// What the value is expected to be `h` steps after the first `t`; between two horizons what lies
+    /// between, beyond the last what is there. Not a number for a moment that was not asked for.
+    pub(super) fn predict(&self, t: usize, h: usize) -> f64 {
+        let Some(at) = self.known.get(&t) else {
+            return f64::NAN;
+        };
+        let next = self.horizons.partition_point(|k| *k < h);
+        if next == at.len() {
+            return at.last().copied().unwrap_or(f64::NAN);
+        }
+        let before = next.saturating_sub(1);
+        let (from, to) = (self.horizons[before], self.horizons[next]);
+        if from == to {
+            return at[next];
+        }
+        let part = (h - from) as f64 / (to - from) as f64;
+        at[before] + part * (at[next] - at[before])
+    }
+}
