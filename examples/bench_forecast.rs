@@ -299,7 +299,7 @@ fn replay(traces: &[Trace], score: &mut Score) {
         }
         if now % TRAIN_EVERY_MS == 0 {
             let begun = Instant::now();
-            pool = Pool::train(all.iter().map(|r| &r.series), &settings, &mut || true);
+            pool = pool.trained(all.iter().map(|r| &r.series), &settings, &mut || true);
             score.training += begun.elapsed();
             score.trainings += 1;
         }

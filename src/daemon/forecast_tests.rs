@@ -60,7 +60,13 @@ fn a_ramp_becomes_a_cause_with_the_second_forecast() {
     for pass in 0..3i64 {
         let now = (600 + 6 * pass) * STEP_MS;
         let until = Instant::now() + Duration::from_secs(60);
-        let done = compute(&jobs, &mut all, &config.settings(), now, until);
+        let done = compute(
+            &jobs,
+            &mut all,
+            (&config.settings(), &Pool::default()),
+            now,
+            until,
+        );
         let forecasts: Vec<(Resource, Forecast)> = done[0]
             .1
             .iter()
@@ -105,9 +111,24 @@ fn what_did_not_fit_the_budget_comes_first() {
         .map(|(j, at)| (j.key.clone(), kept(ramp(100, 50.0), at)))
         .collect();
     let settings = Settings::default();
-    assert!(compute(&jobs, &mut all, &settings, 500_000, Instant::now()).is_empty());
+    assert!(
+        compute(
+            &jobs,
+            &mut all,
+            (&settings, &Pool::default()),
+            500_000,
+            Instant::now()
+        )
+        .is_empty()
+    );
     let later = Instant::now() + Duration::from_secs(60);
-    let done = compute(&jobs, &mut all, &settings, 500_000, later);
+    let done = compute(
+        &jobs,
+        &mut all,
+        (&settings, &Pool::default()),
+        500_000,
+        later,
+    );
     let order: Vec<usize> = done.iter().map(|d| d.0).collect();
     assert_eq!(order, [1, 2, 0]);
     assert!(!all[&key("a")].read);
@@ -116,10 +137,22 @@ fn what_did_not_fit_the_budget_comes_first() {
         "80 is far from a ramp of 5 that ends at 50"
     );
     all.insert(key("a"), kept(ramp(600, 50.0), 0));
-    let (_, outcome) = &compute(&jobs[..1], &mut all, &settings, 3_000_000, later)[0];
+    let (_, outcome) = &compute(
+        &jobs[..1],
+        &mut all,
+        (&settings, &Pool::default()),
+        3_000_000,
+        later,
+    )[0];
     assert_eq!(outcome.len(), 1, "within twice of what it rose in an hour");
     all.insert(key("a"), kept(ramp(20, 50.0), 0));
-    compute(&jobs, &mut all, &settings, 100_000, later);
+    compute(
+        &jobs,
+        &mut all,
+        (&settings, &Pool::default()),
+        100_000,
+        later,
+    );
     assert!(all[&key("a")].read, "too little: the history is read again");
 }
 

@@ -115,7 +115,11 @@ impl fmt::Display for Method {
             Self::Regression => f.write_str("regression"),
             Self::Trees => f.write_str("boosted trees"),
             Self::Mean { of, trees } => {
-                let with = if *trees { ", boosted trees among them" } else { "" };
+                let with = if *trees {
+                    ", boosted trees among them"
+                } else {
+                    ""
+                };
                 write!(f, "mean of {of} methods{with}")
             }
         }

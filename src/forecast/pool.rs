@@ -6,6 +6,7 @@
 //! Absolute errors are made small, since methods are judged by these.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::Settings;
 use super::methods::running_mean;
@@ -17,6 +18,8 @@ pub const TRAIN_EVERY_MS: i64 = 1_800_000;
 /// Most series that a training needs; more cost memory and teach little.
 pub const MOST_SERIES: usize = 200;
 
+/// Trainings kept for each length of step: half a day of them.
+const MOST_KEPT: usize = 24;
 /// Rows drawn for a training; of some the outcome is not known.
 const ROWS: usize = 6_000;
 /// Fewest rows from which trees are grown.
@@ -128,7 +131,7 @@ impl Prepared {
 }
 
 /// Trees for one length of step.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Trees {
     flat: Flat,
     /// Labels were (y - base) / scale.
@@ -167,86 +170,98 @@ impl Trees {
     }
 }
 
-/// Trees of one length of step, by what they know.
-#[derive(Debug, Clone)]
-struct Pair {
+/// What one training made of series of one length of step.
+#[derive(Debug)]
+struct Trained {
+    trees: Trees,
+    /// End of what it knows, milliseconds since the epoch.
+    until_ms: i64,
     judged: usize,
-    /// Horizons that they were grown for, in steps.
+    /// Horizons that the trees were grown for, in steps.
     horizons: Vec<usize>,
-    /// Of the first half of each series: for the moments at which methods are judged. These lie in the
-    /// second half, also of a series that went on since.
-    before: Trees,
-    /// Of all steps: for the forecast itself.
-    all: Trees,
 }
 
-/// What was learnt from many series.
+/// What was learnt from many series, by the latest trainings: the newest forecasts, those before show
+/// what its like was worth at moments that they did not know.
 #[derive(Debug, Clone, Default)]
 pub struct Pool {
-    of: BTreeMap<i64, Pair>,
+    /// By length of step, milliseconds; oldest first.
+    of: BTreeMap<i64, Vec<Arc<Trained>>>,
 }
 
 impl Pool {
-    /// Learns from these series, the first [`MOST_SERIES`] of each length of step; how far and for which
-    /// horizons is in `settings`. `keep_going` is asked before every ten trees. A length of step
-    /// whose series teach nothing, or whose turn did not come, has no trees.
-    pub fn train<'a>(
+    /// Learns from these series too, the first [`MOST_SERIES`] of each length of step; how far and for
+    /// which horizons is in `settings`. `keep_going` is asked before every ten trees. For a length of
+    /// step whose series teach nothing, or whose turn did not come, nothing new is learnt.
+    #[must_use]
+    pub fn trained<'a>(
+        &self,
         series: impl Iterator<Item = &'a Series>,
         settings: &Settings,
         keep_going: &mut dyn FnMut() -> bool,
     ) -> Self {
-        let mut by_step: BTreeMap<i64, Vec<Prepared>> = BTreeMap::new();
+        let mut by_step: BTreeMap<i64, (Vec<Prepared>, i64)> = BTreeMap::new();
         for s in series {
-            let of = by_step.entry(s.step_ms()).or_default();
-            let (values, _) = s.values();
-            if of.len() < MOST_SERIES && values.iter().flatten().count() >= 2 * LEAST_BEFORE {
+            let (of, until_ms) = by_step.entry(s.step_ms()).or_default();
+            let (values, end_ms) = s.values();
+            if of.len() < MOST_SERIES && values.iter().flatten().count() >= LEAST_BEFORE {
                 let (x, seen) = fill(&values);
                 of.push(Prepared::of(x, seen, s.step_ms()));
+                *until_ms = end_ms.max(*until_ms);
             }
         }
-        let mut pool = Self::default();
-        for (step_ms, of) in by_step {
-            if let Some(pair) = Pair::of(&of, step_ms, settings, keep_going) {
-                pool.of.insert(step_ms, pair);
-            }
+        let mut pool = self.clone();
+        for (step_ms, (of, until_ms)) in by_step {
+            let new = Trained::of(&of, step_ms, until_ms, settings, keep_going);
+            let all = pool.of.entry(step_ms).or_default();
+            all.extend(new.map(Arc::new));
+            let old = all.len().saturating_sub(MOST_KEPT);
+            all.drain(..old);
         }
         pool
     }
 
     /// Whether there are trees for series of this step, milliseconds.
     pub fn knows(&self, step_ms: i64) -> bool {
-        self.of.contains_key(&step_ms)
+        self.of.get(&step_ms).is_some_and(|all| !all.is_empty())
     }
 
-    /// Forecasts after the first `t` of these steps, for each `t` of `moments` and after all.
+    /// Forecasts after the first `t` of these steps, the last of which ends at `end_ms`: for each `t` of
+    /// `moments` by the newest trees that knew nothing later, where there are any, and after all.
     pub(super) fn pooled(
         &self,
         x: &[f64],
         seen: &[bool],
-        step_ms: i64,
+        (step_ms, end_ms): (i64, i64),
         moments: &[usize],
     ) -> Option<Pooled> {
-        let pair = self.of.get(&step_ms)?;
+        let all = self.of.get(&step_ms)?;
+        let newest = all.last()?;
         let p = Prepared::of(x.to_vec(), seen.to_vec(), step_ms);
         let n = x.len();
-        let at = |trees: &Trees, t: usize| {
-            let of = pair.horizons.iter();
-            of.map(|h| trees.predict(&p, t, *h, pair.judged)).collect()
+        let at = |by: &Trained, t: usize| {
+            let of = newest.horizons.iter();
+            of.map(|h| by.trees.predict(&p, t, *h, by.judged)).collect()
         };
-        let mut known: BTreeMap<usize, Vec<f64>> =
-            moments.iter().map(|t| (*t, at(&pair.before, *t))).collect();
-        known.insert(n, at(&pair.all, n));
+        let earlier = moments.iter().filter_map(|t| {
+            let then = end_ms - (n - t).cast_signed() as i64 * step_ms;
+            let by = all.iter().rev().find(|by| by.until_ms <= then)?;
+            Some((*t, at(by, *t)))
+        });
+        let mut known: BTreeMap<usize, Vec<f64>> = earlier.collect();
+        known.insert(n, at(newest, n));
         Some(Pooled {
-            horizons: pair.horizons.clone(),
+            horizons: newest.horizons.clone(),
             known,
         })
     }
 }
 
-impl Pair {
+impl Trained {
     fn of(
         series: &[Prepared],
         step_ms: i64,
+        until_ms: i64,
         settings: &Settings,
         keep_going: &mut dyn FnMut() -> bool,
     ) -> Option<Self> {
@@ -258,30 +273,22 @@ impl Pair {
         horizons.retain(|h| *h <= most);
         horizons.sort_unstable();
         horizons.dedup();
-        let mut fit = |half: bool| {
-            let rows = rows(series, &horizons, judged, half);
-            (rows.len() >= LEAST_ROWS)
-                .then(|| Trees::fit(&rows, keep_going).ok())
-                .flatten()
-        };
-        let (before, all) = (fit(true)?, fit(false)?);
+        let rows = rows(series, &horizons, judged);
+        if rows.len() < LEAST_ROWS {
+            return None;
+        }
+        let trees = Trees::fit(&rows, keep_going).ok()?;
         Some(Self {
+            trees,
+            until_ms,
             judged,
             horizons,
-            before,
-            all,
         })
     }
 }
 
-/// Rows from moments and horizons by chance, always the same; with `half`, whose outcome lies in the
-/// first half of their series.
-fn rows(
-    series: &[Prepared],
-    horizons: &[usize],
-    judged: usize,
-    half: bool,
-) -> Vec<(Inputs, f64)> {
+/// Rows from moments and horizons by chance, always the same.
+fn rows(series: &[Prepared], horizons: &[usize], judged: usize) -> Vec<(Inputs, f64)> {
     // Moments of all series in a row, and where each series ends.
     let ends: Vec<usize> = series
         .iter()
@@ -298,8 +305,7 @@ fn rows(
         let p = &series[s];
         let t = moment + p.x.len() - ends[s] + 1;
         let h = horizons[(chance >> 40) % horizons.len()];
-        let until = p.x.len() / if half { 2 } else { 1 };
-        let known = t >= LEAST_BEFORE && t + h <= until && p.seen[t - 1] && p.seen[t + h - 1];
+        let known = t >= LEAST_BEFORE && t + h <= p.x.len() && p.seen[t - 1] && p.seen[t + h - 1];
         let label = || (p.x[t + h - 1] - p.anchor(t)) / p.scales[t - 1];
         known.then(|| {
             let y = label().clamp(-MOST_LABEL, MOST_LABEL);
@@ -318,8 +324,13 @@ pub(super) struct Pooled {
 }
 
 impl Pooled {
+    /// Whether there is a forecast for this moment.
+    pub(super) fn knows(&self, t: usize) -> bool {
+        self.known.contains_key(&t)
+    }
+
     /// What the value is expected to be `h` steps after the first `t`; between two horizons what lies
-    /// between, beyond the last what is there. Not a number for a moment that was not asked for.
+    /// between, beyond the last what is there. Not a number for a moment that it does not know.
     pub(super) fn predict(&self, t: usize, h: usize) -> f64 {
         let Some(at) = self.known.get(&t) else {
             return f64::NAN;
