@@ -1,8 +1,9 @@
 //! What the forecasts are worth on traces of real machines: `make bench-forecast`.
 //!
 //! Reads the files of the directory in `DROVER_TRACES` (see the README there): `alibaba-2018-*`
-//! (steps of 10 s), `google-2011-*` and `planetlab-*` (steps of 5 min). Each series is replayed;
-//! at many moments it is forecast from what was before, and compared with what came. Writes
+//! (steps of 10 s), `google-2011-*` and `planetlab-*` (steps of 5 min). The series of a file are replayed
+//! side by side, as a host's features would be; at many moments each is forecast from what was
+//! before, with trees that learnt from all series so far, and compared with what came. Writes
 //! `target/bench/forecast.json` and a table. `DROVER_BENCH_EVERY` takes only each n-th machine of
 //! the large sets (default 10).
 //!
@@ -21,10 +22,12 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use drover::feature::{Resource, Threshold};
-use drover::forecast::{Forecast, Series, Settings, forecast, forecast_breach};
+use drover::forecast::{
+    Forecast, Method, Pool, Series, Settings, TRAIN_EVERY_MS, forecast_breach, forecast_with,
+};
 use serde_json::{Value, json};
 
 const AHEAD_MS: i64 = 900_000;
@@ -47,6 +50,9 @@ struct Score {
     ratios: Vec<f64>,
     inside: u64,
     methods: BTreeMap<String, u64>,
+    with_trees: u64,
+    trainings: u64,
+    training: Duration,
     levels: [Level; LEVELS.len()],
     chance: (u64, u64),
     micros: u128,
@@ -158,89 +164,151 @@ fn events(t: &Trace, limit: f64, for_s: f64) -> Vec<i64> {
     found
 }
 
-fn replay(t: &Trace, score: &mut Score) {
-    let long = t.step_ms >= 300_000;
-    let (warm_ms, stride_ms, for_s) = if long {
-        (24 * t.step_ms, t.step_ms, 300.0)
+/// One series while it is replayed.
+struct Replay<'a> {
+    trace: &'a Trace,
+    series: Series,
+    threshold: Threshold,
+    events: Vec<i64>,
+    error: f64,
+    naive: f64,
+    /// Moments at which a forecast breach stood while the use was not above the limit.
+    stood: [Vec<i64>; LEVELS.len()],
+    /// Whether one stood at the last moment.
+    before: [bool; LEVELS.len()],
+}
+
+/// Whether steps are of minutes; first moment and distance of moments, milliseconds.
+fn moments(step_ms: i64) -> (bool, i64, i64) {
+    if step_ms >= 300_000 {
+        (true, 24 * step_ms, step_ms)
     } else {
-        (3_600_000, 60_000, 60.0)
-    };
-    if t.values.iter().flatten().count() < 100 {
-        return;
+        (false, 3_600_000, 60_000)
     }
-    let limit = percentile(&t.values, 0.9);
-    if percentile(&t.values, 1.0) <= limit {
-        return;
+}
+
+impl<'a> Replay<'a> {
+    /// `None` for a series that has hardly a value, or never passes its limit.
+    fn of(trace: &'a Trace) -> Option<Self> {
+        if trace.values.iter().flatten().count() < 100 {
+            return None;
+        }
+        let limit = percentile(&trace.values, 0.9);
+        if percentile(&trace.values, 1.0) <= limit {
+            return None;
+        }
+        let (long, ..) = moments(trace.step_ms);
+        let for_s = if long { 300.0 } else { 60.0 };
+        Some(Self {
+            trace,
+            series: if long {
+                Series::fixed(trace.step_ms)
+            } else {
+                Series::new(trace.step_ms)
+            },
+            threshold: Threshold {
+                resource: Resource::Cpu,
+                limit,
+                for_s,
+            },
+            events: events(trace, limit, for_s),
+            error: 0.0,
+            naive: 0.0,
+            stood: Default::default(),
+            before: [false; LEVELS.len()],
+        })
     }
-    let events = events(t, limit, for_s);
-    let threshold = Threshold {
-        resource: Resource::Cpu,
-        limit,
-        for_s,
+
+    fn begins_within(&self, from: i64, to: i64) -> bool {
+        self.events.iter().any(|e| *e >= from && *e <= to)
+    }
+
+    /// Forecasts at one moment, the step before which is number `i`.
+    fn moment(&mut self, i: usize, now: i64, pool: &Pool, settings: &Settings, score: &mut Score) {
+        let t = self.trace;
+        if now + AHEAD_MS > t.step_ms * t.values.len().cast_signed() as i64 {
+            return;
+        }
+        let begun = Instant::now();
+        let f = forecast_with(&self.series, Some(pool), settings, now);
+        score.micros += begun.elapsed().as_micros();
+        let Ok(f) = f else { return };
+        compare(t, &f, now, score, &mut self.error, &mut self.naive);
+        let below = t.values[i].is_some_and(|v| v <= self.threshold.limit);
+        if below {
+            score.chance.1 += 1;
+            score.chance.0 += u64::from(self.begins_within(now, now + AHEAD_MS + 300_000));
+        }
+        let all = [(Resource::Cpu, f)];
+        for (l, level) in LEVELS.iter().enumerate() {
+            let found = forecast_breach(&[self.threshold], &all, *level, 900.0, now);
+            let stands = !found.is_empty();
+            if stands && below {
+                self.stood[l].push(now);
+            }
+            if stands && !self.before[l] && below {
+                let c = &mut score.levels[l];
+                c.announcements += 1;
+                c.true_ones += u64::from(self.begins_within(now, now + AHEAD_MS + 300_000));
+            }
+            self.before[l] = stands;
+        }
+    }
+
+    fn end(&self, warm_ms: i64, score: &mut Score) {
+        for e in self.events.iter().filter(|e| **e >= warm_ms + AHEAD_MS) {
+            for (l, stood) in self.stood.iter().enumerate() {
+                let c = &mut score.levels[l];
+                c.events += 1;
+                let told = stood.iter().any(|n| (600_000..=900_000).contains(&(e - n)));
+                c.announced += u64::from(told);
+            }
+        }
+        score.series += 1;
+        score.error += self.error;
+        score.naive += self.naive;
+        if self.naive > 0.0 {
+            score.ratios.push(self.error / self.naive);
+        }
+    }
+}
+
+/// The series of a file side by side; all have steps of one length.
+fn replay(traces: &[Trace], score: &mut Score) {
+    let mut all: Vec<Replay<'_>> = traces.iter().filter_map(Replay::of).collect();
+    let Some(step_ms) = all.first().map(|r| r.trace.step_ms) else {
+        return;
     };
+    let (_, warm_ms, stride_ms) = moments(step_ms);
     let settings = Settings {
         horizon_ms: AHEAD_MS + 300_000,
         min_points: 12,
         ..Settings::default()
     };
-    let mut s = if long {
-        Series::fixed(t.step_ms)
-    } else {
-        Series::new(t.step_ms)
-    };
-    let (mut error, mut naive) = (0.0, 0.0);
-    // Moments at which a forecast breach stood, and at which the use was not above.
-    let mut stood: [Vec<i64>; LEVELS.len()] = Default::default();
-    let mut before = [false; LEVELS.len()];
-    let begins_within = |from: i64, to: i64| events.iter().any(|e| *e >= from && *e <= to);
-    for (i, v) in t.values.iter().enumerate() {
-        let now = (i.cast_signed() as i64 + 1) * t.step_ms;
-        if let Some(v) = v {
-            s.push(now, *v);
+    let mut pool = Pool::default();
+    let steps = all.iter().map(|r| r.trace.values.len()).max().unwrap_or(0);
+    for i in 0..steps {
+        let now = (i.cast_signed() as i64 + 1) * step_ms;
+        for r in &mut all {
+            if let Some(Some(v)) = r.trace.values.get(i) {
+                r.series.push(now, *v);
+            }
         }
-        if now < warm_ms
-            || now % stride_ms != 0
-            || now + AHEAD_MS > t.step_ms * t.values.len().cast_signed() as i64
-        {
+        if now < warm_ms || now % stride_ms != 0 {
             continue;
         }
-        let begun = Instant::now();
-        let f = forecast(&s, &settings, now);
-        score.micros += begun.elapsed().as_micros();
-        let Ok(f) = f else { continue };
-        compare(t, &f, now, score, &mut error, &mut naive);
-        let below = v.is_some_and(|v| v <= limit);
-        if below {
-            score.chance.1 += 1;
-            score.chance.0 += u64::from(begins_within(now, now + AHEAD_MS + 300_000));
+        if now % TRAIN_EVERY_MS == 0 {
+            let begun = Instant::now();
+            pool = pool.trained(all.iter().map(|r| &r.series), &settings, &mut || true);
+            score.training += begun.elapsed();
+            score.trainings += 1;
         }
-        let all = [(Resource::Cpu, f)];
-        for (l, level) in LEVELS.iter().enumerate() {
-            let stands = !forecast_breach(&[threshold], &all, *level, 900.0, now).is_empty();
-            if stands && below {
-                stood[l].push(now);
-            }
-            if stands && !before[l] && below {
-                let c = &mut score.levels[l];
-                c.announcements += 1;
-                c.true_ones += u64::from(begins_within(now, now + AHEAD_MS + 300_000));
-            }
-            before[l] = stands;
+        for r in &mut all {
+            r.moment(i, now, &pool, &settings, score);
         }
     }
-    for e in events.iter().filter(|e| **e >= warm_ms + AHEAD_MS) {
-        for (l, stood) in stood.iter().enumerate() {
-            let c = &mut score.levels[l];
-            c.events += 1;
-            let told = stood.iter().any(|n| (600_000..=900_000).contains(&(e - n)));
-            c.announced += u64::from(told);
-        }
-    }
-    score.series += 1;
-    score.error += error;
-    score.naive += naive;
-    if naive > 0.0 {
-        score.ratios.push(error / naive);
+    for r in &all {
+        r.end(warm_ms, score);
     }
 }
 
@@ -256,6 +324,8 @@ fn compare(t: &Trace, f: &Forecast, now: i64, score: &mut Score, error: &mut f64
         *naive += (last - came).abs();
         score.inside += u64::from(came >= step.p10 && came <= step.p90);
         score.forecasts += 1;
+        let trees = matches!(f.method, Method::Trees | Method::Mean { trees: true, .. });
+        score.with_trees += u64::from(trees);
         let name = f.method.to_string();
         let name = name.split(" of ").next().unwrap_or_default().to_owned();
         *score.methods.entry(name).or_default() += 1;
@@ -275,12 +345,13 @@ fn report(name: &str, s: &mut Score) -> Value {
     let median = s.ratios.get(s.ratios.len() / 2).copied();
     let mase = s.error / s.naive;
     println!(
-        "{name:<22} {:>6} series {:>7} forecasts  MASE {mase:.3} (median of series {:.3})  80 % interval holds {:.1} %  {:.2} ms each",
+        "{name:<22} {:>6} series {:>7} forecasts  MASE {mase:.3} (median of series {:.3})  80 % interval holds {:.1} %  {:.2} ms each  trees in {:.0} %",
         s.series,
         s.forecasts,
         median.unwrap_or(f64::NAN),
         100.0 * s.inside as f64 / s.forecasts.max(1) as f64,
         s.micros as f64 / 1000.0 / s.forecasts.max(1) as f64,
+        100.0 * s.with_trees as f64 / s.forecasts.max(1) as f64,
     );
     let (c, of) = s.chance;
     let levels: Vec<Value> = LEVELS
@@ -306,6 +377,8 @@ fn report(name: &str, s: &mut Score) -> Value {
         "mase_15min_median_of_series": median,
         "interval_80_holds": ratio(s.inside, s.forecasts), "methods": s.methods,
         "ms_per_forecast": s.micros as f64 / 1000.0 / s.forecasts.max(1) as f64,
+        "with_trees": ratio(s.with_trees, s.forecasts),
+        "s_per_training": s.training.as_secs_f64() / s.trainings.max(1) as f64,
         "breaches": levels, "precision_by_chance": ratio(c, of),
     })
 }
@@ -334,9 +407,7 @@ fn main() -> ExitCode {
             _ => continue,
         };
         let score = scores.entry(set).or_default();
-        for t in traces {
-            replay(&t, score);
-        }
+        replay(&traces, score);
     }
     if scores.is_empty() {
         println!("SKIPPED: no traces in {}", dir.display());

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::model::scattered;
+use super::boost::scattered;
 use super::reservoir::Row;
 use super::schema::{Inputs, MISSING, column, log_rate, part};
 

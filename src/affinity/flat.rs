@@ -1,6 +1,5 @@
 //! Trees laid out for predicting: 12 bytes per node, all in one array, siblings side by side.
 
-use super::schema::{Inputs, N};
 use super::trees::{Ensemble, Tree};
 
 /// Rows that are taken through a tree together, while its nodes are in the cache.
@@ -70,7 +69,7 @@ impl Flat {
         }
     }
 
-    fn leaf(&self, root: u32, x: &Inputs) -> f32 {
+    fn leaf<const N: usize>(&self, root: u32, x: &[f32; N]) -> f32 {
         let mut n = self.nodes[root as usize];
         while n.column != LEAF {
             // Checked when the tree was made; written so that it costs no branch.
@@ -82,12 +81,12 @@ impl Flat {
     }
 
     /// Sums of all trees for one row.
-    pub(crate) fn sum(&self, x: &Inputs) -> f64 {
+    pub(crate) fn sum<const N: usize>(&self, x: &[f32; N]) -> f64 {
         self.roots.iter().map(|r| f64::from(self.leaf(*r, x))).sum()
     }
 
     /// The same for many rows.
-    pub(crate) fn sums(&self, rows: &[Inputs]) -> Vec<f64> {
+    pub(crate) fn sums<const N: usize>(&self, rows: &[[f32; N]]) -> Vec<f64> {
         let mut out = vec![0.0; rows.len()];
         for (rows, out) in rows.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
             for root in &self.roots {

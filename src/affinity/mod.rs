@@ -9,6 +9,7 @@
 //! and threads.
 
 mod blend;
+mod boost;
 mod carry;
 mod codec;
 mod collector;
@@ -27,7 +28,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use boost::{Loss, boost, scattered};
 pub use collector::{Collector, Observation, Place, Taken};
+pub(crate) use flat::Flat;
 pub use headroom::{Headroom, score as headroom};
 pub use input::{After, Demand, ScoreInput, Stat, UsageWindow, host_per_guest_cpu};
 pub use model::{Explanation, Model, Params};

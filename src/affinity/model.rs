@@ -1,24 +1,13 @@
-//! The gbdt crate behind a guard.
-//!
-//! The crate panics on NaN and on rows of another width, diverges on its own marker for missing
-//! values, loops for ever on a cyclic model, has no seed, no early stopping and no interruption.
-//! Hence: rows of a fixed width are checked before every call; labels are standardised; calls
-//! are made under `catch_unwind`; trees are trained in chunks that start from the predictions
-//! so far (the result is that of one training); the sampling is ours and deterministic; trees
-//! pass through the `trees` module, which checks them.
-
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use gbdt::config::Config;
-use gbdt::decision_tree::Data;
-use gbdt::gradient_boost::GBDT;
+//! The model: checked rows in, trees of the gbdt crate (`boost`) inside, which pass through the
+//! `trees` module; the crate panics on NaN at a prediction and loops for ever on a cyclic model.
 
 use super::AffinityError;
+use super::boost::{Loss, boost};
 use super::codec::{Reader, Writer};
 use super::flat::Flat;
 use super::reservoir::Row;
-use super::schema::{COLUMNS, HASH, Inputs, N, valid};
-use super::trees::{Ensemble, from_crate};
+use super::schema::{COLUMNS, HASH, Inputs, valid};
+use super::trees::Ensemble;
 
 const MAGIC: [u8; 4] = *b"DRVM";
 const VERSION: u16 = 1;
@@ -92,32 +81,6 @@ pub struct Explanation {
     pub contributions: Vec<(&'static str, f64)>,
 }
 
-/// Calls into the crate; a panic becomes an error.
-fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, AffinityError> {
-    catch_unwind(AssertUnwindSafe(f)).map_err(|p| {
-        let what = p
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| p.downcast_ref::<&str>().copied())
-            .unwrap_or("no message");
-        AffinityError::Training(format!("the gbdt crate panicked: {what}"))
-    })
-}
-
-/// A number that has nothing to do with the order of `n`, always the same (SplitMix64).
-pub(super) fn scattered(n: u64) -> u64 {
-    let mut h = n.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    h ^ (h >> 31)
-}
-
-/// Deterministic choice of rows per chunk.
-fn chosen(row: usize, chunk: usize, ratio: f64) -> bool {
-    let h = scattered((row as u64) ^ ((chunk as u64 + 1) << 40));
-    ((h >> 11) as f64) < ratio * (1u64 << 53) as f64
-}
-
 impl Model {
     /// Trains on `rows`; `validation` (later rows) tells when to stop. `keep_going` is asked
     /// before every chunk: on false, the trees so far are the model, if there are any.
@@ -150,72 +113,10 @@ impl Model {
         if scale < 1e-6 {
             return Err(AffinityError::Uniform);
         }
-        let mut data: Vec<Data> = rows
-            .iter()
-            .chain(validation)
-            .map(|r| {
-                let label = ((f64::from(r.y) - mean) / scale) as f32;
-                Data::new_training_data(r.x.to_vec(), 1.0, label, Some(0.0))
-            })
-            .collect();
-        let mut conf = Config::new();
-        conf.set_feature_size(N);
-        conf.set_max_depth(params.depth);
-        conf.set_min_leaf_size(params.min_leaf);
-        conf.set_shrinkage(params.shrinkage);
-        conf.enabled_initial_guess(true);
-
-        let mut trees = Vec::new();
-        let (mut best, mut best_len, mut without_gain) = (f64::INFINITY, 0, 0);
-        let mut chunk = 0;
-        while trees.len() < params.trees && without_gain < params.patience && keep_going() {
-            let count = params.chunk.clamp(1, params.trees - trees.len());
-            conf.set_iterations(count);
-            let mut part: Vec<Data> = if n >= params.sample_from {
-                let picked = (0..n).filter(|i| chosen(*i, chunk, params.sample_ratio));
-                picked.map(|i| data[i].clone()).collect()
-            } else {
-                data[..n].to_vec()
-            };
-            let (model, guesses) = guarded(|| {
-                let mut m = GBDT::new(&conf);
-                m.fit(&mut part);
-                let guesses = m.predict(&data);
-                (m, guesses)
-            })?;
-            if guesses.iter().any(|g| !g.is_finite()) {
-                return Err(AffinityError::Training("the training diverged".into()));
-            }
-            trees.extend(from_crate(&model)?);
-            for (d, g) in data.iter_mut().zip(guesses) {
-                d.initial_guess = g;
-            }
-            chunk += 1;
-            // Without validation rows the training rows decide, which always gain.
-            let judged = if validation.is_empty() {
-                &data[..]
-            } else {
-                &data[n..]
-            };
-            let error = judged
-                .iter()
-                .map(|d| f64::from(d.label - d.initial_guess).powi(2))
-                .sum::<f64>()
-                / judged.len() as f64;
-            if error < best * 0.999 {
-                (best, best_len, without_gain) = (error, trees.len(), 0);
-            } else {
-                without_gain += 1;
-            }
-        }
-        if trees.is_empty() {
-            return Err(AffinityError::Interrupted);
-        }
-        trees.truncate(best_len.max(1));
-        let ensemble = Ensemble {
-            trees,
-            shrinkage: params.shrinkage,
-        };
+        let label = |r: &Row| ((f64::from(r.y) - mean) / scale) as f32;
+        let all = rows.iter().chain(validation);
+        let all = all.map(|r| (r.x.to_vec(), label(r)));
+        let ensemble = boost(all, n, Loss::Squared, params, keep_going)?;
         Ok(Self::assemble(ensemble, mean, scale, n as u64, now_ms))
     }
 
@@ -310,8 +211,14 @@ impl Model {
 
 #[cfg(test)]
 mod tests {
-    use super::super::schema::MISSING;
+    use gbdt::config::Config;
+    use gbdt::decision_tree::Data;
+    use gbdt::gradient_boost::GBDT;
+
+    use super::super::boost::guarded;
+    use super::super::schema::{MISSING, N};
     use super::super::tests::{Random, synthetic};
+    use super::super::trees::from_crate;
     use super::*;
 
     fn fit(n: usize, seed: u64) -> (Vec<Row>, Model) {

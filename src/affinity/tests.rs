@@ -1,6 +1,6 @@
 //! Tests of the whole, and makers of hosts and rows for the other tests.
 
-use super::model::scattered;
+use super::boost::scattered;
 use super::schema::column;
 use super::*;
 use crate::feature::{FeatureName, FeatureSpec, Workload};

@@ -99,17 +99,26 @@ pub fn train_apart(
     budget: Duration,
     now_ms: i64,
 ) -> io::Result<tokio::sync::oneshot::Receiver<Result<Trained, AffinityError>>> {
+    apart("training", budget, move |go| snapshot.train(now_ms, go))
+}
+
+/// Works on a thread of its own, of the lowest priority. The work asks now and then whether it may
+/// go on, which it may for `budget` of CPU time. The answer comes through the channel.
+pub(super) fn apart<T: Send + 'static>(
+    name: &str,
+    budget: Duration,
+    work: impl FnOnce(&mut dyn FnMut() -> bool) -> T + Send + 'static,
+) -> io::Result<tokio::sync::oneshot::Receiver<T>> {
     let (answer, receiver) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
-        .name("training".into())
+        .name(name.to_owned())
         .spawn(move || {
             // SAFETY: changes the priority of the calling thread only (on Linux `who` 0 is that).
             unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, NICE) };
             let begun = thread_time();
-            let trained =
-                snapshot.train(now_ms, &mut || thread_time().saturating_sub(begun) < budget);
+            let done = work(&mut || thread_time().saturating_sub(begun) < budget);
             // Nobody waits when the daemon ends.
-            let _ = answer.send(trained);
+            let _ = answer.send(done);
         })?;
     Ok(receiver)
 }

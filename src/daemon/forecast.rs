@@ -12,7 +12,8 @@ use crate::config::ForecastSection;
 use crate::decision::{BreachCause, View};
 use crate::feature::{FeatureName, Resource, Threshold};
 use crate::forecast::{
-    Expected, Forecast, NotYet, Series, Settings, Watch, forecast, forecast_breach,
+    Expected, Forecast, MOST_SERIES, NotYet, Pool, Series, Settings, TRAIN_EVERY_MS, Watch,
+    forecast_breach, forecast_with,
 };
 use crate::history::SeriesKey;
 use crate::usage::Usage;
@@ -33,6 +34,8 @@ const READ_AGAIN_MS: i64 = 120_000;
 const MOST_LEAD_MS: i64 = 3_600_000;
 /// Time of one pass, at most; features that it did not get to come first in the next.
 const BUDGET: Duration = Duration::from_secs(5);
+/// CPU time of a training, at most.
+const TRAINING: Duration = Duration::from_secs(2);
 /// Part of the time that passes may take: one in so many.
 const SHARE: f64 = 20.0;
 
@@ -44,6 +47,8 @@ type Outcome = Vec<(Resource, Result<Forecast, NotYet>)>;
 #[derive(Debug, Default)]
 pub(super) struct Forecasts {
     watches: BTreeMap<Key, Watch>,
+    /// What the series of this host taught.
+    pool: Arc<Pool>,
 }
 
 /// A feature to forecast.
@@ -124,7 +129,7 @@ fn near(series: &Series, resource: Resource, limits: &[Threshold], settings: &Se
 fn compute(
     jobs: &[Job],
     kept: &mut BTreeMap<Key, Kept>,
-    settings: &Settings,
+    (settings, pool): (&Settings, &Pool),
     now_ms: i64,
     until: Instant,
 ) -> Vec<(usize, Outcome)> {
@@ -143,7 +148,7 @@ fn compute(
         let of = k.series.iter();
         let outcome: Outcome = of
             .filter(|(r, s)| near(s, *r, &jobs[i].thresholds, settings))
-            .map(|(r, s)| (*r, forecast(s, settings, now_ms)))
+            .map(|(r, s)| (*r, forecast_with(s, Some(pool), settings, now_ms)))
             .collect();
         k.read = outcome
             .iter()
@@ -332,12 +337,13 @@ impl Daemon {
         let config = self.config.forecast.clone();
         let interval_ms = (self.config.meter.interval_s * 1000.0) as i64;
         let thresholds = spec.thresholds;
+        let pool = Arc::clone(&lock(&self.forecasts).pool);
         let series = tokio::task::spawn_blocking(move || {
             let all = Resource::ALL.into_iter();
             all.map(|resource| {
                 let mut series = Series::new(interval_ms);
                 push(&mut series, resource, &points);
-                let outcome = forecast(&series, &config.settings(), now_ms);
+                let outcome = forecast_with(&series, Some(&pool), &config.settings(), now_ms);
                 shown(resource, &thresholds, outcome, &config, now_ms)
             })
             .collect()
@@ -447,6 +453,57 @@ pub(super) fn grow(
     }
 }
 
+/// Series to learn from: some of all, evenly.
+fn lessons(kept: &BTreeMap<Key, Kept>) -> Vec<Series> {
+    let all = kept.values().flat_map(|k| k.series.iter().map(|(_, s)| s));
+    let stride = all.clone().count().div_ceil(MOST_SERIES).max(1);
+    all.step_by(stride).cloned().collect()
+}
+
+/// Has the trees trained again and again, on a thread of the lowest priority. After a start they come
+/// anew with the series.
+#[derive(Default)]
+struct Teacher {
+    last_ms: i64,
+    running: Option<tokio::sync::oneshot::Receiver<Pool>>,
+}
+
+impl Teacher {
+    /// Takes what a training made, and begins one when it is time.
+    fn turn(
+        &mut self,
+        daemon: &Daemon,
+        kept: &BTreeMap<Key, Kept>,
+        settings: &Settings,
+        now_ms: i64,
+    ) {
+        use tokio::sync::oneshot::error::TryRecvError;
+        if let Some(answer) = &mut self.running {
+            match answer.try_recv() {
+                Ok(pool) => lock(&daemon.forecasts).pool = Arc::new(pool),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Closed) => {
+                    tracing::error!("the training of forecasts ended abnormally");
+                }
+            }
+            self.running = None;
+        }
+        // A clock that was put back must not put trainings off.
+        if (0..TRAIN_EVERY_MS).contains(&now_ms.saturating_sub(self.last_ms)) || kept.is_empty() {
+            return;
+        }
+        self.last_ms = now_ms;
+        let lessons = lessons(kept);
+        let pool = Arc::clone(&lock(&daemon.forecasts).pool);
+        let settings = settings.clone();
+        let work = move |go: &mut dyn FnMut() -> bool| pool.trained(lessons.iter(), &settings, go);
+        match super::affinity::apart("forecasts", TRAINING, work) {
+            Ok(answer) => self.running = Some(answer),
+            Err(e) => tracing::error!(error = %e, "no thread for the training of forecasts"),
+        }
+    }
+}
+
 /// Forecasts again and again, off the main path.
 pub(super) async fn forecasting(daemon: Arc<Daemon>) {
     let config = daemon.config.forecast.clone();
@@ -457,6 +514,7 @@ pub(super) async fn forecasting(daemon: Arc<Daemon>) {
     let mut tick = tokio::time::interval(Duration::from_secs_f64(config.every_s));
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut kept: BTreeMap<Key, Kept> = BTreeMap::new();
+    let mut teacher = Teacher::default();
     loop {
         tick.tick().await;
         let domains: Vec<String> = lock(&daemon.instances).keys().cloned().collect();
@@ -494,9 +552,12 @@ pub(super) async fn forecasting(daemon: Arc<Daemon>) {
         }
         let now_ms = clock::now_ms();
         let settings = daemon.config.forecast.settings();
+        teacher.turn(&daemon, &kept, &settings, now_ms);
+        let pool = Arc::clone(&lock(&daemon.forecasts).pool);
         let budget = BUDGET.min(Duration::from_secs_f64(config.every_s / SHARE));
         let computed = tokio::task::spawn_blocking(move || {
-            let done = compute(&jobs, &mut kept, &settings, now_ms, Instant::now() + budget);
+            let until = Instant::now() + budget;
+            let done = compute(&jobs, &mut kept, (&settings, &pool), now_ms, until);
             (jobs, kept, done)
         });
         let (jobs, back, done) = match computed.await {

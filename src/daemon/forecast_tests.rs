@@ -60,7 +60,13 @@ fn a_ramp_becomes_a_cause_with_the_second_forecast() {
     for pass in 0..3i64 {
         let now = (600 + 6 * pass) * STEP_MS;
         let until = Instant::now() + Duration::from_secs(60);
-        let done = compute(&jobs, &mut all, &config.settings(), now, until);
+        let done = compute(
+            &jobs,
+            &mut all,
+            (&config.settings(), &Pool::default()),
+            now,
+            until,
+        );
         let forecasts: Vec<(Resource, Forecast)> = done[0]
             .1
             .iter()
@@ -105,9 +111,24 @@ fn what_did_not_fit_the_budget_comes_first() {
         .map(|(j, at)| (j.key.clone(), kept(ramp(100, 50.0), at)))
         .collect();
     let settings = Settings::default();
-    assert!(compute(&jobs, &mut all, &settings, 500_000, Instant::now()).is_empty());
+    assert!(
+        compute(
+            &jobs,
+            &mut all,
+            (&settings, &Pool::default()),
+            500_000,
+            Instant::now()
+        )
+        .is_empty()
+    );
     let later = Instant::now() + Duration::from_secs(60);
-    let done = compute(&jobs, &mut all, &settings, 500_000, later);
+    let done = compute(
+        &jobs,
+        &mut all,
+        (&settings, &Pool::default()),
+        500_000,
+        later,
+    );
     let order: Vec<usize> = done.iter().map(|d| d.0).collect();
     assert_eq!(order, [1, 2, 0]);
     assert!(!all[&key("a")].read);
@@ -116,10 +137,22 @@ fn what_did_not_fit_the_budget_comes_first() {
         "80 is far from a ramp of 5 that ends at 50"
     );
     all.insert(key("a"), kept(ramp(600, 50.0), 0));
-    let (_, outcome) = &compute(&jobs[..1], &mut all, &settings, 3_000_000, later)[0];
+    let (_, outcome) = &compute(
+        &jobs[..1],
+        &mut all,
+        (&settings, &Pool::default()),
+        3_000_000,
+        later,
+    )[0];
     assert_eq!(outcome.len(), 1, "within twice of what it rose in an hour");
     all.insert(key("a"), kept(ramp(20, 50.0), 0));
-    compute(&jobs, &mut all, &settings, 100_000, later);
+    compute(
+        &jobs,
+        &mut all,
+        (&settings, &Pool::default()),
+        100_000,
+        later,
+    );
     assert!(all[&key("a")].read, "too little: the history is read again");
 }
 
@@ -190,4 +223,24 @@ fn hosts_are_compared_as_they_will_be() {
     expected.value = 1.0;
     grow(&mut view, &mut demand, "web", &expected, 1.0);
     assert_eq!(demand.memory_mib, 500.0);
+}
+
+#[test]
+fn trees_learn_from_some_of_all() {
+    let of = |i: usize| {
+        let name = format!("f{i:04}");
+        (key(&name), kept(ramp(20, i as f64), 0))
+    };
+    let all: BTreeMap<Key, Kept> = (0..=3 * MOST_SERIES).map(of).collect();
+    let some = lessons(&all);
+    assert!(some.len() <= MOST_SERIES && some.len() > MOST_SERIES / 2);
+    let newest = |s: &Series| s.largest_rise(STEP_MS, 1).map(|(last, _)| last);
+    let last = newest(&ramp(20, 3.0 * MOST_SERIES as f64));
+    assert_eq!(
+        newest(some.last().unwrap()),
+        last,
+        "not only those that come first"
+    );
+    let few: BTreeMap<Key, Kept> = (0..3).map(of).collect();
+    assert_eq!(lessons(&few).len(), 3);
 }

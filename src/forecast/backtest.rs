@@ -1,7 +1,11 @@
 //! Which method is best, and how wrong it is.
 
+use std::sync::Arc;
+
 use super::methods::{self, Model};
+use super::pool::{Pool, Pooled};
 use super::regression::Regression;
+use super::series::fill;
 use super::{
     Forecast, MOST_CELLS, MOST_HORIZON_MS, MOST_STEPS, NotYet, Series, Settings, Step, season,
 };
@@ -14,6 +18,9 @@ const LEAST: usize = 12;
 const GAIN: f64 = 0.97;
 /// The same for a mean of methods, against the best of them alone.
 const MEAN_GAIN: f64 = 0.98;
+/// The same for half of trees' forecast and half of what was best, against that alone: trees from many
+/// series are right more often than the errors at so few moments of one tell.
+const TREES_GAIN: f64 = 1.05;
 /// Most methods whose mean is tried.
 const TOGETHER: usize = 5;
 /// Age of the last known step, in steps, after which the present is not known.
@@ -21,6 +28,16 @@ const STALE: i64 = 3;
 
 /// Forecasts a series at `now_ms`, or says what is missing.
 pub fn forecast(series: &Series, settings: &Settings, now_ms: i64) -> Result<Forecast, NotYet> {
+    forecast_with(series, None, settings, now_ms)
+}
+
+/// The same, with trees that learnt from many series among the methods.
+pub fn forecast_with(
+    series: &Series,
+    pool: Option<&Pool>,
+    settings: &Settings,
+    now_ms: i64,
+) -> Result<Forecast, NotYet> {
     let (values, end_ms) = series.values();
     let step_ms = series.step_ms();
     let known = values.iter().flatten().count();
@@ -76,6 +93,18 @@ pub fn forecast(series: &Series, settings: &Settings, now_ms: i64) -> Result<For
     let (mae, model) = best
         .filter(|(e, _)| *e < naive * GAIN)
         .unwrap_or((naive, Model::Naive));
+    let pooled = pool.and_then(|p| p.pooled(&x, &seen, (step_ms, end_ms), &origins));
+    let (mae, model) = match pooled {
+        Some(trees) => with_trees((mae, model), trees, |model, trees| {
+            let known: Vec<usize> = origins
+                .iter()
+                .copied()
+                .filter(|t| trees.knows(*t))
+                .collect();
+            (known.len() >= LEAST).then(|| error(model, &x, &seen, &known, judged))
+        }),
+        None => (mae, model),
+    };
     if !mae.is_finite() {
         // Never two known steps at the right distance: too full of gaps to judge anything.
         return Err(NotYet::Short {
@@ -111,17 +140,22 @@ pub fn forecast(series: &Series, settings: &Settings, now_ms: i64) -> Result<For
     })
 }
 
-/// Unknown steps take the last known value; which ones are known is told beside it.
-fn fill(values: &[Option<f64>]) -> (Vec<f64>, Vec<bool>) {
-    let mut last = values.iter().flatten().next().copied().unwrap_or(0.0);
-    let x = values
-        .iter()
-        .map(|v| {
-            last = v.unwrap_or(last);
-            last
-        })
-        .collect();
-    (x, values.iter().map(Option::is_some).collect())
+/// What was best, or half of it and half of what trees say when that was better at the moments which the
+/// trees did not know when they were grown; `error` is that at these moments, if there are enough.
+fn with_trees(
+    (mae, model): (f64, Model),
+    trees: Pooled,
+    error: impl Fn(&Model, &Pooled) -> Option<f64>,
+) -> (f64, Model) {
+    let trees = Arc::new(trees);
+    let both = Model::Mean(vec![model.clone(), Model::Trees(Arc::clone(&trees))]);
+    match (error(&model, &trees), error(&both, &trees)) {
+        (Some(alone), Some(half)) if half < alone * TREES_GAIN && half.is_finite() => {
+            let ratio = if alone.is_finite() { half / alone } else { 1.0 };
+            (mae * ratio, both)
+        }
+        _ => (mae, model),
+    }
 }
 
 /// All methods for this series, the naive one first.

@@ -1,6 +1,9 @@
 //! The methods: each forecasts from any moment of a series, looking only at what was before.
 
+use std::sync::Arc;
+
 use super::Method;
+use super::pool::Pooled;
 use super::regression::Regression;
 
 /// Smoothing of the level that [`Model::Reversion`] starts from.
@@ -27,6 +30,8 @@ pub(super) enum Model {
         left: Vec<f64>,
     },
     Regression(Regression),
+    /// Shared, for means hold it too.
+    Trees(Arc<Pooled>),
     /// The mean of several.
     Mean(Vec<Model>),
 }
@@ -59,6 +64,7 @@ impl Model {
                 mean + left[h - 1] * (level - mean)
             }
             Self::Regression(r) => r.predict(t, h),
+            Self::Trees(trees) => trees.predict(t, h),
             Self::Mean(of) => {
                 let sum: f64 = of.iter().map(|m| m.predict(x, t, h)).sum();
                 sum / of.len() as f64
@@ -77,7 +83,26 @@ impl Model {
             Self::Damped { .. } => Method::Damped,
             Self::Reversion { .. } => Method::Reversion,
             Self::Regression(_) => Method::Regression,
-            Self::Mean(of) => Method::Mean { of: of.len() },
+            Self::Trees(_) => Method::Trees,
+            Self::Mean(of) => Method::Mean {
+                of: self.count(),
+                trees: of.iter().any(Model::has_trees),
+            },
+        }
+    }
+
+    /// How many methods it consists of.
+    fn count(&self) -> usize {
+        match self {
+            Self::Mean(of) => of.iter().map(Model::count).sum(),
+            _ => 1,
+        }
+    }
+
+    fn has_trees(&self) -> bool {
+        match self {
+            Self::Mean(of) => of.iter().any(Model::has_trees),
+            other => matches!(other, Self::Trees(_)),
         }
     }
 }

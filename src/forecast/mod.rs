@@ -18,6 +18,7 @@ mod backtest;
 mod breach;
 mod methods;
 mod outlook;
+mod pool;
 mod regression;
 mod season;
 mod series;
@@ -25,9 +26,10 @@ mod series;
 #[cfg(test)]
 mod tests;
 
-pub use backtest::forecast;
+pub use backtest::{forecast, forecast_with};
 pub use breach::{Expected, Watch, forecast_breach};
 pub use outlook::{Levels, Residuals};
+pub use pool::{MOST_SERIES, Pool, TRAIN_EVERY_MS};
 pub use series::Series;
 
 use std::fmt;
@@ -84,10 +86,14 @@ pub enum Method {
     Reversion,
     /// A regression on averages that forget at different speeds.
     Regression,
+    /// Gradient-boosted trees that learnt from many series.
+    Trees,
     /// The mean of the methods that were best.
     Mean {
         /// How many.
         of: usize,
+        /// Whether trees are among them.
+        trees: bool,
     },
 }
 
@@ -107,7 +113,15 @@ impl fmt::Display for Method {
             Self::Damped => f.write_str("damped smoothing"),
             Self::Reversion => f.write_str("mean reversion"),
             Self::Regression => f.write_str("regression"),
-            Self::Mean { of } => write!(f, "mean of {of} methods"),
+            Self::Trees => f.write_str("boosted trees"),
+            Self::Mean { of, trees } => {
+                let with = if *trees {
+                    ", boosted trees among them"
+                } else {
+                    ""
+                };
+                write!(f, "mean of {of} methods{with}")
+            }
         }
     }
 }

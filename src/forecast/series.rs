@@ -199,6 +199,19 @@ impl Series {
     }
 }
 
+/// Unknown steps take the last known value; which ones are known is told beside it.
+pub(super) fn fill(values: &[Option<f64>]) -> (Vec<f64>, Vec<bool>) {
+    let mut last = values.iter().flatten().next().copied().unwrap_or(0.0);
+    let x = values
+        .iter()
+        .map(|v| {
+            last = v.unwrap_or(last);
+            last
+        })
+        .collect();
+    (x, values.iter().map(Option::is_some).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

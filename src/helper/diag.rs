@@ -79,7 +79,7 @@ fn request(family: u8) -> Vec<u8> {
 fn take(mut answer: &[u8], found: &mut Unheld) -> io::Result<bool> {
     while let Some((head, _)) = answer.split_at_checked(HEADER) {
         let len = word(head, 0) as usize;
-        let kind = (word(head, 4) & 0xffff) as i32;
+        let kind = (word(head, 4) & 0xffff).cast_signed();
         let Some(body) = answer.get(HEADER..len) else {
             break;
         };
@@ -211,7 +211,7 @@ mod tests {
             // More than the client's buffers take, as it does not read.
             accepted.set_nonblocking(true).unwrap();
             let mut sent = 0;
-            while let Ok(n) = accepted.write(&[7; 1 << 16]) {
+            while let Ok(n) = accepted.write(&[7; 1 << 13]) {
                 sent += n;
             }
             assert_eq!(unheld().unwrap(), Unheld::default());

@@ -110,10 +110,9 @@ mod tests {
                 Action::PreDump { round: r, .. } | Action::Freeze(r) if well => {
                     Event::RoundSent(r, round())
                 }
-                Action::PreDump { .. } | Action::Freeze(_) => stumbled(),
                 Action::AskFreeze => Event::FreezeGranted { late: false },
                 Action::Restore(_) if well => Event::TargetReady,
-                Action::Restore(_) => stumbled(),
+                Action::PreDump { .. } | Action::Freeze(_) | Action::Restore(_) => stumbled(),
                 Action::Commit if well => Event::Committed,
                 Action::Commit => Event::CommitFailed("x".into()),
                 Action::Revert => Event::Reverted,
