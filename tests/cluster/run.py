@@ -36,8 +36,7 @@ HALVES = [
      "test_attackers", "test_backend", "test_documents",
      "test_whole_guest"],
 ]
-# By name only: it wants a machine that does nothing else, and has not passed as a whole yet
-# (SPECIFICATION.md).
+# By name only: it wants a machine that does nothing else, and takes seven minutes.
 ALONE = ["test_affinity"]
 
 

@@ -169,10 +169,24 @@ class Failures(FeatureCase):
         self.assertIn(word, job["reason"])
         self.assertIn('to="reverting"', source.said())
 
+    @staticmethod
+    def restore():
+        """The guest of h2 as it was, and known to the others again."""
+        CLUSTER.call("guest-restore", "g2", timeout=300)
+        CLUSTER.prepare(2)
+
+        def known():
+            for host in CLUSTER.drover_json("h1", "hosts"):
+                for guest in host["instances"]:
+                    if guest["domain"] == "g2":
+                        return guest["capabilities"] and guest["memory_available_mib"]
+            return None
+        wait_until(known, 90, "h1 knows what g2 can do")
+
     def test_target_guest_lost_before_it_runs(self):
         """After the commit only the target may resume, unless its guest is gone for good: then
         the source takes the move back."""
-        self.addCleanup(lambda: (CLUSTER.call("guest-restore", "g2", timeout=300), CLUSTER.prepare(2)))
+        self.addCleanup(self.restore)
         counter, source, target = self.held_at_the_target()
         CLUSTER.exec("h2", "virsh", "destroy", "g2")
         target.wait("was lost before it ran here", 20)
