@@ -36,9 +36,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::moving::convergence::{Limits, Round};
+    use crate::moving::convergence::Limits;
+    use crate::moving::source::tests::round;
     use crate::moving::source::{Action, Event, Source};
-    use crate::wire::guest::{Preflight, RoundStats};
+    use crate::wire::guest::Preflight;
 
     /// A move of up to three attempts, its journal, and the frozen copies that were made on the
     /// way: they stay in a guest that is gone.
@@ -51,17 +52,6 @@ mod tests {
         frozen: BTreeMap<u16, bool>,
         pending: Vec<Action>,
         ended: bool,
-    }
-
-    fn round() -> Round {
-        Round {
-            stats: RoundStats {
-                bytes: 1000,
-                send_ms: 1,
-                ..RoundStats::default()
-            },
-            total_ms: 10,
-        }
     }
 
     impl Move {

@@ -4,7 +4,8 @@ use super::*;
 use crate::wire::guest::RoundStats;
 use proptest::prelude::*;
 
-fn round() -> Round {
+/// A round of a kilobyte in ten milliseconds.
+pub(in crate::moving) fn round() -> Round {
     Round {
         stats: RoundStats {
             bytes: 1000,
