@@ -5,6 +5,9 @@
 
 Without names two clusters run beside each other, `test1` and `test2`. What failed there runs once
 more, on a cluster that has the machine to itself; what passes only then is named as such.
+
+A test that failed leaves nothing to the next: what the hosts and guests looked like is written to
+target/cluster/NAME/, and the cluster is made anew.
 """
 
 import concurrent.futures
@@ -19,11 +22,13 @@ import unittest
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "vagrant" / "scenarios")]
 
+import aftermath  # noqa: E402
 import modular  # noqa: E402
 from shared import CLUSTER  # noqa: E402
 
 
-REPORTS = HERE.parents[1] / "target" / "cluster"
+ROOT = HERE.parents[1]
+REPORTS = ROOT / "target" / "cluster"
 
 # Halves of about the same length; without names they run beside each other, each on a cluster of
 # its own.
@@ -42,6 +47,8 @@ ALONE = ["test_affinity"]
 
 # More failures than this are no matter of chance: nothing runs again.
 AGAIN_AT_MOST = 8
+# After so many failures the cluster stays as it is: it is not the cluster.
+RENEWALS_AT_MOST = 12
 
 
 def one(name, *args):
@@ -76,23 +83,83 @@ def both():
         for name in names:
             if name not in failed and name.split(".")[0] not in failed:
                 print(f"passed only when run again: {name}: {first[name]}")
-    for name, why in failed.items():
-        print(f"failed: {name}: {why}")
+    told(failed)
     print(f"{passed} passed, {len(failed)} failed, {skipped} skipped")
     sys.exit(1 if failed or not passed else 0)
 
 
+def told(failed):
+    """What failed, those of one reason together: the list stays short, whatever is cut from it."""
+    reasons = {}
+    for name, why in failed.items():
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        print(f"failed: {', '.join(names)}: {why}")
+
+
 def failures(result):
-    """What failed, `Class.test` or `Class` when it could not start, with the error's last line."""
+    """What failed, `Class.test` or `Class` when it could not start, with what the error says."""
     found = {}
     for test, trace in result.failures + result.errors:
         words = test.id()
         inner = re.search(r"\((?:\w+\.)*(\w+)\)", words)   # "setUpClass (test_x.Class)"
         name = inner.group(1) if inner else ".".join(words.split(".")[-2:])
         lines = trace.strip().splitlines()
-        told = (line for line in reversed(lines) if re.match(r"[\w.]*(Error|Failed|Expired)\b", line))
-        found[name] = next(told, lines[-1])[:300]
+        # A command's output stands below the line that names it.
+        begins = [n for n, line in enumerate(lines) if re.match(r"[\w.]*(Error|Failed|Expired)\b", line)]
+        found[name] = " ".join(lines[begins[-1] if begins else -1:]).replace(f"{ROOT}/", "")[:500]
     return found
+
+
+class Result(unittest.TextTestResult):
+    """A failed test is told at once, and the tests after it get a cluster made anew."""
+
+    anew = 0
+
+    def startTest(self, test):
+        super().startTest(test)
+        self.bad = False
+
+    def told(self, test, traces):
+        # What failed comes to CI's log even if the run is cut short.
+        self.stream.writeln(f"\n{traces[-1][1]}")
+        aftermath.look(CLUSTER, REPORTS / CLUSTER.name / f"{test.id().split('.', 1)[-1]}.txt")
+        if hasattr(test, "_testMethodName"):
+            self.bad = True
+        else:
+            # Of a whole class: no stopTest follows.
+            self.renew()
+
+    def addError(self, test, err):
+        super().addError(test, err)
+        self.told(test, self.errors)
+
+    def addFailure(self, test, err):
+        super().addFailure(test, err)
+        self.told(test, self.failures)
+
+    def addSubTest(self, test, subtest, err):
+        super().addSubTest(test, subtest, err)
+        self.bad |= err is not None
+
+    def stopTest(self, test):
+        super().stopTest(test)
+        if self.bad:
+            self.renew()
+
+    def renew(self):
+        if self.anew < RENEWALS_AT_MOST:
+            self.anew += 1
+            start()
+
+
+def start():
+    """The cluster, made anew."""
+    CLUSTER.down()
+    CLUSTER.up()
+    if modular.PROGRAMS:
+        modular.switch(CLUSTER)
+    CLUSTER.prepare_all()
 
 
 def main():
@@ -113,13 +180,9 @@ def main():
             if hasattr(__import__(m), n.split(".")[0]))
     else:
         suite = loader.loadTestsFromNames(HALVES[half - 1])
-    CLUSTER.down()
     try:
-        CLUSTER.up()
-        if modular.PROGRAMS:
-            modular.switch(CLUSTER)
-        CLUSTER.prepare_all()
-        result = unittest.TextTestRunner(verbosity=2).run(suite)
+        start()
+        result = unittest.TextTestRunner(verbosity=2, resultclass=Result).run(suite)
     finally:
         if not keep:
             CLUSTER.down()
