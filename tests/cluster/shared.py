@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import tempfile
 import unittest
 
 from cluster_api import Client, Cluster, Events, redis, wait_until
@@ -112,6 +113,12 @@ class FeatureCase(unittest.TestCase):
 
     def fill(self, keys):
         CLUSTER.fill(f"{self.ADDRESS}:6379", keys)
+
+    def scratch(self, name):
+        """A file's path in a directory that goes with the test."""
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        return pathlib.Path(directory.name, name)
 
     def client(self, mode="count", *args):
         c = Client(CLUSTER, mode, f"{self.ADDRESS}:6379", *args)

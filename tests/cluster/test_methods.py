@@ -1,7 +1,6 @@
 """Other methods than live, and the user's own commands around a move."""
 
 import json
-import pathlib
 import tempfile
 
 from cluster_api import wait_until
@@ -108,7 +107,7 @@ class Methods(FeatureCase):
                                    CLUSTER.drover_json("h1", "plan", "g1", self.FEATURE)["candidates"]
                                    for r in c["refusals"]),
                    30, "the others have none of this name any more, and h1 knows")
-        out = pathlib.Path(tempfile.mkdtemp(), "client.json")
+        out = self.scratch("client.json")
         self.out = out
         self.process = CLUSTER.popen("client", "python3", "-c", CLIENT, self.ADDRESS, out)
         self.clients.append(self)

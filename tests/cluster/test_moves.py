@@ -1,7 +1,6 @@
 """Moves by hand, there and back, cancelled, and what users see of them."""
 
 import json
-import pathlib
 import tempfile
 
 from cluster_api import wait_until
@@ -133,7 +132,7 @@ class HangsUp(FeatureCase):
         CLUSTER.drover("h1", "enable", "g1", self.FEATURE)
 
     def test_no_reply_is_lost(self):
-        out = pathlib.Path(tempfile.mkdtemp(), "readers.json")
+        out = self.scratch("readers.json")
         self.process = CLUSTER.popen("client", "python3", "-c", READERS, self.ADDRESS, out, 6)
         self.clients.append(self)
         for n in range(self.MOVES):
