@@ -15,6 +15,7 @@ use crate::wire::guest::{FileDigest, Preflight};
 mod process;
 mod unix;
 
+pub(super) use process::of_a_process;
 use process::{Gathered, Own, Process};
 
 /// Most threads that criu handles in reasonable time.

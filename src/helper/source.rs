@@ -7,9 +7,9 @@
 //!   images do not have, and no FIN or RST leaves when the copy here is killed.
 
 use std::collections::HashSet;
-use std::fs::DirBuilder;
+use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use super::diag::{self, Unheld};
 use super::hooks::Hooks;
 use super::moves::{self, Failure, Record, Side, lock};
 use super::netns::{NetError, Visitors};
+use super::preflight::of_a_process;
 use super::state::place;
 use super::state::walk::Walk;
 use super::urgent::Urgent;
@@ -37,6 +38,9 @@ const FREEZER: Duration = Duration::from_secs(10);
 const DRAIN: Duration = Duration::from_millis(250);
 /// Longest wait for peers to take what they were sent before the workload closed a connection.
 const LAST_WORDS: Duration = Duration::from_millis(50);
+/// How often the tasks are stopped until they stand at a moment that can be dumped. A task with a
+/// timer stands where it was after the last stop more often than chance has it.
+const STOPS: u32 = 6;
 
 /// What a request names.
 #[derive(Debug, Clone, Copy)]
@@ -217,9 +221,23 @@ impl Source {
         record.save(ask.id)?;
         // criu's code in the feature's tasks is to run at full speed.
         full_speed(ask.feature, &record);
-        match self.freeze_by(&mut inner, ask, &mut record, pid, send, events) {
+        let mut stops = 1;
+        let end = loop {
+            let last = stops == STOPS;
+            match self.freeze_by(&mut inner, ask, &mut record, pid, send, events, last) {
+                Ok(Some(stats)) => break Ok(stats),
+                Ok(None) => {
+                    stops += 1;
+                    thaw(&mut inner, ask.id, &record)?;
+                    moves::remove_tree(&paths::round_dir(ask.id, ask.round))?;
+                    make_round_dir(ask)?;
+                }
+                Err(e) => break Err(e),
+            }
+        };
+        match end {
             Ok(stats) => {
-                tracing::debug!("move {} frozen: {stats:?}", ask.id);
+                tracing::debug!("move {} frozen at stop {stops}: {stats:?}", ask.id);
                 Ok(stats)
             }
             Err(e) => {
@@ -302,6 +320,9 @@ impl Source {
         hooks.run(name)
     }
 
+    /// Nothing is dumped, and nothing is returned, when the tasks were stopped at a moment that
+    /// criu cannot carry; the `last` time it is left to criu to say so.
+    #[allow(clippy::too_many_arguments)]
     fn freeze_by(
         &self,
         inner: &mut Inner,
@@ -310,7 +331,8 @@ impl Source {
         pid: i32,
         send: &bulk::Send,
         events: &dyn Fn(Event),
-    ) -> Result<RoundStats, Failure> {
+        last: bool,
+    ) -> Result<Option<RoundStats>, Failure> {
         let mut criu = match inner.prepared.take() {
             Some(c) => c,
             None => Criu::spawn(&paths::netns(ask.feature), &criu::cgroup(ask.id))?,
@@ -341,6 +363,10 @@ impl Source {
                         // the gate would keep back what a task still says before it hangs up, and
                         // criu carries no socket that no task holds.
                         let stopped = Instant::now();
+                        if let Some(file) = open_in_proc(ask.feature).filter(|_| !last) {
+                            tracing::debug!("move {}: stopped with {} open", ask.id, file.display());
+                            return Ok(None);
+                        }
                         leave(ask.feature)?;
                         netns::gate(ask.feature)?;
                         closed = Some((stopped - begin, stopped.elapsed()));
@@ -373,13 +399,13 @@ impl Source {
         );
         let (pages_written, pages_skipped) = pages(&paths::round_dir(ask.id, ask.round));
         let sent = self.send(ask, record, &mut inner.walk, send, events)?;
-        Ok(RoundStats {
+        Ok(Some(RoundStats {
             pages_written,
             pages_skipped,
             frozen_ms: dumped.as_millis() as u64,
             dump_ms: dumped.saturating_sub(waited).as_millis() as u64,
             ..sent
-        })
+        }))
     }
 
     /// Ends the move here, see [`crate::wire::guest::Call::Release`].
@@ -512,10 +538,7 @@ impl Source {
             )));
         }
         record.save(ask.id)?;
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(paths::round_dir(ask.id, ask.round))?;
+        make_round_dir(ask)?;
         Ok(record)
     }
 
@@ -575,6 +598,13 @@ impl Source {
         stats.send_ms = sending.elapsed().as_millis() as u64;
         Ok(stats)
     }
+}
+
+fn make_round_dir(ask: &Ask<'_>) -> std::io::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(paths::round_dir(ask.id, ask.round))
 }
 
 /// Ends a throttle.
@@ -731,6 +761,19 @@ fn arrive(feature: &FeatureName) -> Result<(), NetError> {
 /// that it has closed: the kernel here sends that, and nothing at the target knows of it.
 fn leave(feature: &FeatureName) -> Result<(), NetError> {
     netns::within(feature, || wait(LAST_WORDS, |left| left.leaving > 0))
+}
+
+/// A file of a process below /proc that the feature has open. One that it reads now and then, as
+/// redis does its own `stat`, is closed a moment later; restored it would be looked for below the
+/// number that the process has here.
+fn open_in_proc(feature: &FeatureName) -> Option<PathBuf> {
+    let of = |pid: i32| {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+        let mut links = open.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
+        links.find(|link| of_a_process(link))
+    };
+    let pids = cgroup::processes(&paths::workload_cgroup(feature));
+    pids.into_iter().find_map(of)
 }
 
 /// Waits while there are such connections in the calling thread's network namespace.

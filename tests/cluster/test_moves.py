@@ -147,3 +147,48 @@ class HangsUp(FeatureCase):
         print("hangs up:", found)
         self.assertEqual((found["lost"], found["unconnected"]), ([], 0), found)
         self.assertGreater(found["replies"], 100, found)
+
+
+# Has a file of its own process open for a third of the time, in no rhythm.
+READS = r'''
+import random, socket, threading, time
+def serve():
+    s = socket.create_server(("", 7000))
+    while True:
+        s.accept()[0].close()
+threading.Thread(target=serve, daemon=True).start()
+while True:
+    with open("/proc/self/stat") as f:
+        f.read()
+        time.sleep(random.uniform(0.001, 0.005))
+    time.sleep(random.uniform(0.003, 0.012))
+'''
+
+
+class Reads(FeatureCase):
+    """A program that now and then has a file of its own process open, which criu cannot carry: it
+    is stopped at another moment, and no attempt is lost."""
+
+    FEATURE, ADDRESS = "reads", "10.88.0.235"
+    MOVES = 4
+
+    def setUp(self):
+        self.clients, self.events = [], []
+        with tempfile.NamedTemporaryFile("w", suffix=".py") as f:
+            f.write(READS)
+            f.flush()
+            for guest in ("g1", "g2"):
+                CLUSTER.push(guest, f.name, "/usr/local/lib/reads.py", "0644")
+        CLUSTER.define("h1", "g1", {
+            "name": self.FEATURE, "automatic": False,
+            "workload": {"kind": "managed", "address": f"{self.ADDRESS}/24",
+                         "exec": ["/usr/bin/python3", "/usr/local/lib/reads.py"]}})
+        CLUSTER.drover("h1", "enable", "g1", self.FEATURE)
+
+    def test_an_open_file_costs_no_attempt(self):
+        for n in range(self.MOVES):
+            here, there = ("h1", "h2") if n % 2 == 0 else ("h2", "h1")
+            CLUSTER.drover(here, "migrate", GUESTS[here], self.FEATURE, "--to", there, timeout=240)
+            self.only_at(there)
+            job = CLUSTER.drover_json(here, "jobs")[0]
+            self.assertEqual((job["result"], job["detail"]["retried"]), ("done", []), job)

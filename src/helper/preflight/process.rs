@@ -305,8 +305,7 @@ impl Process {
             return; // a device: judged before
         }
         if of_kernel(link) {
-            let below = link.strip_prefix("/proc/").unwrap_or_default();
-            if below.starts_with(|c: char| c.is_ascii_digit()) {
+            if of_a_process(path) {
                 let reason = Reason::new(
                     Code::ProcFile,
                     format!(
@@ -441,6 +440,14 @@ fn of_kernel(path: &str) -> bool {
         .iter()
         .any(|k| Path::new(path).starts_with(k))
         && !path.starts_with("/dev/shm")
+}
+
+/// Whether a path is below a process's directory in /proc, hence of another number on the target.
+pub(in crate::helper) fn of_a_process(path: &Path) -> bool {
+    path.strip_prefix("/proc")
+        .ok()
+        .and_then(|below| below.to_str())
+        .is_some_and(|below| below.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// A descriptor's target that criu cannot carry, in words.
