@@ -364,7 +364,11 @@ impl Source {
                         // criu carries no socket that no task holds.
                         let stopped = Instant::now();
                         if let Some(file) = open_in_proc(ask.feature).filter(|_| !last) {
-                            tracing::debug!("move {}: stopped with {} open", ask.id, file.display());
+                            tracing::debug!(
+                                "move {}: stopped with {} open",
+                                ask.id,
+                                file.display()
+                            );
                             return Ok(None);
                         }
                         leave(ask.feature)?;
@@ -769,7 +773,9 @@ fn leave(feature: &FeatureName) -> Result<(), NetError> {
 fn open_in_proc(feature: &FeatureName) -> Option<PathBuf> {
     let of = |pid: i32| {
         let open = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-        let mut links = open.flatten().filter_map(|fd| fs::read_link(fd.path()).ok());
+        let mut links = open
+            .flatten()
+            .filter_map(|fd| fs::read_link(fd.path()).ok());
         links.find(|link| of_a_process(link))
     };
     let pids = cgroup::processes(&paths::workload_cgroup(feature));
