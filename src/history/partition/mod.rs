@@ -26,7 +26,7 @@ const HEAD_ENTRIES: usize = 256;
 /// Points in the head above which its largest shards are sealed whatever the length of their series.
 const HEAD_POINTS: usize = 25_000;
 /// sled's page cache per partition, bytes.
-const CACHE: u64 = 1 << 20;
+const CACHE: u64 = 4 << 20;
 
 /// Bytes by which a partition's database grows: sled's own.
 const SEGMENT: usize = 512 << 10;
