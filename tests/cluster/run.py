@@ -24,6 +24,7 @@ sys.path[:0] = [str(HERE), str(HERE.parents[1] / "vagrant" / "scenarios")]
 
 import aftermath  # noqa: E402
 import modular  # noqa: E402
+from cluster_api import Failed  # noqa: E402
 from shared import CLUSTER  # noqa: E402
 
 
@@ -150,7 +151,11 @@ class Result(unittest.TextTestResult):
     def renew(self):
         if self.anew < RENEWALS_AT_MOST:
             self.anew += 1
-            start()
+            try:
+                start()
+            except (Failed, subprocess.TimeoutExpired) as e:
+                # The tests that follow fail, and say so.
+                self.stream.writeln(f"the cluster is not made anew: {e}")
 
 
 def start():
