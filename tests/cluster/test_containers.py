@@ -1,7 +1,6 @@
 """A real podman in a guest: a container, a container's cgroup by path, and a slice, against known
 loads."""
 
-import functools
 import subprocess
 
 from cluster_api import ROOT
@@ -31,9 +30,10 @@ tar -C /root/image -c . | podman import -q - localhost/load
 """
 
 
-@functools.cache
 def install():
-    """podman in the guest, once for all tests."""
+    """podman in the guest, with the image, unless they are there."""
+    if CLUSTER.guest(GUEST, "sh", "-c", "podman image exists localhost/load", check=False)[0] == 0:
+        return
     _, status, _ = CLUSTER.guest(GUEST, "cat", "/var/lib/dpkg/status")
     path = ROOT / "target" / "podman"
     path.mkdir(parents=True, exist_ok=True)
