@@ -6,6 +6,9 @@ from cluster_api import Failed
 
 HOST = """
 drover list; drover jobs; drover hosts; virsh list --all
+drover list | tail -n +2 | while read -r domain feature _; do
+    echo "history of $domain/$feature"; drover --format csv history "$domain" "$feature" | tail -n 100
+done
 tail -n 200 /var/log/drover/droverd.log
 """
 GUEST = """
