@@ -228,9 +228,9 @@ impl Source {
                 Ok(Some(stats)) => break Ok(stats),
                 Ok(None) => {
                     stops += 1;
-                    thaw(&mut inner, ask.id, &record)?;
-                    moves::remove_tree(&paths::round_dir(ask.id, ask.round))?;
-                    make_round_dir(ask)?;
+                    if let Err(e) = begin_anew(&mut inner, ask, &record) {
+                        break Err(e);
+                    }
                 }
                 Err(e) => break Err(e),
             }
@@ -363,7 +363,7 @@ impl Source {
                         // the gate would keep back what a task still says before it hangs up, and
                         // criu carries no socket that no task holds.
                         let stopped = Instant::now();
-                        if let Some(file) = open_in_proc(ask.feature).filter(|_| !last) {
+                        if !last && let Some(file) = open_in_proc(ask.feature) {
                             tracing::debug!(
                                 "move {}: stopped with {} open",
                                 ask.id,
@@ -602,6 +602,13 @@ impl Source {
         stats.send_ms = sending.elapsed().as_millis() as u64;
         Ok(stats)
     }
+}
+
+/// Lets the feature go on after a stop at which nothing was dumped; the round begins anew.
+fn begin_anew(inner: &mut Inner, ask: &Ask<'_>, record: &Record) -> Result<(), Failure> {
+    thaw(inner, ask.id, record)?;
+    moves::remove_tree(&paths::round_dir(ask.id, ask.round))?;
+    Ok(make_round_dir(ask)?)
 }
 
 fn make_round_dir(ask: &Ask<'_>) -> std::io::Result<()> {

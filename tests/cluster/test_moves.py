@@ -111,35 +111,46 @@ json.dump(report, open(out, "w"))
 '''
 
 
-class HangsUp(FeatureCase):
-    """A server that closes each connection itself, so that a reply may be under way when no
-    process holds its socket any more."""
+class Script(FeatureCase):
+    """A feature that is a program in Python, at hand in both guests."""
 
-    FEATURE, ADDRESS = "hangsup", "10.88.0.234"
     MOVES = 4
 
     def setUp(self):
         self.clients, self.events = [], []
+        path = f"/usr/local/lib/{self.FEATURE}.py"
         with tempfile.NamedTemporaryFile("w", suffix=".py") as f:
-            f.write(HANGS_UP)
+            f.write(self.PROGRAM)
             f.flush()
             for guest in ("g1", "g2"):
-                CLUSTER.push(guest, f.name, "/usr/local/lib/hangsup.py", "0644")
+                CLUSTER.push(guest, f.name, path, "0644")
         CLUSTER.define("h1", "g1", {
             "name": self.FEATURE, "automatic": False,
             "workload": {"kind": "managed", "address": f"{self.ADDRESS}/24",
-                         "exec": ["/usr/bin/python3", "/usr/local/lib/hangsup.py"]}})
+                         "exec": ["/usr/bin/python3", path]}})
         CLUSTER.drover("h1", "enable", "g1", self.FEATURE)
+
+    def moves(self):
+        """Moves it there and back, and gives each job at its end."""
+        for n in range(self.MOVES):
+            here, there = ("h1", "h2") if n % 2 == 0 else ("h2", "h1")
+            CLUSTER.drover(here, "migrate", GUESTS[here], self.FEATURE, "--to", there, timeout=240)
+            self.only_at(there)
+            yield CLUSTER.drover_json(here, "jobs")[0]
+
+
+class HangsUp(Script):
+    """A server that closes each connection itself, so that a reply may be under way when no
+    process holds its socket any more."""
+
+    FEATURE, ADDRESS = "hangsup", "10.88.0.234"
+    PROGRAM = HANGS_UP
 
     def test_no_reply_is_lost(self):
         out = self.scratch("readers.json")
         self.process = CLUSTER.popen("client", "python3", "-c", READERS, self.ADDRESS, out, 6)
         self.clients.append(self)
-        for n in range(self.MOVES):
-            here, there = ("h1", "h2") if n % 2 == 0 else ("h2", "h1")
-            CLUSTER.drover(here, "migrate", GUESTS[here], self.FEATURE, "--to", there, timeout=240)
-            self.only_at(there)
-            job = CLUSTER.drover_json(here, "jobs")[0]
+        for job in self.moves():
             print("hangs up:", job["freeze_ms"], job["detail"]["freeze"], job["detail"]["retried"])
         self.process.terminate()
         self.process.wait(timeout=90)
@@ -165,30 +176,13 @@ while True:
 '''
 
 
-class Reads(FeatureCase):
+class Reads(Script):
     """A program that now and then has a file of its own process open, which criu cannot carry: it
     is stopped at another moment, and no attempt is lost."""
 
     FEATURE, ADDRESS = "reads", "10.88.0.235"
-    MOVES = 4
-
-    def setUp(self):
-        self.clients, self.events = [], []
-        with tempfile.NamedTemporaryFile("w", suffix=".py") as f:
-            f.write(READS)
-            f.flush()
-            for guest in ("g1", "g2"):
-                CLUSTER.push(guest, f.name, "/usr/local/lib/reads.py", "0644")
-        CLUSTER.define("h1", "g1", {
-            "name": self.FEATURE, "automatic": False,
-            "workload": {"kind": "managed", "address": f"{self.ADDRESS}/24",
-                         "exec": ["/usr/bin/python3", "/usr/local/lib/reads.py"]}})
-        CLUSTER.drover("h1", "enable", "g1", self.FEATURE)
+    PROGRAM = READS
 
     def test_an_open_file_costs_no_attempt(self):
-        for n in range(self.MOVES):
-            here, there = ("h1", "h2") if n % 2 == 0 else ("h2", "h1")
-            CLUSTER.drover(here, "migrate", GUESTS[here], self.FEATURE, "--to", there, timeout=240)
-            self.only_at(there)
-            job = CLUSTER.drover_json(here, "jobs")[0]
+        for job in self.moves():
             self.assertEqual((job["result"], job["detail"]["retried"]), ("done", []), job)
